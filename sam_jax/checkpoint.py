@@ -1,0 +1,116 @@
+"""Model directories on disk: `config.json` beside an Orbax tree of variables. Local and gs:// paths alike.
+
+    checkpoints/sam_vit_b/
+      config.json     the SamConfig
+      variables/      Orbax: {"params": ..., "constants": ...}
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from sam_jax.config import SamConfig, sam_config_from_dict, to_dict
+
+CONFIG_FILE = "config.json"
+VARIABLES_DIR = "variables"
+FORMAT = "sam_jax.model.v1"
+
+Variables = dict[str, Any]
+
+
+class CheckpointError(ValueError):
+    """A model directory that cannot be read, or that does not fit its config."""
+
+
+def save_model(path: epath.PathLike, config: SamConfig, variables: Variables, dtype: Any = None) -> None:
+    """Writes a model directory. The directory appears under its name only when it is complete.
+
+    Args:
+      path: a directory that does not exist yet, local or gs://.
+      config: the model's config, written beside the variables.
+      variables: {"params": ..., "constants": ...}.
+      dtype: storage dtype of all leaves; None keeps each leaf's own. Loading always gives float32.
+
+    Raises:
+      CheckpointError: the directory exists already.
+    """
+    target = epath.Path(path)
+    if target.exists():
+        raise CheckpointError(f"{target} exists already; remove it or choose another directory")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.parent / f".{target.name}.unfinished"
+    if unfinished.exists():
+        unfinished.rmtree()
+    unfinished.mkdir(parents=True)
+    if dtype is not None:
+        variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=1)) as checkpointer:
+        checkpointer.save(str((unfinished / VARIABLES_DIR).resolve()), variables)
+    text = json.dumps({"format": FORMAT, "sam": to_dict(config)}, indent=2)
+    (unfinished / CONFIG_FILE).write_text(text + "\n")
+    unfinished.rename(target)
+
+
+def load_config(path: epath.PathLike) -> SamConfig:
+    """The SamConfig of a model directory. Raises CheckpointError that says what is missing or wrong."""
+    root = epath.Path(path)
+    file = root / CONFIG_FILE
+    if not file.exists():
+        found = "is a file, not a model directory" if root.is_file() else "has no config.json"
+        raise CheckpointError(
+            f"{root} {found if root.exists() else 'does not exist'}; expected a directory written by "
+            "convert.torch_to_flax or by training"
+        )
+    try:
+        content = json.loads(file.read_text())
+        if content.get("format") != FORMAT:
+            raise ValueError(f"its format is {content.get('format')!r}, not {FORMAT!r}")
+        return sam_config_from_dict(content["sam"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is not a model config of this library: {error}") from error
+
+
+def load_variables(path: epath.PathLike, expected: Variables) -> Variables:
+    """The variables of a model directory as float32 arrays.
+
+    Args:
+      path: a directory that `save_model` wrote.
+      expected: a tree of shapes (`jax.eval_shape` of the model's init) that the stored tree must match.
+
+    Raises:
+      CheckpointError: leaves are missing, unknown or of another shape; all are named.
+    """
+    source = epath.Path(path) / VARIABLES_DIR
+    if not source.exists():
+        raise CheckpointError(f"{path} holds a config but no {VARIABLES_DIR}/; it is incomplete, write it again")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        location = str(source.resolve())
+        try:
+            stored = checkpointer.metadata(location).item_metadata.tree
+        except (FileNotFoundError, KeyError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{source} is not a readable Orbax checkpoint: {error}") from error
+        _check_shapes(path, stored, expected)
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        args = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=sharding, dtype=jnp.float32), expected)
+        return checkpointer.restore(location, item=expected, restore_args=args)
+
+
+def _check_shapes(path: epath.PathLike, stored: Any, expected: Variables) -> None:
+    have = {k: tuple(v.shape) for k, v in flatten_dict(stored, sep="/").items()}
+    want = {k: tuple(v.shape) for k, v in flatten_dict(expected, sep="/").items()}
+    problems = [f"missing {k} {want[k]}" for k in sorted(want.keys() - have.keys())]
+    problems += [f"unknown {k} {have[k]}" for k in sorted(have.keys() - want.keys())]
+    problems += [
+        f"{k} is {have[k]}, its config says {want[k]}"
+        for k in sorted(want.keys() & have.keys())
+        if want[k] != have[k]
+    ]
+    if problems:
+        raise CheckpointError(f"{path} does not fit its config: " + "; ".join(problems))

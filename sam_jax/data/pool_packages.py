@@ -1,0 +1,218 @@
+"""Where the pictures of a cut-out pool come from: public packages, hand-picked lists, licences by file."""
+
+import dataclasses
+import fnmatch
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+
+MANIFESTS = pathlib.Path(__file__).parent / "manifests"
+STAMPS = "usr/share/tuxpaint/stamps"
+FURNITURE = "usr/share/sweethome3d/furniture"
+SHIPS = "usr/share/games/endless-sky/images/ship"
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SKIN_TONES_AND_FLAGS = re.compile(
+    r"1f3f[b-f]|1f1e[6-9a-f]|1f1f[0-9a-f]|e00[67]|1f3f4|1f3f3|1f38c|1f6a9|1f3c1"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A picture found in a package or a folder.
+
+    Attributes:
+        file: where it lies now.
+        kind: photo_cutout, rendered_cutout, background or labelled.
+        source: path inside its package or folder.
+        package: name of the package or folder.
+        version: of the package; empty for a folder.
+        licence: short name, as the package's copyright file gives it for this path.
+    """
+
+    file: pathlib.Path
+    kind: str
+    source: str
+    package: str
+    version: str
+    licence: str
+
+    @property
+    def key(self) -> str:
+        """What the train/val split hashes: the same on every machine and for every version."""
+        return f"{self.package}/{self.source}"
+
+    def provenance(self) -> dict[str, str]:
+        """Everything but where the file lies, for pool.json."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "file"}
+
+
+def _manifest(name: str) -> list[list[str]]:
+    """Rows of a hand-picked list, without its comment and its column names."""
+    lines = (MANIFESTS / name).read_text().splitlines()
+    rows = [line.split("\t") for line in lines if line and not line.startswith("#")]
+    return [row for row in rows if row[0] not in ("path", "package")]
+
+
+def _stamps(root: pathlib.Path) -> Iterator[tuple[str, str]]:
+    for row in _manifest("tuxpaint_photo_stamps.tsv"):
+        yield "photo_cutout", f"{STAMPS}/{row[0]}"
+
+
+def _furniture(root: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """Unpacks the catalogue icons of each furniture library; textures in the same zip are left alone."""
+    for library in sorted((root / FURNITURE).glob("*.sh3f")):
+        with zipfile.ZipFile(library) as archive:
+            catalogue = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
+            icons = {
+                name.strip("/ \r") for name in re.findall(r"^icon#\d+\s*=\s*(.+)$", catalogue, re.MULTILINE)
+            }
+            for icon in sorted(icons & set(archive.namelist())):
+                archive.extract(icon, root / library.stem)
+                yield "rendered_cutout", f"{library.stem}/{icon}"
+
+
+def _endless_sky(root: pathlib.Path) -> Iterator[tuple[str, str]]:
+    for row in _manifest("endless_sky_photos.tsv"):
+        yield "background", row[0]
+    for ship in sorted((root / SHIPS).glob("*.png")):
+        yield "rendered_cutout", f"{SHIPS}/{ship.name}"
+
+
+def _wallpapers(package: str) -> Callable[[pathlib.Path], Iterator[tuple[str, str]]]:
+    def find(root: pathlib.Path) -> Iterator[tuple[str, str]]:
+        for row in _manifest("photo_wallpapers.tsv"):
+            if row[0] == package:
+                yield "background", row[1]
+
+    return find
+
+
+def _emoji(root: pathlib.Path) -> Iterator[tuple[str, str]]:
+    for file in sorted((root / "package/assets").glob("*.webp")):
+        if not SKIN_TONES_AND_FLAGS.search(file.stem):
+            yield "rendered_cutout", f"package/assets/{file.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """A public package: its name, what its pictures are, and the licence where no file-wise one is given."""
+
+    name: str
+    find: Callable[[pathlib.Path], Iterator[tuple[str, str]]]
+    licence: str
+
+    @property
+    def is_npm(self) -> bool:
+        return self.name.startswith("@")
+
+    @property
+    def pattern(self) -> str:
+        """What the downloaded file is called."""
+        return self.name[1:].replace("/", "-") + "-*.tgz" if self.is_npm else f"{self.name}_*.deb"
+
+
+PACKAGES = (
+    Package("tuxpaint-stamps-default", _stamps, "GPL-2"),
+    Package("sweethome3d-furniture", _furniture, "CC-BY-3.0"),
+    Package("@lobehub/fluent-emoji-3d", _emoji, "MIT"),
+    Package("endless-sky-data", _endless_sky, "CC-BY-SA-4.0"),
+    Package("lomiri-wallpapers-16.04", _wallpapers("lomiri-wallpapers-16.04"), "CC-BY-SA-3.0"),
+    Package("mate-backgrounds", _wallpapers("mate-backgrounds"), "GPL-2+"),
+    Package("plasma-workspace-wallpapers", _wallpapers("plasma-workspace-wallpapers"), "GPL-2+"),
+    Package("gnome-backgrounds", _wallpapers("gnome-backgrounds"), "GPL-2+"),
+)
+
+
+def check_inputs(packages: str | pathlib.Path | None, specs: tuple[str, ...]) -> None:
+    """Raises FileNotFoundError that names every missing package file, tool and folder."""
+    missing = [f"folder {spec}" for spec in specs if not pathlib.Path(_split_spec(spec)[0]).is_dir()]
+    if packages is None:
+        missing += [f"program {tool}" for tool in ("apt-get", "npm") if not shutil.which(tool)]
+    else:
+        root = pathlib.Path(packages)
+        missing += [f"{p.pattern} in {root}" for p in PACKAGES if not list(root.glob(p.pattern))]
+    if not shutil.which("dpkg-deb"):
+        missing.append("program dpkg-deb")
+    if missing:
+        raise FileNotFoundError("cannot build a pool; missing: " + ", ".join(missing))
+
+
+def _fetch(package: Package, packages: str | pathlib.Path | None, work: pathlib.Path) -> pathlib.Path:
+    """The package's file: the given one, or one fetched by name through the machine's package tools."""
+    folder = pathlib.Path(packages) if packages else work
+    if packages is None:
+        command = ["npm", "pack"] if package.is_npm else ["apt-get", "download"]
+        done = subprocess.run([*command, package.name], check=False, cwd=work, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} {package.name} failed: {done.stderr.strip()}")
+    return max(folder.glob(package.pattern))
+
+
+def _unpack(package: Package, file: pathlib.Path, root: pathlib.Path) -> str:
+    """Unpacks a package to `root` and returns its version."""
+    root.mkdir()
+    if package.is_npm:
+        with tarfile.open(file) as archive:
+            archive.extractall(root, filter="data")
+        return json.loads((root / "package/package.json").read_text())["version"]
+    subprocess.run(["dpkg-deb", "-x", file, root], check=True)
+    field = subprocess.run(["dpkg-deb", "-f", file, "Version"], check=True, capture_output=True, text=True)
+    return field.stdout.strip()
+
+
+def read_licences(copyright_file: pathlib.Path) -> list[tuple[str, str]]:
+    """(path pattern, licence) pairs of a machine-readable Debian copyright file, in order; [] if there is none."""
+    if not copyright_file.is_file():
+        return []
+    pairs = []
+    for paragraph in re.split(r"\n\s*\n", copyright_file.read_text(errors="replace")):
+        files = re.search(r"^Files:((?:.*\n)(?:[ \t]+.*\n)*)", paragraph + "\n", re.MULTILINE)
+        licence = re.search(r"^License:[ \t]*(\S.*)$", paragraph, re.MULTILINE)
+        if files and licence:
+            pairs += [(pattern, licence[1].strip()) for pattern in files[1].split()]
+    return pairs
+
+
+def licence_of(source: str, pairs: list[tuple[str, str]], default: str) -> str:
+    """The licence of the last pattern that matches, as Debian reads them.
+
+    A copyright file names paths of the source tree, whose top the package installs somewhere deeper.
+    """
+    matches = [
+        licence
+        for pattern, licence in pairs
+        if pattern != "*" and fnmatch.fnmatch(f"/{source}", f"*/{pattern}")
+    ]
+    whole = [licence for pattern, licence in pairs if pattern == "*"]
+    return (matches or whole or [default])[-1]
+
+
+def find_in_packages(packages: str | pathlib.Path | None, work: pathlib.Path) -> Iterator[Found]:
+    """Every picture of PACKAGES, one package at a time: its unpacked files are removed before the next."""
+    for package in PACKAGES:
+        root = work / "unpacked"
+        version = _unpack(package, _fetch(package, packages, work), root)
+        licences = read_licences(root / f"usr/share/doc/{package.name}/copyright")
+        for kind, source in package.find(root):
+            licence = licence_of(source, licences, package.licence)
+            yield Found(root / source, kind, source, package.name, version, licence)
+        shutil.rmtree(root)
+
+
+def _split_spec(spec: str) -> tuple[str, str]:
+    folder, _, licence = spec.partition("=")
+    return folder, licence or "unstated"
+
+
+def find_in_folder(spec: str, kind: str) -> Iterator[Found]:
+    """Every picture of a folder given as DIR or DIR=LICENCE."""
+    folder, licence = _split_spec(spec)
+    root = pathlib.Path(folder)
+    for file in sorted(root.rglob("*")):
+        if file.suffix.lower() in PHOTO_SUFFIXES:
+            yield Found(file, kind, str(file.relative_to(root)), root.resolve().name, "", licence)

@@ -1,0 +1,104 @@
+"""Regions of plain photographs, found without a model: stand-ins for masks on real textures and real edges."""
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from sam_jax.data.scene import bounding_window
+
+WORK_SIDE = 96  # longest side in pixels at which regions are grown
+SCALES = (0.15, 0.6, 2.0)  # a larger scale merges more: parts first, wholes last
+MIN_SHARE, MAX_SHARE = 0.006, 0.4  # of the picture's area
+MIN_FILL = 0.5  # of its bounding box
+MIN_ROUNDNESS = 0.03  # area over squared length of the outline; a disc has 0.08
+MIN_EDGE_RATIO = 1.6  # gradient on the outline over the gradient inside
+MIN_CONTRAST = 22.0  # mean colour distance to the surroundings, 0 to 441
+
+
+def _edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of neighbouring pixels, nearest in colour first: first, second (int), distance (float)."""
+    h, w = image.shape[:2]
+    index = np.arange(h * w).reshape(h, w)
+    across = np.linalg.norm(image[:, 1:] - image[:, :-1], axis=2)
+    down = np.linalg.norm(image[1:] - image[:-1], axis=2)
+    first = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
+    second = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
+    distance = np.concatenate([across.ravel(), down.ravel()])
+    order = np.argsort(distance, kind="stable")
+    return first[order], second[order], distance[order]
+
+
+def _grow(edges: tuple[np.ndarray, np.ndarray, np.ndarray], pixels: int, scale: float) -> np.ndarray:
+    """Merges neighbours while their distance is small for both sides (Felzenszwalb & Huttenlocher 2004).
+
+    Returns (pixels,) int region labels.
+    """
+    parent = list(range(pixels))
+    size = [1] * pixels
+    limit = [scale] * pixels
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for a, b, distance in zip(*(column.tolist() for column in edges), strict=True):
+        a, b = root(a), root(b)
+        if a != b and distance <= limit[a] and distance <= limit[b]:
+            parent[b] = a
+            size[a] += size[b]
+            limit[a] = distance + scale / size[a]
+    return np.array([root(node) for node in range(pixels)])
+
+
+def _stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray) -> bool:
+    """Whether an (h, w) bool region is compact, inside the picture, and has an edge all round.
+
+    `slope` is the picture's (h, w) gradient magnitude.
+    """
+    box = bounding_window(region)
+    sides = sum(side.start == 0 for side in box)
+    sides += sum(side.stop == length for side, length in zip(box, region.shape, strict=True))
+    if sides > 1 or region[box].mean() < MIN_FILL:
+        return False
+    grown = ndimage.binary_dilation(region)
+    outline = grown & ~ndimage.binary_erosion(region)
+    if region.sum() < MIN_ROUNDNESS * (outline.sum() / 2) ** 2:  # thin or ragged
+        return False
+    ring = ndimage.binary_dilation(grown, iterations=2) & ~grown
+    contrast = np.linalg.norm(image[region].mean(axis=0) - image[ring].mean(axis=0))
+    edged = np.median(slope[outline]) > MIN_EDGE_RATIO * np.median(slope[region & ~outline])
+    return bool(contrast > MIN_CONTRAST and edged)
+
+
+def _distinct(region: np.ndarray, others: list[np.ndarray]) -> bool:
+    return all((region & other).sum() < 0.8 * (region | other).sum() for other in others)
+
+
+def find_regions(photo: np.ndarray) -> np.ndarray:
+    """Compact, well-contrasted regions of an (h, w, 3) uint8 photograph, at several scales.
+
+    Returns (n, h, w) bool; n may be 0. Regions of different scales may contain each other.
+    """
+    h, w = photo.shape[:2]
+    shrink = WORK_SIDE / max(h, w)
+    small = Image.fromarray(photo).resize((round(w * shrink), round(h * shrink)), Image.Resampling.BOX)
+    image = ndimage.gaussian_filter(np.asarray(small, np.float32), (0.7, 0.7, 0))
+    slope = np.linalg.norm(ndimage.gaussian_gradient_magnitude(image, (1, 1, 0)), axis=2)
+    edges = _edges(image)
+    regions: list[np.ndarray] = []
+    for scale in SCALES:
+        labels = _grow(edges, image.shape[0] * image.shape[1], scale * 255).reshape(image.shape[:2])
+        names, areas = np.unique(labels, return_counts=True)
+        large = (areas > MIN_SHARE * labels.size) & (areas < MAX_SHARE * labels.size)
+        for name in names[large]:
+            region = ndimage.binary_fill_holes(ndimage.binary_opening(labels == name))
+            if region.sum() > 12 and _stands_out(region, image, slope) and _distinct(region, regions):
+                regions.append(ndimage.binary_dilation(region))  # growing stops short of the edge itself
+    return np.array([_enlarge(region, h, w) for region in regions], bool).reshape(-1, h, w)
+
+
+def _enlarge(region: np.ndarray, h: int, w: int) -> np.ndarray:
+    grey = Image.fromarray(region.astype(np.uint8) * 255)
+    return np.asarray(grey.resize((w, h), Image.Resampling.BICUBIC)) > 127

@@ -1,0 +1,141 @@
+"""Small layers that the networks share. Parameter names and layouts follow Flax; arithmetic follows torch's."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+
+kernel_init = nn.initializers.truncated_normal(stddev=0.02)
+# Variance in two passes: E[x^2] - E[x]^2 in float32 loses digits on ViT-H's large activations.
+LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
+gelu = partial(jax.nn.gelu, approximate=False)
+
+
+class Linear(nn.Module):
+    """A dense layer whose kernel (in, out) and bias (out,) can be read, which folding them into others needs."""
+
+    in_features: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.kernel = self.param("kernel", nn.initializers.xavier_uniform(), (self.in_features, self.features))
+        self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x.astype(self.dtype) @ self.kernel.astype(self.dtype) + self.bias.astype(self.dtype)
+
+
+class Mlp(nn.Module):
+    """`layers_0 .. layers_{n-1}` with ReLU between: the hypernetworks and the IoU head (official `MLP`)."""
+
+    hidden_dim: int
+    features: int
+    num_layers: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.num_layers - 1):
+            x = nn.relu(nn.Dense(self.hidden_dim, dtype=self.dtype, name=f"layers_{i}")(x))
+        return nn.Dense(self.features, dtype=self.dtype, name=f"layers_{self.num_layers - 1}")(x)
+
+
+class PatchConv(nn.Module):
+    """Convolution whose stride is its kernel size, as one matmul over patches.
+
+    Kernel (k, k, in, out), as `nn.Conv`. Compilers handle the matmul better than a convolution with few channels.
+    """
+
+    features: int
+    size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., H, W, in) -> (..., H / size, W / size, features)."""
+        k = self.size
+        kernel = self.param("kernel", kernel_init, (k, k, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        patches = rearrange(x, "... (h a) (w b) c -> ... h w (a b c)", a=k, b=k)
+        flat = rearrange(kernel, "a b c d -> (a b c) d")
+        return patches.astype(self.dtype) @ flat.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class SubpixelConv(nn.Module):
+    """Transposed convolution with a 2x2 kernel and stride 2, left in sub-pixel form.
+
+    Output pixel (2i + a, 2j + b) is `x[i, j] @ kernel[a, b] + bias`, so that the kernel (2, 2, in, out) is torch's
+    ConvTranspose2d weight (in, out, 2, 2) with its axes moved and nothing flipped (`nn.ConvTranspose` would need the
+    flip). The caller interleaves the pixels when the channels are few.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., in) -> (..., 4, features), sub-pixels in row-major order."""
+        kernel = self.param("kernel", kernel_init, (2, 2, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        flat = rearrange(kernel, "a b c d -> c (a b d)").astype(self.dtype)
+        out = rearrange(x.astype(self.dtype) @ flat, "... (s d) -> ... s d", s=4)
+        return out + bias.astype(self.dtype)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the residual branch of a whole image with probability `rate` (rng stream drop_path)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        kept = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
+        return jnp.where(kept, x / keep, jnp.zeros_like(x))
+
+
+def _cubic_weights(target: int, source: int) -> np.ndarray:
+    """(target, source) matrix of torch's bicubic interpolation (a = -0.75, align_corners False, edges repeated).
+
+    jax.image.resize uses Keys' a = -0.5 and drops samples outside the border, hence this matrix.
+    """
+    a = -0.75
+    centre = (np.arange(target) + 0.5) * source / target - 0.5
+    matrix = np.zeros((target, source))
+    for tap in range(-1, 3):
+        index = np.floor(centre).astype(int) + tap
+        d = np.abs(centre - index)
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        np.add.at(matrix, (np.arange(target), np.clip(index, 0, source - 1)), np.where(d <= 1, near, far))
+    return matrix.astype(np.float32)
+
+
+def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Absolute position table (1, s, s, C) -> (1, h, w, C); the table itself where the size is the native one."""
+    source = pos_embed.shape[1:3]
+    if source == grid:
+        return pos_embed
+    rows, cols = _cubic_weights(grid[0], source[0]), _cubic_weights(grid[1], source[1])
+    return jnp.einsum("hs,bstc,wt->bhwc", rows, pos_embed, cols)
+
+
+def gather_rel_pos(rel_pos: jax.Array, size: int) -> jax.Array:
+    """Relative position table (2s - 1, D) -> (size, size, D): entry [q, k] belongs to offset q - k.
+
+    The table is interpolated linearly where `size` is not the native s (official `get_rel_pos`).
+    """
+    needed = 2 * size - 1
+    if rel_pos.shape[0] != needed:
+        rel_pos = jax.image.resize(rel_pos, (needed, rel_pos.shape[1]), "linear", antialias=False)
+    offsets = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
+    return rel_pos[offsets]

@@ -1,0 +1,151 @@
+"""The prompt encoder: points and boxes become tokens, masks become an image-shaped embedding.
+
+Source: official `modeling/prompt_encoder.py`; SAM paper, section 3 and appendix A.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sam_jax.config import PromptEncoderConfig
+from sam_jax.models.layers import LayerNorm, PatchConv, gelu
+from sam_jax.structs import Prompts
+
+# Rows of the point table; box corners are points with labels of their own.
+TOP_LEFT, BOTTOM_RIGHT = 2, 3
+_normal = nn.initializers.normal(stddev=1.0)
+
+
+class PromptEmbeddings(NamedTuple):
+    """sparse: (B, N, T, C); sparse_valid: (B, N, T) bool; dense: (B, N or 1, h, w, C), 1 where all prompts share it."""
+
+    sparse: jax.Array
+    sparse_valid: jax.Array
+    dense: jax.Array
+
+
+class PositionEmbeddingRandom(nn.Module):
+    """Random Fourier features (Tancik et al. 2020). The matrix is a constant, never trained or decayed."""
+
+    num_pos_feats: int
+
+    def setup(self) -> None:
+        self.matrix = self.variable(
+            "constants", "positional_encoding_gaussian_matrix", self._sample_matrix
+        )
+
+    def _sample_matrix(self) -> jax.Array:
+        return jax.random.normal(self.make_rng("params"), (2, self.num_pos_feats))
+
+    def __call__(self, coords: jax.Array) -> jax.Array:
+        """(..., 2) float32 (x, y) in [0, 1] -> (..., 2 * num_pos_feats) float32."""
+        angles = 2 * jnp.pi * jnp.matmul(2 * coords - 1, self.matrix.value, precision="highest")
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+    def grid(self, size: tuple[int, int]) -> jax.Array:
+        """Encoding of the centres of an h x w grid: (h, w, 2 * num_pos_feats) float32."""
+        h, w = size
+        y, x = (jnp.arange(h) + 0.5) / h, (jnp.arange(w) + 0.5) / w
+        return self(jnp.stack(jnp.broadcast_arrays(x[None, :], y[:, None]), axis=-1))
+
+
+class PromptEncoder(nn.Module):
+    """Embeds points, boxes, masks and any combination of them."""
+
+    config: PromptEncoderConfig
+    embed_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        row = (1, self.embed_dim)
+        self.pe_layer = PositionEmbeddingRandom(self.embed_dim // 2)
+        self.point_embeddings = [self.param(f"point_embeddings_{i}", _normal, row) for i in range(4)]
+        self.not_a_point_embed = self.param("not_a_point_embed", _normal, row)
+        self.no_mask_embed = self.param("no_mask_embed", _normal, row)
+        chans = self.config.mask_in_chans
+        self.mask_downscaling_0 = PatchConv(chans // 4, 2, dtype=self.dtype)
+        self.mask_downscaling_1 = LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.mask_downscaling_3 = PatchConv(chans, 2, dtype=self.dtype)
+        self.mask_downscaling_4 = LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.mask_downscaling_6 = PatchConv(self.embed_dim, 1, dtype=self.dtype)
+
+    def dense_pe(self, grid: tuple[int, int]) -> jax.Array:
+        """(h, w, C) float32 positional encoding of the image embedding, `image_pe` of the mask decoder."""
+        return self.pe_layer.grid(grid)
+
+    def __call__(self, prompts: Prompts, grid: tuple[int, int], input_size: tuple[int, int]) -> PromptEmbeddings:
+        """Embeds the prompts of images whose embedding grid is (h, w) and whose input frame is (H, W) pixels."""
+        batch = prompt_shape(prompts)
+        parts = [*self._points(prompts, input_size), *self._boxes(prompts, batch, input_size)]
+        sparse = [tokens for tokens, _ in parts] or [jnp.zeros((*batch, 0, self.embed_dim))]
+        valid = [flags for _, flags in parts] or [jnp.zeros((*batch, 0), bool)]
+        return PromptEmbeddings(
+            jnp.concatenate(sparse, axis=2), jnp.concatenate(valid, axis=2), self._dense(prompts, batch, grid)
+        )
+
+    def _embed_points(self, coords: jax.Array, labels: jax.Array, input_size: tuple[int, int]) -> jax.Array:
+        """Positional encoding of pixel centres plus the embedding of the label (0..3)."""
+        height, width = input_size
+        unit = (coords.astype(jnp.float32) + 0.5) / jnp.asarray([width, height], jnp.float32)
+        table = jnp.concatenate(self.point_embeddings)
+        return self.pe_layer(unit) + table[jnp.maximum(labels, 0)]
+
+    def _points(self, prompts: Prompts, input_size: tuple[int, int]) -> list[tuple[jax.Array, jax.Array]]:
+        if prompts.point_coords is None or prompts.point_labels is None:
+            return []
+        tokens = self._embed_points(prompts.point_coords, prompts.point_labels, input_size)
+        present = prompts.point_labels >= 0
+        # SAM adds one "not a point" token where points come without a box, as if a box were missing.
+        alone = present.any(axis=-1, keepdims=True)
+        if prompts.boxes is not None:
+            has_box = jnp.ones_like(alone) if prompts.box_valid is None else prompts.box_valid[..., None]
+            alone = alone & ~has_box
+        padding = jnp.broadcast_to(self.not_a_point_embed, (*alone.shape, self.embed_dim))
+        if prompts.boxes is not None and prompts.box_valid is None:
+            return [(tokens, present)]
+        return [(tokens, present), (padding, alone)]
+
+    def _boxes(
+        self, prompts: Prompts, batch: tuple[int, int], input_size: tuple[int, int]
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        if prompts.boxes is None:
+            return []
+        corners = prompts.boxes.reshape(*batch, 2, 2)
+        tokens = self._embed_points(corners, jnp.asarray([TOP_LEFT, BOTTOM_RIGHT]), input_size)
+        present = jnp.ones(batch, bool) if prompts.box_valid is None else prompts.box_valid
+        return [(tokens, jnp.broadcast_to(present[..., None], (*batch, 2)))]
+
+    def _dense(self, prompts: Prompts, batch: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+        h, w = grid
+        absent = self.no_mask_embed.reshape(1, 1, 1, 1, -1).astype(self.dtype)
+        if prompts.mask_inputs is None:
+            # All prompts of all images share this one: the decoder then works on the image once, not once per prompt.
+            dense = jnp.broadcast_to(absent, (batch[0], 1, h, w, self.embed_dim))
+            return dense if not self.is_initializing() else dense + 0 * self._downscale(jnp.zeros((1, 1, 4 * h, 4 * w)))
+        if prompts.mask_inputs.shape[2:] != (4 * h, 4 * w):
+            raise ValueError(
+                f"mask_inputs are {prompts.mask_inputs.shape[2]}x{prompts.mask_inputs.shape[3]}; this image embedding "
+                f"needs {4 * h}x{4 * w} logits (four times its {h}x{w} grid)"
+            )
+        dense = self._downscale(prompts.mask_inputs)
+        if prompts.mask_valid is not None:
+            dense = jnp.where(prompts.mask_valid[..., None, None, None], dense, absent)
+        return dense
+
+    def _downscale(self, masks: jax.Array) -> jax.Array:
+        """(B, N, 4h, 4w) -> (B, N, h, w, C)."""
+        x = gelu(self.mask_downscaling_1(self.mask_downscaling_0(masks[..., None])))
+        x = gelu(self.mask_downscaling_4(self.mask_downscaling_3(x)))
+        return self.mask_downscaling_6(x)
+
+
+def prompt_shape(prompts: Prompts) -> tuple[int, int]:
+    """(B, N), from whichever part is given."""
+    for part in (prompts.point_labels, prompts.boxes, prompts.mask_inputs, prompts.valid):
+        if part is not None:
+            return part.shape[0], part.shape[1]
+    raise ValueError("Prompts is empty; give points, boxes or masks, or at least `valid` (B, N) to tell the counts")

@@ -1,0 +1,76 @@
+"""The whole model: encode an image once, decode as many prompts as there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sam_jax.config import SamConfig
+from sam_jax.models.image_encoder import ImageEncoder
+from sam_jax.models.mask_decoder import MaskDecoder
+from sam_jax.models.prompt_encoder import PromptEncoder
+from sam_jax.structs import MaskPredictions, Prompts
+
+
+class Sam(nn.Module):
+    """Segment Anything (Kirillov et al. 2023).
+
+    Pure functions of `variables` with the collections `params` (trained) and `constants` (the random matrix of the
+    positional encoding). Call through `model.apply(variables, ..., method="encode_image")`.
+    """
+
+    config: SamConfig
+
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        self.image_encoder = ImageEncoder(c.image_encoder, c.prompt_embed_dim, dtype)
+        self.prompt_encoder = PromptEncoder(c.prompt_encoder, c.prompt_embed_dim, dtype)
+        self.mask_decoder = MaskDecoder(c.mask_decoder, c.prompt_embed_dim, dtype)
+
+    def encode_image(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Preprocessed images -> image embeddings.
+
+        Args:
+          images: (B, H, W, 3) float, from `ops.transforms.preprocess`: normalised, then zero-padded.
+          deterministic: False at training, which draws drop path from the rng stream "drop_path".
+
+        Returns:
+          (B, h, w, C) float32.
+        """
+        return self.image_encoder(images, deterministic)
+
+    def predict_masks(self, image_embeddings: jax.Array, prompts: Prompts) -> MaskPredictions:
+        """All masks that the decoder has for each prompt: M = 1 (unambiguous) + num_multimask_outputs."""
+        h, w = image_embeddings.shape[1:3]
+        patch = self.config.image_encoder.patch_size
+        embedded = self.prompt_encoder(prompts, (h, w), (h * patch, w * patch))
+        return self.mask_decoder(image_embeddings, self.prompt_encoder.dense_pe((h, w)), embedded)
+
+    def decode_masks(
+        self, image_embeddings: jax.Array, prompts: Prompts, multimask_output: bool
+    ) -> MaskPredictions:
+        """Masks for N prompts of each image.
+
+        Args:
+          image_embeddings: (B, h, w, C) from `encode_image`.
+          prompts: N prompts per image, in pixels of the input frame (H, W) = patch_size * (h, w).
+          multimask_output: True gives the masks for ambiguous prompts (M = 3), False the single mask (M = 1), which is
+            the better one when a prompt holds several points or a box.
+        """
+        masks = self.predict_masks(image_embeddings, prompts)
+        wanted = slice(1, None) if multimask_output else slice(0, 1)
+        return jax.tree.map(lambda x: x[:, :, wanted], masks)
+
+    def __call__(self, images: jax.Array, prompts: Prompts, multimask_output: bool = True) -> MaskPredictions:
+        """`encode_image`, then `decode_masks`."""
+        return self.decode_masks(self.encode_image(images), prompts, multimask_output)
+
+
+def init_variables(model: Sam, rng: jax.Array) -> dict[str, Any]:
+    """Fresh float32 variables of `model`; the smallest input that creates every parameter is used."""
+    patch = model.config.image_encoder.patch_size
+    prompts = Prompts(boxes=jnp.zeros((1, 1, 4)))
+    return model.init(rng, jnp.zeros((1, patch, patch, 3)), prompts)

@@ -1,0 +1,88 @@
+"""Attention with decomposed relative positions (SAM's image encoder), in a form that compilers fuse.
+
+    softmax(q k^T / sqrt(D) + rel_h[query row, key row] + rel_w[query column, key column]) v
+
+where rel_h and rel_w are dot products of the *unscaled* query with a table per axis (official `add_decomposed_rel_pos`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+# Above this many logits in one attention (4 bytes each), the CPU form goes head by head and strip by strip.
+CPU_CHUNK_LOGITS = 1 << 22
+
+
+def attention_with_rel_pos(
+    q: jax.Array, k: jax.Array, v: jax.Array, rel_h: jax.Array, rel_w: jax.Array
+) -> jax.Array:
+    """Multi-head attention over an h x w grid of tokens.
+
+    Args:
+      q, k, v: (B, heads, h*w, D), row-major tokens. B may count windows.
+      rel_h: (h, h, D) and rel_w: (w, w, D), indexed [query position, key position].
+
+    Returns:
+      (B, heads, h*w, D) in q's dtype; logits and softmax are float32.
+    """
+    bias_h, bias_w = _decomposed_bias(q, rel_h, rel_w)
+    if q.shape[2] * k.shape[2] <= CPU_CHUNK_LOGITS // 16:
+        return _folded(q, k, v, bias_h, bias_w)
+    return jax.lax.platform_dependent(q, k, v, bias_h, bias_w, cpu=_chunked, default=_folded)
+
+
+def _decomposed_bias(q: jax.Array, rel_h: jax.Array, rel_w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(B, heads, h*w, h) and (B, heads, h*w, w): each query's bias for every key row and every key column."""
+    h, w = rel_h.shape[0], rel_w.shape[0]
+    grid = rearrange(q, "b n (h w) d -> b n h w d", h=h, w=w)
+    bias_h = jnp.einsum("bnhwd,hkd->bnhwk", grid, rel_h.astype(q.dtype))
+    bias_w = jnp.einsum("bnhwd,wkd->bnhwk", grid, rel_w.astype(q.dtype))
+    flat = "b n h w k -> b n (h w) k"
+    return rearrange(bias_h, flat), rearrange(bias_w, flat)
+
+
+def _folded(q: jax.Array, k: jax.Array, v: jax.Array, bias_h: jax.Array, bias_w: jax.Array) -> jax.Array:
+    """The bias rides inside the dot product: q' = [q s, bias_h, bias_w], k' = [k, onehot(row), onehot(column)].
+
+    Exact, no (h*w, h*w) bias tensor, and the TPU compiler recognises the rest as flash attention.
+    """
+    h, w = bias_h.shape[-1], bias_w.shape[-1]
+    rows = np.repeat(np.eye(h, dtype=np.float32), w, axis=0)
+    cols = np.tile(np.eye(w, dtype=np.float32), (h, 1))
+    onehot = jnp.asarray(np.concatenate([rows, cols], axis=1), k.dtype)
+    onehot = jnp.broadcast_to(onehot, (*k.shape[:2], *onehot.shape))
+    q = jnp.concatenate([q * q.shape[-1] ** -0.5, bias_h, bias_w], axis=-1)
+    k = jnp.concatenate([k, onehot], axis=-1)
+    logits = jnp.einsum("bnqd,bnkd->bnqk", q, k, preferred_element_type=jnp.float32)
+    return jnp.einsum("bnqk,bnkd->bnqd", jax.nn.softmax(logits).astype(v.dtype), v)
+
+
+def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, bias_h: jax.Array, bias_w: jax.Array) -> jax.Array:
+    """One head and one strip of queries at a time: memory stays flat and logits stay in cache."""
+    batch, heads, length, _ = q.shape
+    strips = max(1, length * length // CPU_CHUNK_LOGITS)
+    while length % strips:
+        strips += 1
+
+    def head(args: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v, bias_h, bias_w = args
+        kt = k.T * (k.shape[-1] ** -0.5)
+
+        @jax.checkpoint
+        def strip(args: tuple[jax.Array, ...]) -> jax.Array:
+            q, bias_h, bias_w = args
+            logits = (q @ kt).astype(jnp.float32)
+            bias = bias_h[:, :, None].astype(jnp.float32) + bias_w[:, None, :].astype(jnp.float32)
+            logits = logits + bias.reshape(logits.shape)
+            logits = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+            total = logits.sum(axis=-1, keepdims=True)
+            return ((logits.astype(v.dtype) @ v) / total).astype(v.dtype)
+
+        split = [rearrange(x, "(s q) d -> s q d", s=strips) for x in (q, bias_h, bias_w)]
+        return rearrange(jax.lax.map(strip, tuple(split)), "s q d -> (s q) d")
+
+    flat = tuple(rearrange(x, "b n l d -> (b n) l d") for x in (q, k, v, bias_h, bias_w))
+    return rearrange(jax.lax.map(head, flat), "(b n) l d -> b n l d", b=batch, n=heads)
