@@ -1,30 +1,41 @@
-"""How each Flax leaf is called, and laid out, in the checkpoints of others. Rules are data; the first match wins.
+"""How each Flax leaf is called, and laid out, in the checkpoints of others. Rules are data.
 
-Both directions are driven from the Flax side: a `SamConfig` tells every leaf (`jax.eval_shape`), a table tells the
-leaf's key there and the axes that turn their tensor into ours. A path reads `image_encoder/blocks_0/attn/qkv/kernel`.
+The official state dict is the common tongue. A `SamConfig` tells every Flax leaf (`jax.eval_shape`); `OFFICIAL` tells
+the leaf's official key and the axes that turn the torch tensor into ours; it drives both directions. `HUGGING_FACE`
+renames the keys of a `SamModel` to official ones; its tensors have the same layout.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-SAME: tuple[int, ...] | None = None
-DENSE = (1, 0)  # torch (out, in) -> (in, out)
-CONV = (2, 3, 1, 0)  # torch (out, in, kh, kw) -> (kh, kw, in, out)
-# torch (in, out, kh, kw) -> (kh, kw, in, out); our SubpixelConv indexes its kernel by output sub-pixel, as torch does,
+import jax
+from flax.traverse_util import flatten_dict
+
+from sam_jax.config import SamConfig
+from sam_jax.models.sam import Sam, init_variables
+
+Axes = tuple[int, ...] | None
+
+SAME: Axes = None
+DENSE: Axes = (1, 0)  # torch (out, in) -> (in, out)
+CONV: Axes = (2, 3, 1, 0)  # torch (out, in, kh, kw) -> (kh, kw, in, out)
+# torch (in, out, kh, kw) -> (kh, kw, in, out). Our SubpixelConv indexes its kernel by output sub-pixel, as torch does,
 # so that nothing is flipped.
-CONV_TRANSPOSE = (2, 3, 0, 1)
+CONV_TRANSPOSE: Axes = (2, 3, 0, 1)
 
 
 class Rule(NamedTuple):
-    """A Flax path pattern, the replacement that makes the foreign key of it, and the axes permutation."""
+    """A pattern for whole Flax paths, the replacement that makes the foreign key of it, and the axes permutation."""
 
     pattern: str
     key: str
-    axes: tuple[int, ...] | None
+    axes: Axes
 
 
+# A path reads image_encoder/blocks_0/attn/qkv/kernel. The first match wins; then "/" and the "_" of indices become ".".
 OFFICIAL = (
     Rule(r"(.*/output_upscaling_[03])/kernel", r"\1.weight", CONV_TRANSPOSE),
     Rule(r"(.*/(?:patch_embed/proj|neck_[02]|mask_downscaling_[036]))/kernel", r"\1.weight", CONV),
@@ -34,15 +45,62 @@ OFFICIAL = (
     Rule(r"(.*)", r"\1", SAME),
 )
 
+# Hugging Face name -> official name; every line is applied, in order, wherever it matches.
+HUGGING_FACE = (
+    (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
+    (r"^vision_encoder\.", "image_encoder."),
+    (r"\.patch_embed\.projection\.", ".patch_embed.proj."),
+    (r"\.neck\.conv1\.", ".neck.0."),
+    (r"\.neck\.layer_norm1\.", ".neck.1."),
+    (r"\.neck\.conv2\.", ".neck.2."),
+    (r"\.neck\.layer_norm2\.", ".neck.3."),
+    # The model holds this matrix under two names; a file may hold either or both.
+    (
+        r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
+    (r"\.point_embed\.", ".point_embeddings."),
+    (r"\.mask_embed\.conv1\.", ".mask_downscaling.0."),
+    (r"\.mask_embed\.layer_norm1\.", ".mask_downscaling.1."),
+    (r"\.mask_embed\.conv2\.", ".mask_downscaling.3."),
+    (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
+    (r"\.mask_embed\.conv3\.", ".mask_downscaling.6."),
+    (r"\.upscale_conv1\.", ".output_upscaling.0."),
+    (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
+    (r"\.upscale_conv2\.", ".output_upscaling.3."),
+    (r"\.layer_norm", ".norm"),
+)
+# The MLPs of the decoder alone are numbered differently: proj_in, layers.0 .. layers.n, proj_out.
+_HUGGING_FACE_MLP = re.compile(
+    r"(mask_decoder\.(?:iou_prediction_head|output_hypernetworks_mlps\.\d+))\.(proj_in|proj_out|layers\.(\d+))\.(.*)"
+)
 
-def official_key(path: str) -> tuple[str, tuple[int, ...] | None]:
-    """The official state-dict key of a Flax leaf and the axes permutation of its tensor."""
-    key, axes = _apply(OFFICIAL, path)
-    return re.sub(r"_(\d+)(?=\.|$)", r".\1", key.replace("/", ".")), axes
 
-
-def _apply(rules: tuple[Rule, ...], path: str) -> tuple[str, tuple[int, ...] | None]:
-    for rule in rules:
+def official_key(path: str) -> tuple[str, Axes]:
+    """The official state-dict key of a Flax leaf (its path without the collection) and the axes of its tensor."""
+    for rule in OFFICIAL:
         if match := re.fullmatch(rule.pattern, path):
-            return match.expand(rule.key), rule.axes
+            key = match.expand(rule.key).replace("/", ".")
+            return re.sub(r"_(\d+)(?=\.|$)", r".\1", key), rule.axes
     raise KeyError(path)
+
+
+def expected_leaves(config: SamConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape of every leaf of a model, by path with the collection first: params/image_encoder/pos_embed."""
+    shapes: Any = jax.eval_shape(lambda: init_variables(Sam(config), jax.random.key(0)))
+    return flatten_dict(shapes, sep="/")
+
+
+def official_name(key: str, keys: Iterable[str]) -> str:
+    """The official key of a Hugging Face key. `keys` are all of the file's: they tell the number of layers."""
+    for pattern, replacement in HUGGING_FACE:
+        key = re.sub(pattern, replacement, key)
+    match = _HUGGING_FACE_MLP.fullmatch(key)
+    if not match:
+        return key
+    mlp, layer, index, leaf = match.groups()
+    if layer == "proj_in":
+        return f"{mlp}.layers.0.{leaf}"
+    if layer == "proj_out":
+        index = sum(k.startswith(f"{mlp}.layers.") and k.endswith(".weight") for k in keys)
+    return f"{mlp}.layers.{int(index) + 1}.{leaf}"

@@ -114,3 +114,32 @@ def _check_shapes(path: epath.PathLike, stored: Any, expected: Variables) -> Non
     ]
     if problems:
         raise CheckpointError(f"{path} does not fit its config: " + "; ".join(problems))
+
+
+class StateStore:
+    """The checkpoints of a run: saved in the background, the newest two kept, half-written ones ignored.
+
+    A context manager; leaving it waits for the last save.
+    """
+
+    def __init__(self, directory: epath.PathLike, keep: int = 2) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(epath.Path(directory).resolve(), options=options)
+
+    def __enter__(self) -> StateStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves a pytree of arrays under its step, once."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore_newest(self, state: Any) -> Any:
+        """The newest checkpoint in the shape and placement of `state`, or `state` itself where there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return state
+        return self._manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)))

@@ -195,3 +195,119 @@ def _from_dict(cls: Any, values: dict[str, Any], prefix: str) -> Any:
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(known)}"
             raise ValueError(f"unknown config key {prefix}{key}{hint}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A stretch of training at one image size. Batches are per step over all devices."""
+
+    image_size: int = 1024
+    batch_size: int = 256
+    masks_per_image: int = 64
+    num_steps: int = 90_000
+
+
+@dataclass(frozen=True)
+class InteractionConfig:
+    """The simulated interactive segmentation of one training step (SAM paper, appendix A).
+
+    Attributes:
+      num_points: corrective points after the first prompt, one per step, drawn from the error region.
+      num_mask_only_steps: further steps that feed back the mask without a new point; the last step is one of them,
+        the others fall at random places.
+      box_probability: chance that the first prompt is a box rather than a point.
+      box_noise: standard deviation of the noise on box corners, as a share of the box side.
+      box_noise_max: its limit in pixels of the input frame.
+      box_multimask: whether a box as first prompt counts as ambiguous, so that the three-mask output is trained on it.
+        The paper says "more than one prompt" for the single mask, and a box is two corner tokens: default False.
+    """
+
+    num_points: int = 8
+    num_mask_only_steps: int = 2
+    box_probability: float = 0.5
+    box_noise: float = 0.1
+    box_noise_max: float = 20.0
+    box_multimask: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        """Decoder passes in one training step."""
+        return 1 + self.num_points + self.num_mask_only_steps
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss (SAM paper, appendix A: focal and dice 20:1, IoU 1).
+
+    Attributes:
+      focal_alpha, focal_gamma: the paper gives neither; these are Lin et al. 2017's, which SAM 2's training code uses.
+      supervise_all_iou: the paper leaves open which of the three masks teach the IoU head. False (default) takes the
+        lowest-loss mask alone; True all three, which ranks them better when little data is seen.
+    """
+
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    supervise_all_iou: bool = False
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up (SAM paper, appendix A).
+
+    Attributes:
+      milestones: shares of the whole training after which the learning rate drops by `milestone_factor`.
+      cosine: decay along a half cosine to 0 instead of at milestones.
+      layer_decay: the learning rate of each encoder block is this times the next one's; 1 switches it off.
+      clip_norm: clips gradients to this global norm; 0 switches it off.
+    """
+
+    learning_rate: float = 8e-4
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.1
+    warmup_steps: int = 250
+    milestones: tuple[float, ...] = (60_000 / 90_000, 86_666 / 90_000)
+    milestone_factor: float = 0.1
+    cosine: bool = False
+    layer_decay: float = 0.8
+    clip_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class CompositeDataConfig:
+    """Copy-paste composites made on the fly from a pool that `python -m sam_jax.data.cutout_pool build` wrote."""
+
+    pool: str = "data/pool"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One experiment. The files in configs/ return one of these.
+
+    Attributes:
+      workdir: receives `log.jsonl`, `state/` (what a resumed run needs) and, at the end, `model/` (for `load_model`).
+      init_from: a model directory to start from; None starts from scratch.
+      remat_interactions: recompute each decoder pass in the backward pass: memory stays that of one interaction, the
+        decoder's work grows by a half.
+    """
+
+    sam: SamConfig = field(default_factory=SamConfig)
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    data: CompositeDataConfig = field(default_factory=CompositeDataConfig)
+    interaction: InteractionConfig = field(default_factory=InteractionConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    workdir: str = "runs/sam"
+    init_from: str | None = None
+    remat_interactions: bool = True
+    seed: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 500
+
+    @property
+    def num_steps(self) -> int:
+        """Training steps over all stages."""
+        return sum(stage.num_steps for stage in self.stages)

@@ -25,6 +25,9 @@ from sam_jax.data.pseudo_regions import find_regions
 from sam_jax.data.random_shapes import random_shape, random_split, smooth_field
 from sam_jax.data.scene import MIN_IMAGE_SHARE, Scene, bounding_window
 
+Window = tuple[slice, slice]  # rows, columns
+PlacedPatch = tuple[Patch, int, int]  # a patch and its corner: top, left
+
 
 @dataclasses.dataclass(frozen=True)
 class CompositeConfig:
@@ -146,9 +149,7 @@ def random_background(rng: np.random.Generator, pool: CutoutPool, h: int, w: int
     return recolour(rng, image, 1.0) if rng.random() < 0.3 else image
 
 
-def crop_labelled(
-    rng: np.random.Generator, photo: LabelledPhoto, h: int, w: int
-) -> tuple[np.ndarray, np.ndarray]:
+def crop_labelled(rng: np.random.Generator, photo: LabelledPhoto, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
     """A random crop of a labelled photograph, resized: image (h, w, 3) uint8, masks (n, h, w) bool."""
     height, width = photo.image.shape[:2]
     scale = min(height / h, width / w) * rng.uniform(0.25, 0.9)
@@ -158,7 +159,7 @@ def crop_labelled(
         image = recolour(rng, image.astype(np.float32), 1.5).astype(np.uint8)
     rows = (top + (np.arange(h) + 0.5) * (bottom - top) / h).astype(int)
     columns = (left + (np.arange(w) + 0.5) * (right - left) / w).astype(int)
-    masks = coco_mask.decode(list(photo.segmentations))[np.ix_(rows, columns)].transpose(2, 0, 1)
+    masks = np.stack([coco_mask.decode(code)[np.ix_(rows, columns)] for code in photo.segmentations])
     large = masks.sum(axis=(1, 2)) > MIN_IMAGE_SHARE * h * w
     return image, masks[large].astype(bool)
 
@@ -171,7 +172,7 @@ def compose(rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig,
     lengths = sorted((_random_length(rng, max(h, w)) for _ in range(count)), reverse=True)
     for length in lengths:
         _add_object(rng, scene, pool, config, length)
-    if rng.random() < 0.15:
+    if rng.random() < 0.07:
         draw_lines(rng, scene.canvas)
     if rng.random() < 0.5:
         light(rng, scene.canvas)
@@ -188,7 +189,7 @@ def _random_length(rng: np.random.Generator, side: int) -> float:
     return side * rng.uniform(0.6, 0.95)
 
 
-def _random_cutout(rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig, length: float):
+def _random_cutout(rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig, length: float) -> np.ndarray:
     """A warped cut-out or photo region: (h, w, 4) uint8, its longest side about `length` pixels."""
     max_angle = 180 if rng.random() < 0.2 else 25
     if rng.random() < config.photo_region_object:
@@ -217,16 +218,18 @@ def _random_place(rng: np.random.Generator, scene: Scene, shape: tuple[int, int]
     h, w = scene.size
     inset = 0.08 if rng.random() < 0.3 else 0.3  # objects cut by the picture's edge are the smaller part
     margins = [
-        min(0.5, inset * length / side) if length < side else 0.4 for length, side in zip(shape, (h, w))
+        min(0.5, inset * length / side) if length < side else 0.4 for length, side in zip(shape, (h, w), strict=True)
     ]
     centres = [rng.uniform(m, 1 - m, 4) for m in margins]
     taken = scene.occupied()
-    crowding = [taken[int(y * (h - 1)), int(x * (w - 1))] for y, x in zip(*centres)]
+    crowding = [taken[int(y * (h - 1)), int(x * (w - 1))] for y, x in zip(*centres, strict=True)]
     best = int(np.argmin(crowding)) if rng.random() < 0.6 else 0
     return round(centres[0][best] * h - shape[0] / 2), round(centres[1][best] * w - shape[1] / 2)
 
 
-def _add_object(rng, scene: Scene, pool: CutoutPool, config: CompositeConfig, length: float) -> None:
+def _add_object(
+    rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, length: float
+) -> None:
     """Pastes one object, or a row of touching copies, with shadow and parts."""
     rgba = _random_cutout(rng, pool, config, length)
     top, left = _random_place(rng, scene, rgba.shape[:2])
@@ -252,7 +255,9 @@ def _surroundings(scene: Scene, top: int, left: int, shape: tuple[int, int]) -> 
     return area.reshape(-1, 3)
 
 
-def _add_part(rng, scene: Scene, pool: CutoutPool, config: CompositeConfig, parent: int, depth: int) -> None:
+def _add_part(
+    rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, parent: int, depth: int
+) -> None:
     """Gives a layer a part, and the part sometimes one of its own."""
     whole = scene.layers[parent].visible
     if whole.sum() < 0.004 * whole.size:
@@ -265,7 +270,9 @@ def _add_part(rng, scene: Scene, pool: CutoutPool, config: CompositeConfig, pare
         _add_part(rng, scene, pool, config, index, depth + 1)
 
 
-def _split_part(rng, scene, pool, config, window) -> tuple[Patch, int, int]:
+def _split_part(
+    rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, window: Window
+) -> PlacedPatch:
     """The same surface in another colour beyond a bent line: two-tone objects, bands, caps."""
     rgb = scene.canvas[window]
     alpha = random_split(rng, *rgb.shape[:2])
@@ -274,17 +281,19 @@ def _split_part(rng, scene, pool, config, window) -> tuple[Patch, int, int]:
     return Patch(np.clip(other, 0, 255).astype(np.float32), alpha), window[0].start, window[1].start
 
 
-def _part_place(rng: np.random.Generator, window, shape) -> tuple[int, int]:
+def _part_place(rng: np.random.Generator, window: Window, shape: tuple[int, ...]) -> tuple[int, int]:
     """A corner for a part: its centre well inside the window of its parent."""
     centre = [side.start + rng.uniform(0.25, 0.75) * (side.stop - side.start) for side in window]
     return round(centre[0] - shape[0] / 2), round(centre[1] - shape[1] / 2)
 
 
-def _part_length(rng: np.random.Generator, window) -> float:
+def _part_length(rng: np.random.Generator, window: Window) -> float:
     return max(6.0, rng.uniform(0.25, 0.7) * max(side.stop - side.start for side in window))
 
 
-def _texture_part(rng, scene, pool, config, window) -> tuple[Patch, int, int]:
+def _texture_part(
+    rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, window: Window
+) -> PlacedPatch:
     """A shape filled with another photograph, or with another place of this picture."""
     length = _part_length(rng, window)
     if rng.random() < 0.6:
@@ -297,7 +306,9 @@ def _texture_part(rng, scene, pool, config, window) -> tuple[Patch, int, int]:
     return patch, *_part_place(rng, window, patch.alpha.shape)
 
 
-def _cutout_part(rng, scene, pool, config, window) -> tuple[Patch, int, int]:
+def _cutout_part(
+    rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, window: Window
+) -> PlacedPatch:
     """Another object, printed on this one."""
     rgba = _random_cutout(rng, pool, config, _part_length(rng, window))
     patch = _finish(rng, rgba, scene.canvas[window][::3, ::3].reshape(-1, 3), config)

@@ -11,7 +11,8 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -83,7 +84,7 @@ class CutoutPool:
         """(h, w, 3) uint8."""
         return _pick(rng, self.backgrounds, self.background_cdf)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return load_pool, (self.root, self.split)
 
 
@@ -133,11 +134,9 @@ def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
     backgrounds = [entry for entry in entries if entry["kind"] == "background"]
     labelled = [entry for entry in entries if entry["kind"] == "labelled"]
     if not cutouts or not backgrounds:
-        raise ValueError(
-            f"split {split!r} of {root}: {len(cutouts)} cut-outs, {len(backgrounds)} backgrounds"
-        )
+        raise ValueError(f"split {split!r} of {root}: {len(cutouts)} cut-outs, {len(backgrounds)} backgrounds")
 
-    def read(chosen, reader):
+    def read(chosen: list[dict], reader: Callable[[pathlib.Path], Any]) -> tuple:
         return tuple(workers.map(lambda entry: reader(listing.parent / entry["path"]), chosen))
 
     with concurrent.futures.ThreadPoolExecutor(4) as workers:
@@ -200,7 +199,9 @@ def _write(found: Found, out: pathlib.Path, number: int) -> str | None:
         return name if _write_cutout(image, out / name, longest) else None
 
 
-def _find_all(packages, photos, labelled, work: pathlib.Path) -> Iterator[Found]:
+def _find_all(
+    packages: str | pathlib.Path | None, photos: tuple[str, ...], labelled: tuple[str, ...], work: pathlib.Path
+) -> Iterator[Found]:
     for spec in photos:
         yield from pool_packages.find_in_folder(spec, "background")
     for spec in labelled:

@@ -59,11 +59,12 @@ def draw_lines(rng: np.random.Generator, canvas: np.ndarray) -> None:
 
 def light(rng: np.random.Generator, canvas: np.ndarray) -> None:
     """Multiplies (h, w, 3) float32 by a smooth lighting field around one, in place."""
-    field = smooth_field(rng, *canvas.shape[:2], int(rng.integers(2, 4)))
+    h, w = canvas.shape[:2]
+    field = smooth_field(rng, h, w, int(rng.integers(2, 4)))
     canvas *= np.exp(rng.uniform(0.03, 0.18) * field)[..., None]
 
 
-_KINDS = (_same_texture, _same_texture, _same_texture, _blurred_area, _lit_area, draw_lines)
+_KINDS = (*[_same_texture] * 4, *[_blurred_area] * 2, *[_lit_area] * 3, draw_lines)
 
 
 def add_distractors(rng: np.random.Generator, canvas: np.ndarray, most: int) -> None:

@@ -49,14 +49,13 @@ def reduce_masks(masks: np.ndarray, image_size: int) -> np.ndarray:
     n, h, w = masks.shape
     padded = np.zeros((n, image_size, image_size), np.uint8)
     padded[:, :h, :w] = masks
-    rows = sum(padded[:, offset::MASK_STRIDE] for offset in range(MASK_STRIDE))
-    cells = sum(rows[:, :, offset::MASK_STRIDE] for offset in range(MASK_STRIDE))
+    grid = image_size // MASK_STRIDE
+    rows = padded.reshape(n, grid, MASK_STRIDE, image_size).sum(axis=2, dtype=np.uint8)
+    cells = rows.reshape(n, grid, grid, MASK_STRIDE).sum(axis=3, dtype=np.uint8)
     return cells > MASK_STRIDE**2 // 2
 
 
-def make_example(
-    image: np.ndarray, masks: np.ndarray, image_id: int, image_size: int, masks_per_image: int
-) -> Example:
+def make_example(image: np.ndarray, masks: np.ndarray, image_id: int, image_size: int, masks_per_image: int) -> Example:
     """Pads an (h, w, 3) uint8 picture and its (n, h, w) bool masks, n <= masks_per_image.
 
     Masks that all but vanish on the reduced grid are dropped; the rest are moved to the front.

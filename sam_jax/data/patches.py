@@ -54,7 +54,7 @@ def warp(rng: np.random.Generator, rgba: np.ndarray, length: float, max_angle: f
     stretch = math.exp(rng.uniform(-0.12, 0.12))
     scale = length / max(h, w)
     size = np.array([max(3, round(w * scale * stretch)), max(3, round(h * scale / stretch))])
-    image = Image.fromarray(rgba).resize(tuple(int(side) for side in size), Image.Resampling.BILINEAR)
+    image = Image.fromarray(rgba).resize((int(size[0]), int(size[1])), Image.Resampling.BILINEAR)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     unit = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
@@ -62,8 +62,9 @@ def warp(rng: np.random.Generator, rgba: np.ndarray, length: float, max_angle: f
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     corners = ((unit + rng.uniform(-0.05, 0.05, (4, 2))) * size) @ rotation.T
     corners -= corners.min(axis=0) - 1
-    extent = tuple(int(side) for side in np.ceil(corners.max(axis=0)) + 1)
-    coefficients = _homography(corners, (unit + 0.5) * size)
+    right, bottom = corners.max(axis=0)
+    extent = math.ceil(right) + 1, math.ceil(bottom) + 1
+    coefficients = _homography(corners, (unit + 0.5) * size).tolist()
     warped = image.transform(extent, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
     return np.asarray(warped)
 
@@ -80,7 +81,10 @@ def photo_region(rng: np.random.Generator, photo: np.ndarray, length: float) -> 
 def random_box(
     rng: np.random.Generator, photo_size: tuple[int, int], h: int, w: int, scale: float
 ) -> tuple[float, float, float, float]:
-    """A random (left, top, right, bottom) in a photo of (height, width) pixels: (h, w) times `scale`, or what fits."""
+    """A random (left, top, right, bottom) in a photo of (height, width) pixels.
+
+    It spans (h, w) times `scale`, or the most that fits.
+    """
     height, width = photo_size
     scale = min(scale, height / h, width / w)
     top = rng.random() * max(height - h * scale, 0.0)  # the difference can round to just below zero
@@ -95,7 +99,7 @@ def random_crop(rng: np.random.Generator, photo: np.ndarray, h: int, w: int, sca
 
 
 def recolour(rng: np.random.Generator, rgb: np.ndarray, strength: float) -> np.ndarray:
-    """Random contrast, brightness, saturation and hue of (..., 3) float32, 0 to 255; strength 1 is moderate."""
+    """Random contrast, brightness, saturation and hue of (..., 3) float32 in 0..255; 1 is moderate."""
     angle = rng.normal(0, 0.25 * strength)
     saturation = math.exp(rng.normal(0, 0.25 * strength))
     cos, sin = saturation * math.cos(angle), saturation * math.sin(angle)
@@ -107,7 +111,7 @@ def recolour(rng: np.random.Generator, rgb: np.ndarray, strength: float) -> np.n
 
 
 def match_colours(rgb: np.ndarray, alpha: np.ndarray, around: np.ndarray, strength: float) -> np.ndarray:
-    """Moves the patch's mean and deviation towards those of (n, 3) pixels around it, by `strength` in [0, 1]."""
+    """Moves (h, w, 3) colours towards the mean and deviation of (n, 3) pixels, by `strength` in [0, 1]."""
     own = rgb[alpha > 0.5]
     if len(own) < 16 or len(around) < 16:
         return rgb

@@ -16,9 +16,7 @@ STAMPS = "usr/share/tuxpaint/stamps"
 FURNITURE = "usr/share/sweethome3d/furniture"
 SHIPS = "usr/share/games/endless-sky/images/ship"
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-SKIN_TONES_AND_FLAGS = re.compile(
-    r"1f3f[b-f]|1f1e[6-9a-f]|1f1f[0-9a-f]|e00[67]|1f3f4|1f3f3|1f38c|1f6a9|1f3c1"
-)
+SKIN_TONES_AND_FLAGS = re.compile(r"1f3f[b-f]|1f1e[6-9a-f]|1f1f[0-9a-f]|e00[67]|1f3f4|1f3f3|1f38c|1f6a9|1f3c1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +66,7 @@ def _furniture(root: pathlib.Path) -> Iterator[tuple[str, str]]:
     for library in sorted((root / FURNITURE).glob("*.sh3f")):
         with zipfile.ZipFile(library) as archive:
             catalogue = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
-            icons = {
-                name.strip("/ \r") for name in re.findall(r"^icon#\d+\s*=\s*(.+)$", catalogue, re.MULTILINE)
-            }
+            icons = {name.strip("/ \r") for name in re.findall(r"^icon#\d+\s*=\s*(.+)$", catalogue, re.MULTILINE)}
             for icon in sorted(icons & set(archive.namelist())):
                 archive.extract(icon, root / library.stem)
                 yield "rendered_cutout", f"{library.stem}/{icon}"
@@ -108,6 +104,7 @@ class Package:
 
     @property
     def is_npm(self) -> bool:
+        """Scoped names are npm's; the rest are Debian's."""
         return self.name.startswith("@")
 
     @property
@@ -166,7 +163,7 @@ def _unpack(package: Package, file: pathlib.Path, root: pathlib.Path) -> str:
 
 
 def read_licences(copyright_file: pathlib.Path) -> list[tuple[str, str]]:
-    """(path pattern, licence) pairs of a machine-readable Debian copyright file, in order; [] if there is none."""
+    """(path pattern, licence) pairs of a machine-readable Debian copyright file; [] if there is none."""
     if not copyright_file.is_file():
         return []
     pairs = []
@@ -181,15 +178,17 @@ def read_licences(copyright_file: pathlib.Path) -> list[tuple[str, str]]:
 def licence_of(source: str, pairs: list[tuple[str, str]], default: str) -> str:
     """The licence of the last pattern that matches, as Debian reads them.
 
-    A copyright file names paths of the source tree, whose top the package installs somewhere deeper.
+    A copyright file names paths of the source tree: the package installs its top somewhere deeper, or
+    flattens it, so that a plain file name is tried next, and the package as a whole last.
     """
-    matches = [
-        licence
-        for pattern, licence in pairs
-        if pattern != "*" and fnmatch.fnmatch(f"/{source}", f"*/{pattern}")
+    name = pathlib.PurePosixPath(source).name
+    tiers = [
+        [licence for pattern, licence in pairs if pattern != "*" and fnmatch.fnmatch(f"/{source}", f"*/{pattern}")],
+        [licence for pattern, licence in pairs if pathlib.PurePosixPath(pattern).name == name],
+        [licence for pattern, licence in pairs if pattern == "*"],
+        [default],
     ]
-    whole = [licence for pattern, licence in pairs if pattern == "*"]
-    return (matches or whole or [default])[-1]
+    return next(tier for tier in tiers if tier)[-1]
 
 
 def find_in_packages(packages: str | pathlib.Path | None, work: pathlib.Path) -> Iterator[Found]:

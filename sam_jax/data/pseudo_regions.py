@@ -1,4 +1,4 @@
-"""Regions of plain photographs, found without a model: stand-ins for masks on real textures and real edges."""
+"""Regions of plain photographs, found without a model: stand-ins for masks on real edges."""
 
 import numpy as np
 from PIL import Image
@@ -10,9 +10,9 @@ WORK_SIDE = 96  # longest side in pixels at which regions are grown
 SCALES = (0.15, 0.6, 2.0)  # a larger scale merges more: parts first, wholes last
 MIN_SHARE, MAX_SHARE = 0.006, 0.4  # of the picture's area
 MIN_FILL = 0.5  # of its bounding box
-MIN_ROUNDNESS = 0.03  # area over squared length of the outline; a disc has 0.08
-MIN_EDGE_RATIO = 1.6  # gradient on the outline over the gradient inside
-MIN_CONTRAST = 22.0  # mean colour distance to the surroundings, 0 to 441
+MIN_ROUNDNESS = 0.025  # area over squared length of the outline; a disc has 0.08
+MIN_EDGE_RATIO = 2.0  # gradient on the outline over the gradient inside
+MIN_CONTRAST = 28.0  # mean colour distance to the surroundings, 0 to 441
 
 
 def _edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,6 +52,15 @@ def _grow(edges: tuple[np.ndarray, np.ndarray, np.ndarray], pixels: int, scale: 
     return np.array([root(node) for node in range(pixels)])
 
 
+def _absorb_rims(labels: np.ndarray) -> np.ndarray:
+    """Gives thin regions, such as the slope of a blurred edge, to the nearest thick one: (h, w) int."""
+    thick = ndimage.minimum_filter(labels, 4) == ndimage.maximum_filter(labels, 4)
+    if not thick.any():
+        return labels
+    nearest = ndimage.distance_transform_edt(~thick, return_distances=False, return_indices=True)
+    return labels[tuple(nearest)]
+
+
 def _stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray) -> bool:
     """Whether an (h, w) bool region is compact, inside the picture, and has an edge all round.
 
@@ -68,8 +77,15 @@ def _stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray) -> boo
         return False
     ring = ndimage.binary_dilation(grown, iterations=2) & ~grown
     contrast = np.linalg.norm(image[region].mean(axis=0) - image[ring].mean(axis=0))
-    edged = np.median(slope[outline]) > MIN_EDGE_RATIO * np.median(slope[region & ~outline])
+    inner = region & ~outline
+    edged = inner.any() and np.median(slope[outline]) > MIN_EDGE_RATIO * np.median(slope[inner])
     return bool(contrast > MIN_CONTRAST and edged)
+
+
+def _largest_piece(region: np.ndarray) -> np.ndarray:
+    """The largest connected piece of an (h, w) bool region, its holes filled."""
+    pieces, _ = ndimage.label(region)
+    return ndimage.binary_fill_holes(pieces == np.bincount(pieces.ravel())[1:].argmax() + 1)
 
 
 def _distinct(region: np.ndarray, others: list[np.ndarray]) -> bool:
@@ -85,17 +101,18 @@ def find_regions(photo: np.ndarray) -> np.ndarray:
     shrink = WORK_SIDE / max(h, w)
     small = Image.fromarray(photo).resize((round(w * shrink), round(h * shrink)), Image.Resampling.BOX)
     image = ndimage.gaussian_filter(np.asarray(small, np.float32), (0.7, 0.7, 0))
-    slope = np.linalg.norm(ndimage.gaussian_gradient_magnitude(image, (1, 1, 0)), axis=2)
+    slope = sum(ndimage.gaussian_gradient_magnitude(image[..., channel], 0.8) for channel in range(3))
     edges = _edges(image)
     regions: list[np.ndarray] = []
     for scale in SCALES:
         labels = _grow(edges, image.shape[0] * image.shape[1], scale * 255).reshape(image.shape[:2])
+        labels = _absorb_rims(labels)
         names, areas = np.unique(labels, return_counts=True)
         large = (areas > MIN_SHARE * labels.size) & (areas < MAX_SHARE * labels.size)
         for name in names[large]:
-            region = ndimage.binary_fill_holes(ndimage.binary_opening(labels == name))
-            if region.sum() > 12 and _stands_out(region, image, slope) and _distinct(region, regions):
-                regions.append(ndimage.binary_dilation(region))  # growing stops short of the edge itself
+            region = _largest_piece(labels == name)
+            if _stands_out(region, image, slope) and _distinct(region, regions):
+                regions.append(region)
     return np.array([_enlarge(region, h, w) for region in regions], bool).reshape(-1, h, w)
 
 

@@ -59,7 +59,7 @@ def _cell(rng: np.random.Generator) -> Image.Image:
 
 def _cloud(rng: np.random.Generator) -> Image.Image:
     """The largest piece of thresholded smooth noise: bays, necks and holes."""
-    noise = smooth_field(rng, CANVAS, CANVAS, rng.integers(4, 9))
+    noise = smooth_field(rng, CANVAS, CANVAS, int(rng.integers(4, 9)))
     radius = np.hypot(*np.meshgrid(np.linspace(-1, 1, CANVAS), np.linspace(-1, 1, CANVAS)))
     pieces, count = ndimage.label(noise - 1.5 * radius**2 > -0.4)
     if not count:

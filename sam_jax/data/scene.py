@@ -10,6 +10,7 @@ from sam_jax.data.patches import Patch
 MIN_VISIBLE_SHARE = 0.2  # of the layer's own area
 MIN_IMAGE_SHARE = 0.0005
 MAX_IMAGE_SHARE = 0.9
+MIN_PART_CONTRAST = 12.0  # mean change of the canvas, 0 to 255: a mask without a visible edge teaches nothing
 MAX_PART_SHARE = 0.85  # a part that is nearly the whole would be the same mask twice
 
 
@@ -60,14 +61,17 @@ class Scene:
     def paste_part(self, patch: Patch, top: int, left: int, parent: int) -> int | None:
         """Pastes a part clipped to what is visible of its parent.
 
-        Returns the index of its layer, or None (with the canvas untouched) if it is too small or covers
-        nearly the whole parent.
+        Returns the index of its layer, or None (with the canvas untouched) if it is too small, covers
+        nearly the whole parent, or could not be told from it.
         """
         alpha, rgb = self._place(patch, top, left)
         whole = self.layers[parent]
         alpha *= whole.alpha * whole.visible
         area = int((alpha > 0.5).sum())
         if not MIN_IMAGE_SHARE * alpha.size < area < MAX_PART_SHARE * whole.visible.sum():
+            return None
+        inside = alpha > 0.5
+        if np.abs(rgb[inside] - self.canvas[inside]).mean() < MIN_PART_CONTRAST:
             return None
         return self._add(alpha, rgb, area, (*whole.ancestors, parent))
 
@@ -108,13 +112,11 @@ class Scene:
         alpha = np.pad(patch.alpha, pad)
         image = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(softness))
         shadow = np.asarray(image, np.float32) / 255
-        placed, _ = self._place(
-            Patch(np.zeros((*shadow.shape, 3), np.float32), shadow), top - pad, left - pad
-        )
+        placed, _ = self._place(Patch(np.zeros((*shadow.shape, 3), np.float32), shadow), top - pad, left - pad)
         self.canvas *= 1 - darkness * placed[..., None]
 
     def masks(self) -> np.ndarray:
-        """(n, h, w) bool: the visible parts that are large enough to be asked for, and not the whole image."""
+        """(n, h, w) bool: what is visible of each layer, where that is neither too little nor all."""
         pixels = self.canvas.shape[0] * self.canvas.shape[1]
         kept = [
             layer.visible

@@ -24,7 +24,7 @@ COUNT = 60
 
 
 def _write_files(root, rng):
-    """Discs of plain colour as cut-outs, noise as photographs, one labelled square; everything in both splits."""
+    """Discs of plain colour as cut-outs, noise as photographs, one labelled square."""
     for folder in ("cutouts", "backgrounds", "labelled"):
         (root / folder).mkdir(parents=True)
     y, x = np.mgrid[-1:1:64j, -1:1:48j]
@@ -135,16 +135,17 @@ def test_a_mask_lies_on_its_object(pool):
 def test_objects_hide_what_is_below_but_parts_do_not_hide_their_whole():
     scene = Scene(np.zeros((40, 40, 3), np.uint8))
 
-    def square(side):
-        return Patch(np.full((side, side, 3), 200, np.float32), np.ones((side, side), np.float32))
+    def square(side, grey=200):
+        return Patch(np.full((side, side, 3), grey, np.float32), np.ones((side, side), np.float32))
 
     whole = scene.paste(square(20), 0, 0)
-    part = scene.paste_part(square(10), 15, 15, whole)
+    assert scene.paste_part(square(10), 15, 15, whole) is None  # cannot be seen
+    part = scene.paste_part(square(10, grey=90), 15, 15, whole)
     assert scene.layers[whole].visible.sum() == 400
     assert scene.layers[part].visible.sum() == 25  # clipped to the whole
     scene.paste(square(10), 0, 0)
     assert scene.layers[whole].visible.sum() == 300
-    assert scene.paste_part(square(40), 0, 0, whole) is None  # would be the whole again
+    assert scene.paste_part(square(40, grey=90), 0, 0, whole) is None  # would be the whole again
     scene.paste(square(19), 0, 0)
     assert len(scene.masks()) == 2  # the whole is all but hidden, and so is the object at its corner
 
@@ -200,6 +201,7 @@ def test_the_last_matching_licence_wins():
     pairs = [("*", "GPL-3+"), ("images/*", "CC-BY-SA-4.0"), ("images/land/sea*", "public-domain")]
     assert licence_of("usr/share/games/x/images/land/sea1.jpg", pairs, "?") == "public-domain"
     assert licence_of("usr/share/games/x/images/ship/a.png", pairs, "?") == "CC-BY-SA-4.0"
+    assert licence_of("usr/share/backgrounds/a_by_b.jpg", [("16.04/a_by_b.jpg", "CC-BY-4.0")], "?") == "CC-BY-4.0"
     assert licence_of("usr/share/doc/x", pairs, "?") == "GPL-3+"
     assert licence_of("anything", [], "?") == "?"
 

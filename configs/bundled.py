@@ -1,0 +1,35 @@
+"""The bundled vit_tiny: python train.py configs/bundled.py
+
+Trains 6 M parameters on composites made on the fly, on a CPU: first at 256 px, then at the native 512 px.
+The pool of cut-outs and photos comes first: python -m sam_jax.data.cutout_pool build --out data/pool
+"""
+
+from sam_jax.config import (
+    CompositeDataConfig,
+    InteractionConfig,
+    LossConfig,
+    OptimConfig,
+    StageConfig,
+    TrainConfig,
+    vit_tiny,
+)
+
+
+def get_config() -> TrainConfig:
+    """The recipe of the weights that ship with the package."""
+    return TrainConfig(
+        sam=vit_tiny(),
+        stages=(
+            StageConfig(image_size=256, batch_size=8, masks_per_image=12, num_steps=2800),
+            StageConfig(image_size=512, batch_size=4, masks_per_image=12, num_steps=360),
+        ),
+        data=CompositeDataConfig(pool="data/pool"),
+        # Fewer interactions than the paper's eleven: on a CPU the encoder's share of the work has to stay high.
+        interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
+        loss=LossConfig(supervise_all_iou=True),
+        optim=OptimConfig(
+            learning_rate=1e-3, weight_decay=0.05, warmup_steps=100, cosine=True, layer_decay=1.0, clip_norm=1.0
+        ),
+        remat_interactions=False,
+        workdir="runs/bundled",
+    )

@@ -1,0 +1,88 @@
+"""Converts a model directory of this library to a PyTorch file that the official code loads.
+
+    python -m convert.flax_to_torch checkpoints/sam_vit_b out.pth
+
+Every value stays bit for bit what it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from convert.errors import ConversionError, one_line_errors
+from convert.rules import expected_leaves, official_key
+from sam_jax.checkpoint import Variables, load_config, load_variables
+
+if TYPE_CHECKING:
+    import torch
+
+
+def to_state_dict(variables: Variables) -> dict[str, torch.Tensor]:
+    """Flax variables as an official state dict of float32 tensors."""
+    import torch
+
+    leaves = flatten_dict(variables, sep="/")
+    del variables  # a caller that keeps no tree of its own then pays for the model once, not twice
+    state = {}
+    for path in sorted(leaves):
+        key, axes = official_key(path.split("/", 1)[1])
+        array = np.asarray(leaves.pop(path), np.float32)
+        # A copy: torch warns of, and could write through, jax's read-only memory.
+        state[key] = torch.from_numpy(np.array(array if axes is None else array.transpose(np.argsort(axes)), order="C"))
+    return state
+
+
+def save_official(path: str | os.PathLike[str], state: dict[str, torch.Tensor]) -> None:
+    """Writes a state dict. The file appears under its name only when it is complete.
+
+    Raises:
+      ConversionError: the file exists already.
+    """
+    import torch
+
+    target = Path(path)
+    if target.exists():
+        raise ConversionError(f"{target} exists already; remove it or choose another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        torch.save(state, unfinished)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.flax_to_torch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="model directory, local or gs://")
+    parser.add_argument("target", help=".pth file to write; must not exist yet")
+    args = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # leaves the accelerator alone
+    with one_line_errors():
+        _convert(args.source, args.target)
+
+
+def _convert(source: str, target: str) -> None:
+    if epath.Path(target).exists():  # save_official says so too, but only after the work
+        raise ConversionError(f"{target} exists already; remove it or choose another name")
+    expected = unflatten_dict(expected_leaves(load_config(source)), sep="/")
+    state = to_state_dict(load_variables(source, expected))
+    save_official(target, state)
+    print(f"{target}: {len(state)} tensors written, from {source} for the official code")
+
+
+if __name__ == "__main__":
+    main()

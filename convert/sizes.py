@@ -1,0 +1,119 @@
+"""The size of a SAM model, read off the shapes of its tensors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from convert.errors import ConversionError
+from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, PromptEncoderConfig, SamConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def infer_config(shapes: Shapes, decoder_num_heads: int = 8) -> SamConfig:
+    """The config of an official state dict.
+
+    Args:
+      shapes: shape by official key.
+      decoder_num_heads: heads of the mask decoder's attention, the one number that no tensor tells.
+
+    Raises:
+      ConversionError: a tensor that tells a size is missing, or the sizes contradict each other.
+    """
+    if decoder_num_heads < 1:
+        raise ConversionError(f"--decoder-num-heads must be positive, not {decoder_num_heads}")
+    try:
+        return SamConfig(
+            image_encoder=_image_encoder(shapes),
+            prompt_encoder=PromptEncoderConfig(_shape(shapes, "prompt_encoder.mask_downscaling.3.weight", 4)[0]),
+            mask_decoder=_mask_decoder(shapes, decoder_num_heads),
+            prompt_embed_dim=_shape(shapes, "image_encoder.neck.0.weight", 4)[0],
+        )
+    except ConversionError:
+        raise
+    except ValueError as error:
+        raise ConversionError(
+            f"its tensors give an impossible size ({error}); if the decoder has not {decoder_num_heads} heads, "
+            "say --decoder-num-heads"
+        ) from error
+
+
+def _image_encoder(shapes: Shapes) -> ImageEncoderConfig:
+    _, grid, _, embed_dim = _shape(shapes, "image_encoder.pos_embed", 4)
+    patch_size = _shape(shapes, "image_encoder.patch_embed.proj.weight", 4)[2]
+    hidden = _shape(shapes, "image_encoder.blocks.0.mlp.lin1.weight", 2)[0]
+    head_dim = _shape(shapes, "image_encoder.blocks.0.attn.rel_pos_h", 2)[1]
+    depth = _count(shapes, r"image_encoder\.blocks\.(\d+)\.attn\.rel_pos_h")
+    window_size, global_blocks = _windows(shapes, depth, grid)
+    return ImageEncoderConfig(
+        image_size=grid * patch_size,
+        patch_size=patch_size,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=_divide(embed_dim, head_dim, "width of the image encoder", "width of a head (rel_pos_h)"),
+        mlp_ratio=_mlp_ratio(hidden, embed_dim),
+        window_size=window_size,
+        global_attn_indexes=global_blocks,
+    )
+
+
+def _windows(shapes: Shapes, depth: int, grid: int) -> tuple[int, tuple[int, ...]]:
+    """Window size and the global blocks. A block's table has 2 * side - 1 rows; a global block's side is the grid's."""
+    keys = [f"image_encoder.blocks.{i}.attn.rel_pos_h" for i in range(depth)]
+    sides = [(_shape(shapes, key, 2)[0] + 1) // 2 for key in keys]
+    windows = sorted({side for side in sides if side != grid})
+    if len(windows) > 1:
+        raise ConversionError(f"its blocks have windows of several sizes ({windows}); SAM has one")
+    # A window as large as the grid is indistinguishable from none. Both compute the same on the native input size;
+    # such blocks are called global, which also keeps other input sizes free of seams.
+    return (windows or [grid])[0], tuple(i for i, side in enumerate(sides) if side == grid)
+
+
+def _mask_decoder(shapes: Shapes, num_heads: int) -> MaskDecoderConfig:
+    transformer, head = "mask_decoder.transformer", "mask_decoder.iou_prediction_head.layers"
+    tokens, dim = _shape(shapes, "mask_decoder.mask_tokens.weight", 2)
+    inner = _shape(shapes, f"{transformer}.final_attn_token_to_image.q_proj.weight", 2)[0]
+    return MaskDecoderConfig(
+        depth=_count(shapes, re.escape(transformer) + r"\.layers\.(\d+)\.norm1\.weight"),
+        num_heads=num_heads,
+        mlp_dim=_shape(shapes, f"{transformer}.layers.0.mlp.lin1.weight", 2)[0],
+        attention_downsample_rate=_divide(dim, inner, "width of the mask decoder", "width of its cross-attention"),
+        num_multimask_outputs=tokens - 1,
+        iou_head_depth=_count(shapes, re.escape(head) + r"\.(\d+)\.weight"),
+        iou_head_hidden_dim=_shape(shapes, f"{head}.0.weight", 2)[0],
+    )
+
+
+def _shape(shapes: Shapes, key: str, ndim: int) -> tuple[int, ...]:
+    if key not in shapes:
+        raise ConversionError(f"it lacks {key}, and {_describe(shapes)}")
+    if len(shapes[key]) != ndim:
+        raise ConversionError(f"{key} has shape {shapes[key]} where {ndim} axes are expected")
+    return shapes[key]
+
+
+def _describe(shapes: Shapes) -> str:
+    if any(key.startswith(("image_encoder.trunk.", "memory_attention.")) for key in shapes):
+        return "looks like SAM 2, which is another network; convert a SAM 1 file such as sam_vit_b_01ec64.pth"
+    some = ", ".join(list(shapes)[:3]) or "none"
+    return f"its {len(shapes)} tensors are others ({some}, ...); convert a SAM file such as sam_vit_b_01ec64.pth"
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """One more than the highest index that `pattern` finds; a gap shows later as missing tensors."""
+    found = [int(match[1]) for key in shapes if (match := re.fullmatch(pattern, key))]
+    return max(found, default=-1) + 1
+
+
+def _divide(whole: int, part: int, whole_name: str, part_name: str) -> int:
+    if part < 1 or whole % part:
+        raise ConversionError(f"the {whole_name}, {whole}, is no multiple of the {part_name}, {part}")
+    return whole // part
+
+
+def _mlp_ratio(hidden: int, width: int) -> float:
+    """A ratio that `int(width * ratio)` turns back into `hidden`: the nearest float may fall just short of it."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

@@ -1,0 +1,105 @@
+"""State dicts on disk: read without running code and, where the format allows, without reading the file into memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convert.errors import ConversionError
+
+if TYPE_CHECKING:
+    import torch
+
+ZIP_MAGIC = b"PK\x03\x04"
+WRAPPERS = ("model", "state_dict")
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a file, mapped into memory: `.safetensors`, or whatever `torch.save` wrote.
+
+    A `.pth` may hold the state dict itself, or hold it under "model" or "state_dict".
+
+    Raises:
+      ConversionError: no such file, truncated, not a state dict, or a pickle that would run code.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConversionError(f"{path} does not exist; give the path of a .pth or .safetensors file")
+    if path.is_dir():
+        raise ConversionError(f"{path} is a directory; give the .pth or .safetensors file in it")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+
+
+def read_decoder_heads(path: str | os.PathLike[str]) -> int | None:
+    """Heads of the mask decoder according to a Hugging Face config.json beside `path`, or None."""
+    file = Path(path).parent / "config.json"
+    try:
+        heads = json.loads(file.read_text())["mask_decoder_config"]["num_attention_heads"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return heads if isinstance(heads, int) and heads > 0 else None
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ConversionError(f"{path} is truncated or not a safetensors file ({error}); download it again") from error
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    with path.open("rb") as file:
+        is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise ConversionError(_refusal(path, str(error))) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise ConversionError(
+            f"{path} is truncated or not a PyTorch checkpoint ({_first_sentence(error)}); download it again"
+        ) from error
+    tensors = _unwrap(path, content)
+    if not is_zip:
+        print(f"note: {path} is in PyTorch's format before 1.6, which cannot be mapped: read whole", file=sys.stderr)
+    return tensors
+
+
+def _refusal(path: Path, message: str) -> str:
+    if found := re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", message):
+        return (
+            f"{path} carries code or objects ({found[1]}) and is not loaded; save the plain tensors where you trust "
+            "the file: torch.save(model.state_dict(), path)"
+        )
+    return f"{path} is truncated or not a PyTorch checkpoint; download it again"
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return re.split(r"\. |\. This|; ", text, maxsplit=1)[0][:120] or type(error).__name__
+
+
+def _unwrap(path: Path, content: Any) -> dict[str, torch.Tensor]:
+    import torch
+
+    for name in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping):
+        raise ConversionError(f"{path} holds a {type(content).__name__}, not a state dict")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise ConversionError(
+                f"{path} is no state dict: its entry {key!r} is a {type(value).__name__}, not a tensor"
+            )
+    return dict(content)

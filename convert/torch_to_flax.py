@@ -1,0 +1,165 @@
+"""Converts SAM weights from PyTorch to a model directory of this library.
+
+    python -m convert.torch_to_flax sam_vit_b_01ec64.pth checkpoints/sam_vit_b
+
+Reads official state dicts and those of the Hugging Face `SamModel`, as .pth or .safetensors. The size is read off the
+tensors. Every tensor of the file is used once and every leaf of the model filled, or nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax.traverse_util import unflatten_dict
+
+from convert.errors import ConversionError, one_line_errors
+from convert.rules import Axes, expected_leaves, official_key, official_name
+from convert.sizes import infer_config
+from convert.torch_files import read_decoder_heads, read_state_dict
+from sam_jax import config as configs
+from sam_jax.checkpoint import CheckpointError, Variables, save_model
+from sam_jax.config import SamConfig
+
+if TYPE_CHECKING:
+    import torch
+
+DECODER_NUM_HEADS = 8
+
+
+def load_official(path: str | os.PathLike[str], decoder_num_heads: int | None = None) -> tuple[SamConfig, Variables]:
+    """A PyTorch checkpoint of SAM as a config and Flax variables.
+
+    Args:
+      path: .pth or .safetensors, with the official or the Hugging Face names.
+      decoder_num_heads: attention heads of the mask decoder, which no tensor tells. None: what a Hugging Face
+        config.json beside the file says, else 8 as in all official models.
+
+    Returns:
+      The config, and {"params": ..., "constants": ...} of float32 arrays on the default device. Other float types are cast.
+
+    Raises:
+      ConversionError: the file cannot be read, is another network, or tensors are missing, left over, misshapen or
+        not finite. The message names them.
+    """
+    tensors = read_state_dict(path)
+    try:
+        if any(key.startswith("vision_encoder.") for key in tensors):
+            tensors = _rename_hugging_face(tensors)
+            if decoder_num_heads is None:
+                decoder_num_heads = read_decoder_heads(path)
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        config = infer_config(shapes, DECODER_NUM_HEADS if decoder_num_heads is None else decoder_num_heads)
+        return config, to_variables(config, tensors)
+    except ConversionError as error:
+        raise ConversionError(f"{path} cannot be converted: {error}") from error
+
+
+def to_variables(config: SamConfig, tensors: dict[str, torch.Tensor]) -> Variables:
+    """Lays the tensors of an official state dict out as Flax variables. Empties `tensors`, to free memory."""
+    leaves = expected_leaves(config)
+    sources = {path: official_key(path.split("/", 1)[1]) for path in leaves}
+    _check_coverage(leaves, sources, tensors)
+    arrays = {}
+    for path, (key, axes) in sources.items():
+        array = _finite_float32(key, tensors.pop(key))
+        # A copy, since an alias would keep the whole file mapped.
+        arrays[path] = jnp.array(array if axes is None else array.transpose(axes), copy=True)
+    return unflatten_dict(arrays, sep="/")
+
+
+def _rename_hugging_face(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    import torch
+
+    renamed: dict[str, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        name = official_name(key, tensors)
+        if name in renamed and not torch.equal(renamed[name], tensor):
+            raise ConversionError(f"{key} and another tensor of the file are both {name}, and differ")
+        renamed[name] = tensor
+    return renamed
+
+
+def _check_coverage(
+    leaves: dict[str, jax.ShapeDtypeStruct],
+    sources: dict[str, tuple[str, Axes]],
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    """Every key used once, every leaf filled, every shape as the config has it; raises with all that fail."""
+    keys = {key for key, _ in sources.values()}
+    problems = []
+    if missing := sorted(keys - tensors.keys()):
+        problems.append("missing: " + ", ".join(missing))
+    if unknown := sorted(tensors.keys() - keys):
+        problems.append("not part of SAM: " + ", ".join(unknown))
+    misshapen = []
+    for path, (key, axes) in sources.items():
+        shape = torch_shape(leaves[path].shape, axes)
+        if key in tensors and tuple(tensors[key].shape) != shape:
+            misshapen.append(f"{key} is {tuple(tensors[key].shape)} where its size asks for {shape}")
+    if misshapen:
+        problems.append("misshapen: " + ", ".join(misshapen))
+    if problems:
+        raise ConversionError("; ".join(problems))
+
+
+def torch_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """The shape in torch of a leaf of shape `shape`."""
+    return shape if axes is None else tuple(shape[i] for i in np.argsort(axes))
+
+
+def _finite_float32(key: str, tensor: torch.Tensor) -> np.ndarray:
+    if not tensor.is_floating_point():
+        raise ConversionError(f"{key} has dtype {tensor.dtype}; weights must be floating point")
+    array = tensor.detach().float().numpy()
+    if not np.isfinite(array).all():
+        raise ConversionError(f"{key} holds NaN or infinity; take the weights from before training diverged")
+    return array
+
+
+def _describe(config: SamConfig) -> str:
+    for name in ("vit_b", "vit_l", "vit_h", "vit_tiny"):
+        if getattr(configs, name)() == config:
+            return name
+    c = config.image_encoder
+    return f"{c.depth} blocks of width {c.embed_dim}, {c.image_size} px"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.torch_to_flax",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="official or Hugging Face SAM weights, .pth or .safetensors")
+    parser.add_argument("target", help="model directory to write, local or gs://; must not exist yet")
+    parser.add_argument(
+        "--decoder-num-heads",
+        type=int,
+        help="attention heads of the mask decoder (default: config.json beside a Hugging Face file, else 8)",
+    )
+    args = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # leaves the accelerator alone
+    with one_line_errors():
+        _convert(args)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    if epath.Path(args.target).exists():  # save_model says so too, but only after the work
+        raise CheckpointError(f"{args.target} exists already; remove it or choose another directory")
+    config, variables = load_official(args.source, args.decoder_num_heads)
+    leaves: list[Any] = jax.tree.leaves(variables)
+    save_model(args.target, config, variables)
+    millions = sum(leaf.size for leaf in leaves) / 1e6
+    print(f"{args.source}: {_describe(config)}, {len(leaves)} tensors, {millions:.1f} M numbers, all used")
+    print(f"{args.target}: written, with {config.mask_decoder.num_heads} heads in the mask decoder")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training data as `Example`s: plain numpy, no JAX."""

@@ -1,0 +1,1 @@
+"""The networks of Segment Anything, one file per noun of the paper."""

@@ -1,0 +1,1 @@
+"""Training: losses, simulated interaction, optimizer, the pure training step, and the loop around it."""

@@ -1,0 +1,73 @@
+"""The losses of SAM: focal and dice on masks, squared error on the predicted IoU (SAM paper, appendix A).
+
+Every function reduces the pixels of each mask and leaves the leading axes alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sam_jax.config import LossConfig
+
+
+class MaskLosses(NamedTuple):
+    """Per mask, all of shape (...): the weighted mask loss, the squared IoU error and the true IoU."""
+
+    mask: jax.Array
+    iou: jax.Array
+    true_iou: jax.Array
+
+
+def focal_loss(logits: jax.Array, targets: jax.Array, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
+    """Mean over pixels of the sigmoid focal loss (Lin et al. 2017). (..., H, W) logits and 0/1 targets -> (...)."""
+    signs = 2 * targets - 1
+    log_p = jax.nn.log_sigmoid(signs * logits)  # log-probability of the true class
+    weight = targets * alpha + (1 - targets) * (1 - alpha)
+    return -(weight * (1 - jnp.exp(log_p)) ** gamma * log_p).mean(axis=(-2, -1))
+
+
+def dice_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """1 - (2 |p t| + 1) / (|p| + |t| + 1) with soft predictions p (Milletari et al. 2016). (..., H, W) -> (...)."""
+    p = jax.nn.sigmoid(logits)
+    overlap = (p * targets).sum(axis=(-2, -1))
+    return 1 - (2 * overlap + 1) / (p.sum(axis=(-2, -1)) + targets.sum(axis=(-2, -1)) + 1)
+
+
+def mask_iou(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """IoU of the thresholded masks with 0/1 targets; 1 where both are empty. (..., H, W) -> (...)."""
+    predicted = logits > 0
+    target = targets > 0.5
+    union = (predicted | target).sum(axis=(-2, -1))
+    return jnp.where(union > 0, (predicted & target).sum(axis=(-2, -1)) / jnp.maximum(union, 1), 1.0)
+
+
+def mask_losses(config: LossConfig, logits: jax.Array, iou_predictions: jax.Array, targets: jax.Array) -> MaskLosses:
+    """Losses of every mask of every prompt.
+
+    Args:
+      logits: (B, N, M, h, w); iou_predictions: (B, N, M); targets: (B, N, h, w) 0/1.
+    """
+    logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)[:, :, None]
+    focal = focal_loss(logits, targets, config.focal_alpha, config.focal_gamma)
+    mask = config.focal_weight * focal + config.dice_weight * dice_loss(logits, targets)
+    true_iou = jax.lax.stop_gradient(mask_iou(logits, targets))
+    return MaskLosses(mask, config.iou_weight * (iou_predictions - true_iou) ** 2, true_iou)
+
+
+def prompt_loss(config: LossConfig, losses: MaskLosses, multimask: jax.Array) -> jax.Array:
+    """The loss of each prompt, (B, N), from its masks (B, N, 1 + 3).
+
+    An ambiguous prompt (`multimask` True) learns through the lowest-loss mask of the three, any other through the
+    single mask.
+    """
+    best = losses.mask[..., 1:].argmin(axis=-1, keepdims=True)
+    ambiguous_mask = jnp.take_along_axis(losses.mask[..., 1:], best, axis=-1)[..., 0]
+    if config.supervise_all_iou:
+        ambiguous_iou = losses.iou[..., 1:].mean(axis=-1)
+    else:
+        ambiguous_iou = jnp.take_along_axis(losses.iou[..., 1:], best, axis=-1)[..., 0]
+    single = losses.mask[..., 0] + losses.iou[..., 0]
+    return jnp.where(multimask, ambiguous_mask + ambiguous_iou, single)

@@ -1,0 +1,87 @@
+"""Simulated interactive segmentation: which prompts a training step gives (SAM paper, appendix A).
+
+Masks live on the low-resolution grid, `STRIDE` pixels of the input frame per cell. Every function is pure, batched
+over (B, N), and static in shape; random choices come from the key alone, so that all hosts agree on them.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from sam_jax.config import InteractionConfig
+from sam_jax.structs import Prompts
+
+# The mask decoder predicts on a grid of patch_size / 4 = 4 pixels (SAM's patch size is 16).
+STRIDE = 4
+
+
+def first_prompts(config: InteractionConfig, key: jax.Array, targets: jax.Array) -> Prompts:
+    """A point or a box for each object, with room for all later points.
+
+    Args:
+      targets: (B, N, h, w) bool. Empty masks (padding) get an arbitrary prompt.
+    """
+    choice, where, noise = jax.random.split(key, 3)
+    batch = targets.shape[:2]
+    use_box = jax.random.bernoulli(choice, config.box_probability, batch)
+    coords = jnp.zeros((*batch, 1 + config.num_points, 2)).at[:, :, 0].set(sample_pixel(where, targets))
+    labels = jnp.full((*batch, 1 + config.num_points), -1).at[:, :, 0].set(jnp.where(use_box, -1, 1))
+    boxes = jitter_boxes(config, noise, mask_boxes(targets), frame=(targets.shape[2], targets.shape[3]))
+    return Prompts(point_coords=coords, point_labels=labels, boxes=boxes, box_valid=use_box)
+
+
+def add_error_points(
+    prompts: Prompts, slot: jax.Array, key: jax.Array, predicted: jax.Array, targets: jax.Array, keep: jax.Array
+) -> Prompts:
+    """Puts a point from each error region into `slot`: foreground where the mask misses, background where it spills.
+
+    A perfect prediction gets a point anywhere, with its true label. Where `keep` is True (a mask-only step) the
+    prompts stay as they are.
+    """
+    error = predicted != targets
+    error = error | ~error.any(axis=(-2, -1), keepdims=True)
+    coords = sample_pixel(key, error)
+    cell = (coords // STRIDE).astype(jnp.int32)
+    rows, cols = cell[..., 1], cell[..., 0]
+    b, n = jnp.indices(rows.shape)
+    labels = targets[b, n, rows, cols].astype(jnp.int32)
+    old_coords, old_labels = prompts.point_coords, prompts.point_labels
+    assert old_coords is not None
+    assert old_labels is not None
+    return prompts.replace(  # type: ignore[attr-defined]
+        point_coords=jnp.where(keep, old_coords, old_coords.at[:, :, slot].set(coords)),
+        point_labels=jnp.where(keep, old_labels, old_labels.at[:, :, slot].set(labels)),
+    )
+
+
+def sample_pixel(key: jax.Array, region: jax.Array) -> jax.Array:
+    """A uniformly drawn point of each region: (B, N, h, w) bool -> (B, N, 2) float32 (x, y) in the input frame."""
+    draw, jitter = jax.random.split(key)
+    width = region.shape[-1]
+    scores = jax.random.uniform(draw, region.shape) + region
+    flat = scores.reshape(*region.shape[:2], -1).argmax(axis=-1)
+    cell = jnp.stack([flat % width, flat // width], axis=-1)
+    inside = jax.random.randint(jitter, cell.shape, 0, STRIDE)
+    return (cell * STRIDE + inside).astype(jnp.float32)
+
+
+def mask_boxes(masks: jax.Array) -> jax.Array:
+    """Tight boxes of (B, N, h, w) bool masks: (B, N, 4) xyxy in pixels of the input frame; zeros for empty masks."""
+    columns, rows = masks.any(axis=-2), masks.any(axis=-1)
+    x0, y0 = columns.argmax(axis=-1), rows.argmax(axis=-1)
+    x1 = columns.shape[-1] - 1 - columns[..., ::-1].argmax(axis=-1)
+    y1 = rows.shape[-1] - 1 - rows[..., ::-1].argmax(axis=-1)
+    boxes = jnp.stack([x0 * STRIDE, y0 * STRIDE, (x1 + 1) * STRIDE - 1, (y1 + 1) * STRIDE - 1], axis=-1)
+    return jnp.where(masks.any(axis=(-2, -1))[..., None], boxes, 0).astype(jnp.float32)
+
+
+def jitter_boxes(
+    config: InteractionConfig, key: jax.Array, boxes: jax.Array, frame: tuple[int, int]
+) -> jax.Array:
+    """Boxes with Gaussian noise on every corner coordinate, limited and clamped to the frame of (h, w) cells."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    limit = jnp.minimum(config.box_noise_max, jnp.concatenate([sides, sides], axis=-1) / 3)
+    noise = config.box_noise * jnp.concatenate([sides, sides], axis=-1) * jax.random.normal(key, boxes.shape)
+    high = jnp.asarray([frame[1], frame[0], frame[1], frame[0]]) * STRIDE - 1
+    return jnp.clip(boxes + jnp.clip(noise, -limit, limit), 0, high)

@@ -1,0 +1,96 @@
+"""The official PyTorch model with random weights, for tests marked `oracle`."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import sys
+import types
+
+import torch
+from PIL import Image
+
+from sam_jax.config import SamConfig
+
+
+def build_official(config: SamConfig, seed: int = 0) -> torch.nn.Module:
+    """The official `Sam` of a config, in eval mode, with every tensor random and none zero or one throughout."""
+    _ensure_torchvision()
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    e, d, dim = config.image_encoder, config.mask_decoder, config.prompt_embed_dim
+    image_encoder = ImageEncoderViT(
+        depth=e.depth,
+        embed_dim=e.embed_dim,
+        img_size=e.image_size,
+        mlp_ratio=e.mlp_ratio,
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+        num_heads=e.num_heads,
+        patch_size=e.patch_size,
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=e.global_attn_indexes,
+        window_size=e.window_size,
+        out_chans=dim,
+    )
+    prompt_encoder = PromptEncoder(
+        embed_dim=dim,
+        image_embedding_size=(e.grid_size, e.grid_size),
+        input_image_size=(e.image_size, e.image_size),
+        mask_in_chans=config.prompt_encoder.mask_in_chans,
+    )
+    transformer = TwoWayTransformer(
+        depth=d.depth,
+        embedding_dim=dim,
+        mlp_dim=d.mlp_dim,
+        num_heads=d.num_heads,
+        attention_downsample_rate=d.attention_downsample_rate,
+    )
+    mask_decoder = MaskDecoder(
+        num_multimask_outputs=d.num_multimask_outputs,
+        transformer=transformer,
+        transformer_dim=dim,
+        iou_head_depth=d.iou_head_depth,
+        iou_head_hidden_dim=d.iou_head_hidden_dim,
+    )
+    sam = Sam(image_encoder, prompt_encoder, mask_decoder, list(config.pixel_mean), list(config.pixel_std))
+    randomise(sam, seed)
+    return sam.eval()
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Fills every tensor of the state dict such that activations stay of order one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            noise = torch.randn(tensor.shape, generator=generator)
+            tensor.copy_(noise * _scale(name, tensor) + (tensor.ndim == 1 and name.endswith("weight")))
+
+
+def _scale(name: str, tensor: torch.Tensor) -> float:
+    if tensor.ndim == 1 or "rel_pos" in name or "pos_embed" in name:
+        return 0.1
+    embeddings = r"(iou_token|mask_tokens|point_embed\w*\.\d|not_a_point_embed|no_mask_embed)\.weight|positional_\w+"
+    return 1.0 if re.search(rf"(^|\.)({embeddings})$", name) else tensor[0].numel() ** -0.5
+
+
+def _ensure_torchvision() -> None:
+    """Stands in for what the official code imports of torchvision, where torchvision is not installed."""
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision"):
+        return
+    boxes = _module("torchvision.ops.boxes", batched_nms=None, box_area=None)
+    functional = _module(
+        "torchvision.transforms.functional",
+        to_pil_image=Image.fromarray,
+        resize=lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR),
+    )
+    _module("torchvision.ops", boxes=boxes)
+    _module("torchvision.transforms", functional=functional)
+    _module("torchvision")
+
+
+def _module(name: str, **attributes: object) -> types.ModuleType:
+    module = sys.modules[name] = types.ModuleType(name)
+    vars(module).update(attributes)
+    return module
