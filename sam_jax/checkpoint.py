@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.resources
 import json
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +20,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from sam_jax.config import SamConfig, sam_config_from_dict, to_dict
+from sam_jax.models.sam import Sam, init_variables
 
 CONFIG_FILE = "config.json"
 VARIABLES_DIR = "variables"
@@ -27,6 +31,29 @@ Variables = dict[str, Any]
 
 class CheckpointError(ValueError):
     """A model directory that cannot be read, or that does not fit its config."""
+
+
+def load_model(path: epath.PathLike | None = None, dtype: str | None = None) -> tuple[Sam, Variables]:
+    """A model and its variables, ready for `SamPredictor(*load_model())` or `model.apply(variables, ...)`.
+
+    Args:
+      path: a directory written by `convert.torch_to_flax` or by training, local or gs://; None means the bundled model.
+      dtype: compute dtype in place of the config's, "float32" or "bfloat16".
+
+    Raises:
+      CheckpointError: there is no such directory, it is incomplete, or it does not fit its config.
+    """
+    root = epath.Path(path) if path is not None else bundled_model_path()
+    config = load_config(root)
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype)
+    model = Sam(config)
+    return model, load_variables(root, jax.eval_shape(partial(init_variables, model), jax.random.key(0)))
+
+
+def bundled_model_path() -> epath.Path:
+    """The directory of the model that ships inside the package."""
+    return epath.Path(str(importlib.resources.files("sam_jax") / "weights" / "vit_tiny"))
 
 
 def save_model(path: epath.PathLike, config: SamConfig, variables: Variables, dtype: Any = None) -> None:

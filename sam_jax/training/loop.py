@@ -82,8 +82,8 @@ def _run_stage(
         state, metrics = step_fn(state, batch, key)
         done = step + 1
         if done % config.log_every == 0 or done == end:
+            row = {name: round(float(value), 5) for name, value in metrics.items()}  # waits for the device
             elapsed = time.perf_counter() - started
-            row = {name: round(float(value), 5) for name, value in metrics.items()}
             row |= {
                 "images_per_s": round((done - logged) * stage.batch_size / elapsed, 2),
                 "data_wait": round(waited / elapsed, 3),

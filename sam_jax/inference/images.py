@@ -1,0 +1,78 @@
+"""Reading photos as people have them: rotated by EXIF, grey, with alpha, 16 bits deep, too large, or broken."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from etils import epath
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Larger photos are more likely an attack or a mistake than a photo; about 13,000 x 13,000.
+MAX_PIXELS = 178_956_970
+
+
+class ImageError(ValueError):
+    """A photo that cannot be used; the message names the file and the remedy."""
+
+
+def read_image(path: epath.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Reads a photo, upright, as (H, W, 3) uint8 RGB.
+
+    EXIF rotation is applied, grey becomes RGB, an alpha channel is dropped, 16-bit values are scaled to 8 bits.
+
+    Args:
+      path: local or gs://.
+      max_pixels: the largest photo to decode, in pixels.
+
+    Raises:
+      ImageError: missing, unreadable, truncated or too large.
+    """
+    file = epath.Path(path)
+    if not file.exists():
+        raise ImageError(f"{path} does not exist; expected a photo (JPEG, PNG, WebP, ...)")
+    if file.is_dir():
+        raise ImageError(f"{path} is a directory; expected a photo (JPEG, PNG, WebP, ...)")
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own check names the remedy
+    try:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
+            _check_size(path, image.size, max_pixels)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path} is not a picture that PIL can read; convert it to JPEG or PNG") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path} is broken ({error}); fetch or export it again") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_size(path: epath.PathLike, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{path} has {width}x{height} = {width * height:,} pixels, more than the limit of {max_pixels:,}; "
+            "shrink it, or raise max_pixels if you trust the file"
+        )
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image).astype(np.float64)
+        top = 65535.0 if image.mode != "F" or values.max(initial=0) > 255 else 255.0
+        grey = np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
+
+
+def read_mask_input(path: epath.PathLike) -> np.ndarray:
+    """Reads mask logits (1, 4h, 4w) from a .npy file. Raises ImageError for a missing or foreign file."""
+    file = epath.Path(path)
+    if not file.exists():
+        raise ImageError(f"{path} does not exist; expected a .npy file of mask logits")
+    try:
+        return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ImageError(f"{path} is not a .npy array ({error}); save low_res_masks[i:i+1] with numpy.save") from error

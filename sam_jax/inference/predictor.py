@@ -1,0 +1,325 @@
+"""SamPredictor: one photo, then as many prompts as you like.
+
+Same arguments, shapes and coordinate frames as the official class of that name; `predict_many` is ours.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sam_jax.models.sam import Sam
+from sam_jax.ops.masks import postprocess_masks
+from sam_jax.ops.transforms import (
+    boxes_to_input_frame,
+    normalize_batch,
+    pad_to_square,
+    resize_longest_side,
+    to_input_frame,
+)
+from sam_jax.structs import MaskPredictions, Prompts
+
+# Prompt counts are padded up to one of these, so that any use compiles a handful of programs.
+POINT_BUCKETS = (2, 8, 32, 128, 512)
+PROMPT_BUCKETS = (1, 4, 16, 64)
+
+
+class PredictedMasks(NamedTuple):
+    """What `predict` returns; `predict_many` has a leading axis N in each.
+
+    Attributes:
+      masks: (M, H, W) bool in the photo's own pixels, or float32 logits with `return_logits`.
+      iou_predictions: (M,) float32, the model's estimate of each mask's quality.
+      low_res_masks: (M, 4h, 4w) float32 logits; feed one back as `mask_input`.
+    """
+
+    masks: np.ndarray
+    iou_predictions: np.ndarray
+    low_res_masks: np.ndarray
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(model: Sam, variables: Any, image: jax.Array, input_size: jax.Array) -> jax.Array:
+    config = model.config
+    images = normalize_batch(image[None], input_size[None], config.pixel_mean, config.pixel_std)
+    return model.apply(variables, images, method="encode_image")
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(model: Sam, variables: Any, image_embeddings: jax.Array, prompts: Prompts) -> MaskPredictions:
+    # All mask tokens: choosing between one and three masks on the host saves a program.
+    return model.apply(variables, image_embeddings, prompts, method="predict_masks")
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _enlarge(
+    low_res_mask: jax.Array, input_size: tuple[int, int], original_size: tuple[int, int], image_size: tuple[int, int]
+) -> jax.Array:
+    return postprocess_masks(low_res_mask, input_size, original_size, image_size)
+
+
+class SamPredictor:
+    """Promptable segmentation of one photo at a time.
+
+        predictor = SamPredictor(*sam_jax.load_model())
+        predictor.set_image(sam_jax.read_image("photo.jpg"))
+        masks, iou_predictions, low_res_masks = predictor.predict(np.array([[500, 375]]), np.array([1]))
+
+    Coordinates are pixels of the photo, (x, y), the first pixel's corner at 0.
+    """
+
+    def __init__(self, model: Sam, variables: dict[str, Any]) -> None:
+        self.model = model
+        self.variables = variables
+        self.reset_image()
+
+    def reset_image(self) -> None:
+        """Forgets the current photo."""
+        self.original_size: tuple[int, int] | None = None
+        self.input_size: tuple[int, int] | None = None
+        self._image_embeddings: jax.Array | None = None
+
+    @property
+    def is_image_set(self) -> bool:
+        """Whether `set_image` has been called."""
+        return self._image_embeddings is not None
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Runs the image encoder on a photo; `predict` then costs only the mask decoder.
+
+        Args:
+          image: (H, W, 3) uint8.
+          image_format: "RGB" or "BGR".
+
+        Raises:
+          ValueError: another dtype, shape or format.
+        """
+        _check_image(image, image_format)
+        self.reset_image()
+        if image_format == "BGR":
+            image = image[..., ::-1]
+        side = self.model.config.image_size
+        resized = resize_longest_side(np.ascontiguousarray(image), side)
+        input_size = np.array(resized.shape[:2], np.int32)
+        self._image_embeddings = _encode(self.model, self.variables, pad_to_square(resized, side), input_size)
+        self.original_size = image.shape[:2]
+        self.input_size = resized.shape[:2]
+
+    def get_image_embedding(self) -> jax.Array:
+        """The photo's embedding, (1, C, h, w) float32: channels first, as the official class gives it."""
+        return self._embeddings().transpose(0, 3, 1, 2)
+
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> PredictedMasks:
+        """Masks of one object.
+
+        Args:
+          point_coords: (P, 2) x, y in pixels of the photo.
+          point_labels: (P,) 1 on the object, 0 off it.
+          box: (4,) x0, y0, x1, y1 in pixels of the photo.
+          mask_input: (1, 4h, 4w) logits, usually one of an earlier call's `low_res_masks`.
+          multimask_output: True gives three masks, best for an ambiguous prompt such as a single point; False one.
+          return_logits: logits instead of booleans.
+
+        Raises:
+          RuntimeError: no photo is set.
+          ValueError: a prompt of another shape, outside the photo, or with labels other than 0 and 1.
+        """
+        many = self.predict_many(
+            None if point_coords is None else np.asarray(point_coords)[None],
+            None if point_labels is None else np.asarray(point_labels)[None],
+            None if box is None else np.asarray(box).reshape(1, -1),
+            None if mask_input is None else np.asarray(mask_input)[None],
+            multimask_output,
+            return_logits,
+        )
+        return PredictedMasks(*(part[0] for part in many))
+
+    def predict_many(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        boxes: np.ndarray | None = None,
+        mask_inputs: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> PredictedMasks:
+        """Masks of N objects in one go; arguments as in `predict` with a leading axis N.
+
+        Args:
+          point_coords: (N, P, 2); pad ragged counts with points of label -1.
+          point_labels: (N, P) 1, 0, or -1 for absent.
+          boxes: (N, 4).
+          mask_inputs: (N, 1, 4h, 4w).
+        """
+        self._embeddings()
+        prompts = self._collect(point_coords, point_labels, boxes, mask_inputs)
+        predictions = self._decode_in_buckets(prompts)
+        wanted = slice(1, None) if multimask_output else slice(0, 1)
+        low_res, ious = predictions.low_res_masks[:, wanted], predictions.iou_predictions[:, wanted]
+        masks = np.empty((*low_res.shape[:2], *self._sizes()[1]), np.float32 if return_logits else bool)
+        for index in np.ndindex(low_res.shape[:2]):
+            logits = np.asarray(self._to_original_frame(low_res[index]))
+            masks[index] = logits if return_logits else logits > self.model.config.mask_threshold
+        return PredictedMasks(masks, ious, low_res)
+
+    def _embeddings(self) -> jax.Array:
+        if self._image_embeddings is None:
+            raise RuntimeError("no photo is set; call set_image(image) first")
+        return self._image_embeddings
+
+    def _sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        assert self.input_size is not None
+        assert self.original_size is not None
+        return self.input_size, self.original_size
+
+    def _to_original_frame(self, low_res_mask: np.ndarray) -> jax.Array:
+        side = self.model.config.image_size
+        return _enlarge(low_res_mask, *self._sizes(), (side, side))
+
+    def _collect(
+        self,
+        point_coords: np.ndarray | None,
+        point_labels: np.ndarray | None,
+        boxes: np.ndarray | None,
+        mask_inputs: np.ndarray | None,
+    ) -> Prompts:
+        """Checked numpy prompts (1, N, ...) in the input frame; absent kinds are there, flagged as absent."""
+        input_size, original_size = self._sizes()
+        coords, labels = _check_points(point_coords, point_labels, original_size)
+        checked_boxes = _check_boxes(boxes, original_size)
+        side = 4 * self.model.config.image_encoder.grid_size
+        masks = _check_masks(mask_inputs, side)
+        counts = {len(part) for part in (coords, checked_boxes, masks) if part is not None} or {1}
+        if len(counts) > 1:
+            raise ValueError(f"prompts disagree on the number of objects: {sorted(counts)}; give each kind for all")
+        n = counts.pop()
+        if coords is None:
+            coords, labels = np.zeros((n, 0, 2)), np.zeros((n, 0), np.int32)
+        has_box = checked_boxes is not None
+        if checked_boxes is None:
+            checked_boxes = np.zeros((n, 4))
+        return Prompts(
+            point_coords=to_input_frame(coords, original_size, input_size).astype(np.float32),
+            point_labels=labels,
+            boxes=boxes_to_input_frame(checked_boxes, original_size, input_size).astype(np.float32),
+            box_valid=np.full(n, has_box),
+            mask_inputs=masks,
+            mask_valid=None if masks is None else np.full(n, True),
+        )
+
+    def _decode_in_buckets(self, prompts: Prompts) -> MaskPredictions:
+        """Pads points and prompts to bucket sizes and decodes; numpy in, numpy (N, ...) out."""
+        n, points = prompts.point_labels.shape  # type: ignore[union-attr]
+        slots = _bucket(points, POINT_BUCKETS)
+        spare = [(0, 0), (0, slots - points)]
+        prompts = prompts.replace(  # type: ignore[attr-defined]
+            point_coords=np.pad(prompts.point_coords, [*spare, (0, 0)]),  # type: ignore[arg-type]
+            point_labels=np.pad(prompts.point_labels, spare, constant_values=-1),  # type: ignore[arg-type]
+        )
+        if n == 1 and prompts.mask_inputs is None:  # interactive use: one program with or without a mask
+            side = 4 * self.model.config.image_encoder.grid_size
+            empty = np.zeros((1, side, side), np.float32)
+            prompts = prompts.replace(mask_inputs=empty, mask_valid=np.zeros(1, bool))  # type: ignore[attr-defined]
+        size = _bucket(min(n, PROMPT_BUCKETS[-1]), PROMPT_BUCKETS)
+        parts = [self._decode_padded(_rows(prompts, start, size), n - start) for start in range(0, n, size)]
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    def _decode_padded(self, prompts: Prompts, count: int) -> MaskPredictions:
+        out = _decode(self.model, self.variables, self._embeddings(), prompts)
+        return jax.tree.map(lambda x: np.asarray(x)[0, :count], out)
+
+
+def _rows(prompts: Prompts, start: int, size: int) -> Prompts:
+    """Rows start .. start + size of every part as (1, size, ...), the last row repeated past the end."""
+
+    def take(x: np.ndarray) -> np.ndarray:
+        index = np.minimum(np.arange(start, start + size), len(x) - 1)
+        return x[index][None]
+
+    return jax.tree.map(take, prompts)
+
+
+def _bucket(count: int, buckets: tuple[int, ...]) -> int:
+    for size in buckets:
+        if count <= size:
+            return size
+    return -(-count // buckets[-1]) * buckets[-1]
+
+
+def _check_image(image: np.ndarray, image_format: str) -> None:
+    if image_format not in ("RGB", "BGR"):
+        raise ValueError(f"image_format is {image_format!r}; expected 'RGB' or 'BGR'")
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"image is a {type(image).__name__}; expected a numpy array (H, W, 3) of uint8")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"image has dtype {image.dtype} and shape {image.shape}; expected (H, W, 3) uint8 in 0..255; "
+            "sam_jax.read_image reads grey, RGBA and 16-bit files as that"
+        )
+
+
+def _check_points(
+    coords: np.ndarray | None, labels: np.ndarray | None, original_size: tuple[int, int]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if coords is None and labels is None:
+        return None, None
+    if coords is None or labels is None:
+        missing = "point_coords" if coords is None else "point_labels"
+        raise ValueError(f"{missing} is missing; points need coordinates and labels together")
+    coords, labels = np.asarray(coords, np.float64), np.asarray(labels)
+    if coords.ndim != 3 or coords.shape[2] != 2 or labels.shape != coords.shape[:2]:
+        raise ValueError(
+            f"point_coords has shape {coords.shape[1:]} and point_labels {labels.shape[1:]} per object; "
+            "expected (P, 2) and (P,)"
+        )
+    wrong = labels[~np.isin(labels, (-1, 0, 1))]
+    if wrong.size:
+        raise ValueError(f"point label {wrong[0]} is neither 1 (on the object) nor 0 (off it)")
+    h, w = original_size
+    inside = np.isfinite(coords).all(axis=-1) & (coords >= 0).all(axis=-1) & (coords <= (w, h)).all(axis=-1)
+    outside = coords[~inside & (labels >= 0)]
+    if outside.size:
+        raise ValueError(f"point {outside[0][0]:g},{outside[0][1]:g} lies outside the photo, which is {w}x{h} pixels")
+    return coords, labels.astype(np.int32)
+
+
+def _check_boxes(boxes: np.ndarray | None, original_size: tuple[int, int]) -> np.ndarray | None:
+    if boxes is None:
+        return None
+    boxes = np.asarray(boxes, np.float64)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"a box needs 4 numbers x0, y0, x1, y1; the given shape is {boxes.shape}")
+    h, w = original_size
+    for box in boxes:
+        x0, y0, x1, y1 = box
+        text = ",".join(f"{v:g}" for v in box)
+        if not (np.isfinite(box).all() and x0 < x1 and y0 < y1):
+            raise ValueError(f"box {text} is empty; expected x0 < x1 and y0 < y1 (corners, not width and height)")
+        if x1 <= 0 or y1 <= 0 or x0 >= w or y0 >= h:
+            raise ValueError(f"box {text} lies outside the photo, which is {w}x{h} pixels")
+    return boxes
+
+
+def _check_masks(masks: np.ndarray | None, side: int) -> np.ndarray | None:
+    if masks is None:
+        return None
+    masks = np.asarray(masks)
+    if masks.ndim != 4 or masks.shape[1:] != (1, side, side):
+        raise ValueError(
+            f"mask_input has shape {masks.shape[1:]}; expected (1, {side}, {side}) logits, such as one of the "
+            "low_res_masks of an earlier prediction"
+        )
+    if masks.dtype.kind != "f" or not np.isfinite(masks).all():
+        raise ValueError(f"mask_input has dtype {masks.dtype} or values that are not finite; expected float logits")
+    return masks[:, 0].astype(np.float32)

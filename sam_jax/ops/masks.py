@@ -1,0 +1,64 @@
+"""Masks: from the decoder's low-resolution logits to the photo, and simple facts about binary masks.
+
+Source: official `modeling/sam.py` (postprocess_masks) and `utils/amg.py` (batched_mask_to_box).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def bilinear_matrix(target: int, source: int) -> np.ndarray:
+    """(target, source) float64 matrix of torch's bilinear interpolation along one axis (align_corners False).
+
+    Not antialiased when shrinking, edges repeated: exactly what `F.interpolate` does.
+    """
+    centre = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0.0)
+    low = np.minimum(centre.astype(int), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    matrix = np.zeros((target, source))
+    rows, share = np.arange(target), centre - low
+    np.add.at(matrix, (rows, low), 1 - share)
+    np.add.at(matrix, (rows, high), share)
+    return matrix
+
+
+def _axis_matrix(low_res: int, image_side: int, input_side: int, original_side: int) -> np.ndarray:
+    enlarge = bilinear_matrix(image_side, low_res)[:input_side]  # to the input frame, padding cut off
+    return (bilinear_matrix(original_side, input_side) @ enlarge).astype(np.float32)
+
+
+def postprocess_masks(
+    low_res_masks: jax.Array,
+    input_size: tuple[int, int],
+    original_size: tuple[int, int],
+    image_size: tuple[int, int],
+) -> jax.Array:
+    """Mask logits on the decoder's grid -> mask logits in the original frame.
+
+    SAM enlarges to the input frame, cuts the padding off and resizes to the photo. Both resizes are linear along each
+    axis, so that one small matrix per axis does all three steps.
+
+    Args:
+      low_res_masks: (..., 4h, 4w) float32 logits.
+      input_size: (h, w) of the resized photo inside the input frame, pixels.
+      original_size: (h, w) of the photo, pixels.
+      image_size: (H, W) of the padded input frame, pixels.
+
+    Returns:
+      (..., *original_size) float32 logits; the mask is where they are above the model's `mask_threshold`.
+    """
+    sides = zip(low_res_masks.shape[-2:], image_size, input_size, original_size, strict=True)
+    rows, cols = (_axis_matrix(*side) for side in sides)
+    tall = jnp.einsum("yh,...hw->...yw", rows, low_res_masks, precision="highest")
+    return jnp.einsum("...yw,xw->...yx", tall, cols, precision="highest")
+
+
+def mask_to_box(mask: np.ndarray) -> np.ndarray:
+    """(H, W) bool -> (4,) int xyxy of the outermost mask pixels, both ends inclusive; zeros for an empty mask."""
+    cols, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(cols):
+        return np.zeros(4, np.int64)
+    return np.array([cols[0], rows[0], cols[-1], rows[-1]], np.int64)
