@@ -49,7 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo", help="JPEG, PNG, WebP, ...; local or gs://")
-    parser.add_argument("--point", action="append", default=[], metavar="X,Y[,LABEL]", help="label 1 on, 0 off the object")
+    parser.add_argument(
+        "--point", action="append", default=[], metavar="X,Y[,LABEL]", help="label 1 on, 0 off the object"
+    )
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="corners; repeat for objects")
     parser.add_argument("--mask-input", metavar="M.npy", help="(1, 4h, 4w) float logits of an earlier prediction")
     parser.add_argument("--checkpoint", metavar="DIR", help="model directory; default: the bundled vit_tiny")
@@ -60,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Segments, writes and says so in two lines."""
     prompts = parse_prompts(args)
-    if prompts == PhotoPrompts():
+    if prompts.is_empty:
         raise ValueError("nothing to segment: give --point X,Y or --box X0,Y0,X1,Y1 (see --help)")
     image = sam_jax.read_image(args.photo)
     predictor = sam_jax.SamPredictor(*sam_jax.load_model(args.checkpoint))
@@ -70,7 +72,8 @@ def run(args: argparse.Namespace) -> None:
     overlay = write_results(args.out, args.photo, image, prompts, predicted)
     scores = ", ".join(f"{iou:.2f}" for iou in predicted.iou_predictions)
     h, w = image.shape[:2]
-    print(f"{args.photo} ({w}x{h}): {len(predicted.masks)} masks in {seconds:.1f} s on {jax.default_backend()}, predicted IoU {scores}")
+    timing = f"{len(predicted.masks)} masks in {seconds:.1f} s on {jax.default_backend()}"
+    print(f"{args.photo} ({w}x{h}): {timing}, predicted IoU {scores}")
     print(f"wrote {overlay}, with {overlay.stem.removesuffix('.overlay')}.masks.json and a PNG per mask beside it")
 
 

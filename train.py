@@ -37,7 +37,7 @@ def main() -> int:
     try:
         config = tyro.cli(TrainConfig, default=load_config_file(sys.argv[1]), args=sys.argv[2:])
         print(f"model written to {train(config)}")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -21,16 +21,23 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         sam=vit_tiny(),
         stages=(
-            StageConfig(image_size=128, batch_size=16, masks_per_image=8, num_steps=1500),
-            StageConfig(image_size=256, batch_size=8, masks_per_image=8, num_steps=2200),
-            StageConfig(image_size=512, batch_size=4, masks_per_image=8, num_steps=300),
+            StageConfig(image_size=128, batch_size=16, masks_per_image=8, num_steps=800, num_points=0),
+            StageConfig(image_size=256, batch_size=8, masks_per_image=8, num_steps=1200, num_points=0),
+            StageConfig(image_size=256, batch_size=8, masks_per_image=8, num_steps=500),
+            StageConfig(image_size=512, batch_size=4, masks_per_image=8, num_steps=220),
         ),
         data=CompositeDataConfig(pool="data/pool"),
         # Fewer interactions than the paper's eleven: on a CPU the encoder's share of the work has to stay high.
         interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
-        loss=LossConfig(supervise_all_iou=True),
+        loss=LossConfig(focal_alpha=0.75, supervise_all_iou=True, supervise_all_outputs=True),
         optim=OptimConfig(
-            learning_rate=1e-3, weight_decay=0.05, warmup_steps=100, cosine=True, layer_decay=1.0, clip_norm=1.0
+            learning_rate=1e-3,
+            b2=0.95,
+            weight_decay=0.05,
+            warmup_steps=60,
+            cosine=True,
+            layer_decay=1.0,
+            clip_norm=1.0,
         ),
         remat_interactions=False,
         workdir="runs/bundled",

@@ -22,8 +22,10 @@ def one_line_errors() -> Iterator[None]:
         if error.name not in ("torch", "safetensors"):
             raise
         _exit(f"{error.name} is not installed; conversion needs it: pip install 'sam_jax[convert]'")
-    except (ConversionError, CheckpointError, OSError) as error:
+    except (ConversionError, CheckpointError) as error:
         _exit(str(error))
+    except OSError as error:
+        _exit(f"{error}; check the path, its permissions and the space left")
 
 
 def _exit(message: str) -> None:

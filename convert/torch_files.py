@@ -85,8 +85,9 @@ def _refusal(path: Path, message: str) -> str:
 
 
 def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return re.split(r"\. |\. This|; ", text, maxsplit=1)[0][:120] or type(error).__name__
+    """What torch says, without its advice; other errors come from a pickle gone astray and say nothing."""
+    text = " ".join(str(error).split()) if isinstance(error, RuntimeError) else ""
+    return re.split(r"\. |; ", text, maxsplit=1)[0][:120] or type(error).__name__
 
 
 def _unwrap(path: Path, content: Any) -> dict[str, torch.Tensor]:

@@ -41,7 +41,8 @@ def load_official(path: str | os.PathLike[str], decoder_num_heads: int | None = 
         config.json beside the file says, else 8 as in all official models.
 
     Returns:
-      The config, and {"params": ..., "constants": ...} of float32 arrays on the default device. Other float types are cast.
+      The config, and {"params": ..., "constants": ...} of float32 arrays on the default device. Other float
+      types are cast.
 
     Raises:
       ConversionError: the file cannot be read, is another network, or tensors are missing, left over, misshapen or
@@ -76,13 +77,12 @@ def to_variables(config: SamConfig, tensors: dict[str, torch.Tensor]) -> Variabl
 def _rename_hugging_face(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     import torch
 
-    renamed: dict[str, torch.Tensor] = {}
-    for key, tensor in tensors.items():
-        name = official_name(key, tensors)
-        if name in renamed and not torch.equal(renamed[name], tensor):
-            raise ConversionError(f"{key} and another tensor of the file are both {name}, and differ")
-        renamed[name] = tensor
-    return renamed
+    sources: dict[str, str] = {}
+    for key in tensors:
+        first = sources.setdefault(official_name(key, tensors), key)
+        if first != key and not torch.equal(tensors[first], tensors[key]):
+            raise ConversionError(f"{first} and {key} are two names of one tensor, but differ; remove the wrong one")
+    return {name: tensors[key] for name, key in sources.items()}
 
 
 def _check_coverage(

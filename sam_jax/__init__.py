@@ -1,10 +1,10 @@
 """Segment Anything in JAX and Flax.
 
-    import sam_jax
+import sam_jax
 
-    predictor = sam_jax.SamPredictor(*sam_jax.load_model())
-    predictor.set_image(sam_jax.read_image("photo.jpg"))
-    masks, iou_predictions, low_res_masks = predictor.predict(point_coords, point_labels)
+predictor = sam_jax.SamPredictor(*sam_jax.load_model())
+predictor.set_image(sam_jax.read_image("photo.jpg"))
+masks, iou_predictions, low_res_masks = predictor.predict(point_coords, point_labels)
 """
 
 from sam_jax.checkpoint import CheckpointError, load_model, save_model

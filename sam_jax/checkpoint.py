@@ -1,8 +1,8 @@
 """Model directories on disk: `config.json` beside an Orbax tree of variables. Local and gs:// paths alike.
 
-    checkpoints/sam_vit_b/
-      config.json     the SamConfig
-      variables/      Orbax: {"params": ..., "constants": ...}
+checkpoints/sam_vit_b/
+  config.json     the SamConfig
+  variables/      Orbax: {"params": ..., "constants": ...}
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def save_model(path: epath.PathLike, config: SamConfig, variables: Variables, dt
     Args:
       path: a directory that does not exist yet, local or gs://.
       config: the model's config, written beside the variables.
-      variables: {"params": ..., "constants": ...}.
+      variables: {"params": ..., "constants": ...}; jax arrays are written piece by piece, numpy arrays copied whole.
       dtype: storage dtype of all leaves; None keeps each leaf's own. Loading always gives float32.
 
     Raises:
@@ -78,11 +78,15 @@ def save_model(path: epath.PathLike, config: SamConfig, variables: Variables, dt
     unfinished.mkdir(parents=True)
     if dtype is not None:
         variables = jax.tree.map(lambda x: x.astype(dtype), variables)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=1)) as checkpointer:
-        checkpointer.save(str((unfinished / VARIABLES_DIR).resolve()), variables)
-    text = json.dumps({"format": FORMAT, "sam": to_dict(config)}, indent=2)
-    (unfinished / CONFIG_FILE).write_text(text + "\n")
-    unfinished.rename(target)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=1)) as checkpointer:
+            checkpointer.save(str((unfinished / VARIABLES_DIR).resolve()), variables)
+        text = json.dumps({"format": FORMAT, "sam": to_dict(config)}, indent=2)
+        (unfinished / CONFIG_FILE).write_text(text + "\n")
+        unfinished.rename(target)
+    except BaseException:
+        unfinished.rmtree(missing_ok=True)
+        raise
 
 
 def load_config(path: epath.PathLike) -> SamConfig:
@@ -126,7 +130,14 @@ def load_variables(path: epath.PathLike, expected: Variables) -> Variables:
         _check_shapes(path, stored, expected)
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         args = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=sharding, dtype=jnp.float32), expected)
-        return checkpointer.restore(location, item=expected, restore_args=args)
+        try:
+            return checkpointer.restore(location, item=expected, restore_args=args)
+        except Exception as error:  # Orbax raises bare Exceptions for damaged data
+            raise CheckpointError(f"{source} is damaged ({_first_line(error)}); write it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def _check_shapes(path: epath.PathLike, stored: Any, expected: Variables) -> None:
@@ -135,9 +146,7 @@ def _check_shapes(path: epath.PathLike, stored: Any, expected: Variables) -> Non
     problems = [f"missing {k} {want[k]}" for k in sorted(want.keys() - have.keys())]
     problems += [f"unknown {k} {have[k]}" for k in sorted(have.keys() - want.keys())]
     problems += [
-        f"{k} is {have[k]}, its config says {want[k]}"
-        for k in sorted(want.keys() & have.keys())
-        if want[k] != have[k]
+        f"{k} is {have[k]}, its config says {want[k]}" for k in sorted(want.keys() & have.keys()) if want[k] != have[k]
     ]
     if problems:
         raise CheckpointError(f"{path} does not fit its config: " + "; ".join(problems))
@@ -169,4 +178,6 @@ class StateStore:
         step = self._manager.latest_step()
         if step is None:
             return state
-        return self._manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)))
+        return self._manager.restore(
+            step, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
+        )

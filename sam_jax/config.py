@@ -68,9 +68,7 @@ class PromptEncoderConfig:
     mask_in_chans: int = 16
 
     def __post_init__(self) -> None:
-        _require(
-            self.mask_in_chans % 4 == 0, f"mask_in_chans {self.mask_in_chans} must be a multiple of 4"
-        )
+        _require(self.mask_in_chans % 4 == 0, f"mask_in_chans {self.mask_in_chans} must be a multiple of 4")
 
 
 @dataclass(frozen=True)
@@ -113,8 +111,9 @@ class SamConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        _require(self.dtype in COMPUTE_DTYPES, f"dtype {self.dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
         _require(
-            self.dtype in COMPUTE_DTYPES, f"dtype {self.dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}"
+            self.mask_decoder.num_heads > 0, f"mask_decoder.num_heads {self.mask_decoder.num_heads} must be positive"
         )
         inner = self.mask_decoder.num_heads * self.mask_decoder.attention_downsample_rate
         _require(
@@ -137,18 +136,14 @@ def vit_b() -> SamConfig:
 def vit_l() -> SamConfig:
     """SAM with ViT-L (312.3 M parameters)."""
     return SamConfig(
-        image_encoder=ImageEncoderConfig(
-            embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)
-        )
+        image_encoder=ImageEncoderConfig(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23))
     )
 
 
 def vit_h() -> SamConfig:
     """SAM with ViT-H (641.1 M parameters), the model of the paper."""
     return SamConfig(
-        image_encoder=ImageEncoderConfig(
-            embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)
-        )
+        image_encoder=ImageEncoderConfig(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31))
     )
 
 
@@ -199,12 +194,16 @@ def _from_dict(cls: Any, values: dict[str, Any], prefix: str) -> Any:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A stretch of training at one image size. Batches are per step over all devices."""
+    """A stretch of training at one image size. Batches are per step over all devices.
+
+    `num_points`, where given, takes the place of `InteractionConfig.num_points` in this stage.
+    """
 
     image_size: int = 1024
     batch_size: int = 256
     masks_per_image: int = 64
     num_steps: int = 90_000
+    num_points: int | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +242,8 @@ class LossConfig:
       focal_alpha, focal_gamma: the paper gives neither; these are Lin et al. 2017's, which SAM 2's training code uses.
       supervise_all_iou: the paper leaves open which of the three masks teach the IoU head. False (default) takes the
         lowest-loss mask alone; True all three, which ranks them better when little data is seen.
+      supervise_all_outputs: the paper trains the single mask on unambiguous prompts alone and the three masks on
+        ambiguous ones alone (False). True trains both on every prompt: twice the signal per picture in a short training.
     """
 
     focal_weight: float = 20.0
@@ -251,6 +252,7 @@ class LossConfig:
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     supervise_all_iou: bool = False
+    supervise_all_outputs: bool = False
 
 
 @dataclass(frozen=True)

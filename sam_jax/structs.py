@@ -10,8 +10,11 @@ The input frame is the resized, padded picture that the image encoder sees. Arra
 
 from __future__ import annotations
 
-import jax
+from typing import Any
+
 from flax import struct
+
+Array = Any  # jax.Array inside compiled programs, numpy.ndarray outside them
 
 
 @struct.dataclass
@@ -31,13 +34,13 @@ class Prompts:
       valid: (B, N) bool; None means that every prompt counts.
     """
 
-    point_coords: jax.Array | None = None
-    point_labels: jax.Array | None = None
-    boxes: jax.Array | None = None
-    box_valid: jax.Array | None = None
-    mask_inputs: jax.Array | None = None
-    mask_valid: jax.Array | None = None
-    valid: jax.Array | None = None
+    point_coords: Array | None = None
+    point_labels: Array | None = None
+    boxes: Array | None = None
+    box_valid: Array | None = None
+    mask_inputs: Array | None = None
+    mask_valid: Array | None = None
+    valid: Array | None = None
 
 
 @struct.dataclass
@@ -50,5 +53,5 @@ class MaskPredictions:
         sigmoid, so that values slightly above 1 are possible and are not clipped.
     """
 
-    low_res_masks: jax.Array
-    iou_predictions: jax.Array
+    low_res_masks: Array
+    iou_predictions: Array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import re
 import sys
@@ -16,7 +17,7 @@ from sam_jax.config import SamConfig
 
 def build_official(config: SamConfig, seed: int = 0) -> torch.nn.Module:
     """The official `Sam` of a config, in eval mode, with every tensor random and none zero or one throughout."""
-    _ensure_torchvision()
+    _import_official()
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     e, d, dim = config.image_encoder, config.mask_decoder, config.prompt_embed_dim
@@ -75,22 +76,23 @@ def _scale(name: str, tensor: torch.Tensor) -> float:
     return 1.0 if re.search(rf"(^|\.)({embeddings})$", name) else tensor[0].numel() ** -0.5
 
 
-def _ensure_torchvision() -> None:
-    """Stands in for what the official code imports of torchvision, where torchvision is not installed."""
-    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision"):
+def _import_official() -> None:
+    """Imports the official code; what it wants of torchvision is stood in for where torchvision is not installed."""
+    if "segment_anything" in sys.modules or importlib.util.find_spec("torchvision"):
         return
-    boxes = _module("torchvision.ops.boxes", batched_nms=None, box_area=None)
-    functional = _module(
-        "torchvision.transforms.functional",
-        to_pil_image=Image.fromarray,
-        resize=lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR),
-    )
-    _module("torchvision.ops", boxes=boxes)
-    _module("torchvision.transforms", functional=functional)
-    _module("torchvision")
-
-
-def _module(name: str, **attributes: object) -> types.ModuleType:
-    module = sys.modules[name] = types.ModuleType(name)
-    vars(module).update(attributes)
-    return module
+    resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)  # noqa: E731
+    stand_ins = {
+        "torchvision": {},
+        "torchvision.ops": {},
+        "torchvision.ops.boxes": {"batched_nms": None, "box_area": None},
+        "torchvision.transforms": {},
+        "torchvision.transforms.functional": {"to_pil_image": Image.fromarray, "resize": resize},
+    }
+    for name, attributes in stand_ins.items():
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(attributes)
+    try:
+        importlib.import_module("segment_anything")
+    finally:  # others look for torchvision, too, and must not find this one
+        for name in stand_ins:
+            del sys.modules[name]

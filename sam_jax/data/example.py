@@ -6,7 +6,7 @@ import numpy as np
 
 PIXEL_MEAN_RGB = (124, 116, 104)  # SAM's pixel mean, rounded: padding that normalises to about zero
 MASK_STRIDE = 4  # masks live on the decoder's grid, a quarter of the image side
-MIN_CELLS = 3  # a mask of fewer cells of that grid is hardly a shape
+MIN_CELLS = 8  # a mask of fewer cells of that grid is hardly a shape
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -45,13 +45,15 @@ class PredictedMasks(NamedTuple):
 def _encode(model: Sam, variables: Any, image: jax.Array, input_size: jax.Array) -> jax.Array:
     config = model.config
     images = normalize_batch(image[None], input_size[None], config.pixel_mean, config.pixel_std)
-    return model.apply(variables, images, method="encode_image")
+    embeddings: Any = model.apply(variables, images, method="encode_image")
+    return embeddings
 
 
 @partial(jax.jit, static_argnums=0)
 def _decode(model: Sam, variables: Any, image_embeddings: jax.Array, prompts: Prompts) -> MaskPredictions:
     # All mask tokens: choosing between one and three masks on the host saves a program.
-    return model.apply(variables, image_embeddings, prompts, method="predict_masks")
+    predictions: Any = model.apply(variables, image_embeddings, prompts, method="predict_masks")
+    return predictions
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))

@@ -20,7 +20,7 @@ from sam_jax.inference.outputs import (
 from sam_jax.inference.predictor import PredictedMasks, SamPredictor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PhotoPrompts:
     """What to segment in one photo, in its own pixels.
 
@@ -36,12 +36,17 @@ class PhotoPrompts:
     mask_input: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        several = self.boxes is not None and len(self.boxes) > 1
-        if several and (self.points is not None or self.mask_input is not None):
+        has_more = self.points is not None or self.mask_input is not None
+        if self.boxes is not None and len(self.boxes) > 1 and has_more:
             raise ValueError(
-                f"{len(self.boxes or ())} boxes are as many objects, but points and a mask belong to one object; "
+                f"{len(self.boxes)} boxes are as many objects, but points and a mask belong to one object; "
                 "give one box with them, or boxes alone"
             )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to segment."""
+        return self.points is None and self.boxes is None and self.mask_input is None
 
     @property
     def is_ambiguous(self) -> bool:
@@ -50,7 +55,7 @@ class PhotoPrompts:
 
 
 def segment_photo(predictor: SamPredictor, image: np.ndarray, prompts: PhotoPrompts) -> PredictedMasks:
-    """Masks of a photo, flat over objects, best first where the prompt was ambiguous. All arrays have one leading axis."""
+    """Masks of a photo, flat over its objects; best first where the prompt was ambiguous."""
     predictor.set_image(image)
 
     def as_one_object(part: np.ndarray | None) -> np.ndarray | None:

@@ -60,7 +60,7 @@ class PatchConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., H, W, in) -> (..., H / size, W / size, features)."""
         k = self.size
-        kernel = self.param("kernel", kernel_init, (k, k, x.shape[-1], self.features))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         patches = rearrange(x, "... (h a) (w b) c -> ... h w (a b c)", a=k, b=k)
         flat = rearrange(kernel, "a b c d -> (a b c) d")
@@ -81,7 +81,9 @@ class SubpixelConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., in) -> (..., 4, features), sub-pixels in row-major order."""
-        kernel = self.param("kernel", kernel_init, (2, 2, x.shape[-1], self.features))
+        # Each output pixel sees one 1x1 kernel: the fan-in is the input width alone.
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0, 1))
+        kernel = self.param("kernel", init, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         flat = rearrange(kernel, "a b c d -> c (a b d)").astype(self.dtype)
         out = rearrange(x.astype(self.dtype) @ flat, "... (s d) -> ... s d", s=4)

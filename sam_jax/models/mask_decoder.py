@@ -43,12 +43,12 @@ class MaskDecoder(nn.Module):
         )
         masks = self._masks(tokens[:, :, 1 : 1 + c.num_mask_tokens], pixels)
         head = Mlp(c.iou_head_hidden_dim, c.num_mask_tokens, c.iou_head_depth, self.dtype, name="iou_prediction_head")
-        interleave = "b n m (h w) (a b1) (c d) -> b n m (h a c) (w b1 d)"
+        interleave = "b n (h w) (a b1) (c d) m -> b n m (h a c) (w b1 d)"
         masks = rearrange(masks, interleave, h=h, w=w, a=2, c=2)
         return MaskPredictions(masks.astype(jnp.float32), head(tokens[:, :, 0]).astype(jnp.float32))
 
     def _masks(self, tokens: jax.Array, pixels: jax.Array) -> jax.Array:
-        """Mask tokens (B, N, M, C) and pixels (B, N, S, C) -> (B, N, M, S, 4, 4) logits, 4x4 sub-pixels per pixel.
+        """Mask tokens (B, N, M, C) and pixels (B, N, S, C) -> (B, N, S, 4, 4, M) logits, 4x4 sub-pixels per pixel.
 
         Sub-pixels are interleaved only after the product with the hypernetworks, when M channels are left of C / 8.
         """
@@ -59,7 +59,7 @@ class MaskDecoder(nn.Module):
             Mlp(self.dim, self.dim // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, i])
             for i in range(self.config.num_mask_tokens)
         ]
-        return jnp.einsum("bnmc,bnsxyc->bnmsxy", jnp.stack(hypernetworks, axis=2), x)
+        return jnp.einsum("bnsxyc,bnmc->bnsxym", x, jnp.stack(hypernetworks, axis=2))
 
 
 def _join(output_tokens: jax.Array, prompts: PromptEmbeddings) -> tuple[jax.Array, jax.Array]:

@@ -34,9 +34,7 @@ class PositionEmbeddingRandom(nn.Module):
     num_pos_feats: int
 
     def setup(self) -> None:
-        self.matrix = self.variable(
-            "constants", "positional_encoding_gaussian_matrix", self._sample_matrix
-        )
+        self.matrix = self.variable("constants", "positional_encoding_gaussian_matrix", self._sample_matrix)
 
     def _sample_matrix(self) -> jax.Array:
         return jax.random.normal(self.make_rng("params"), (2, self.num_pos_feats))
@@ -95,8 +93,10 @@ class PromptEncoder(nn.Module):
         return self.pe_layer(unit) + table[jnp.maximum(labels, 0)]
 
     def _points(self, prompts: Prompts, input_size: tuple[int, int]) -> list[tuple[jax.Array, jax.Array]]:
-        if prompts.point_coords is None or prompts.point_labels is None:
+        if prompts.point_coords is None and prompts.point_labels is None:
             return []
+        if prompts.point_coords is None or prompts.point_labels is None:
+            raise ValueError("point_coords and point_labels belong together; one of them is None")
         tokens = self._embed_points(prompts.point_coords, prompts.point_labels, input_size)
         present = prompts.point_labels >= 0
         # SAM adds one "not a point" token where points come without a box, as if a box were missing.

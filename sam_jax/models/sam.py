@@ -49,9 +49,7 @@ class Sam(nn.Module):
         embedded = self.prompt_encoder(prompts, (h, w), (h * patch, w * patch))
         return self.mask_decoder(image_embeddings, self.prompt_encoder.dense_pe((h, w)), embedded)
 
-    def decode_masks(
-        self, image_embeddings: jax.Array, prompts: Prompts, multimask_output: bool
-    ) -> MaskPredictions:
+    def decode_masks(self, image_embeddings: jax.Array, prompts: Prompts, multimask_output: bool) -> MaskPredictions:
         """Masks for N prompts of each image.
 
         Args:
@@ -73,4 +71,5 @@ def init_variables(model: Sam, rng: jax.Array) -> dict[str, Any]:
     """Fresh float32 variables of `model`; the smallest input that creates every parameter is used."""
     patch = model.config.image_encoder.patch_size
     prompts = Prompts(boxes=jnp.zeros((1, 1, 4)))
-    return model.init(rng, jnp.zeros((1, patch, patch, 3)), prompts)
+    variables: Any = jax.jit(model.init)(rng, jnp.zeros((1, patch, patch, 3)), prompts)
+    return variables

@@ -71,9 +71,10 @@ class Attention(nn.Module):
             return self.out_proj(rearrange(out, "b n h t d -> b n t (h d)"))
         # The key bias adds one constant per query to all its logits, which softmax does not see.
         folded = jnp.einsum("bnhtd,chd->bnhtc", q, self._kernel_heads(self.k_proj))
-        logits = rearrange(folded, "b n h t c -> b n (h t) c") @ keys.swapaxes(-1, -2)
-        weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
-        out = rearrange(weights @ values, "b n (h t) c -> b n h t c", h=self.num_heads)
+        logits = _against_pixels(keys, rearrange(folded, "b n h t c -> b n (h t) c"))
+        weights = jax.nn.softmax(logits.astype(jnp.float32), axis=2).astype(self.dtype)
+        out = jnp.einsum("bnsa,bnsc->bnac", weights, values)
+        out = rearrange(out, "b n (h t) c -> b n h t c", h=self.num_heads)
         out = jnp.einsum("bnhtc,chd->bnthd", out, self._kernel_heads(self.v_proj))
         return self.out_proj(rearrange(out, "b n t h d -> b n t (h d)") + self.v_proj.bias.astype(self.dtype))
 
@@ -94,14 +95,21 @@ class Attention(nn.Module):
         """(B, N, heads, T, S), pixels last so that the softmax over few tokens runs along long rows."""
         if not self._folds(pixels, keys):
             return _matmul_shared(k, self._heads(self.q_proj(pixels)).swapaxes(-1, -2))
-        folded = rearrange(jnp.einsum("bnhtd,chd->bnhtc", k, self._kernel_heads(self.q_proj)), "b n h t c -> b n (h t) c")
-        logits = rearrange(folded @ pixels.swapaxes(-1, -2), "b n (h t) s -> b n h t s", h=self.num_heads)
+        folded = rearrange(
+            jnp.einsum("bnhtd,chd->bnhtc", k, self._kernel_heads(self.q_proj)), "b n h t c -> b n (h t) c"
+        )
+        logits = rearrange(_against_pixels(pixels, folded), "b n s (h t) -> b n h t s", h=self.num_heads)
         q_bias = rearrange(self.q_proj.bias.astype(self.dtype), "(h d) -> h d", h=self.num_heads)
         return logits + jnp.einsum("bnhtd,hd->bnht", k, q_bias)[..., None]
 
 
+def _against_pixels(pixels: jax.Array, rows: jax.Array) -> jax.Array:
+    """(B, N, S, C) and (B, N, a, C) -> (B, N, S, a): in this order no compiler has to transpose the many pixels."""
+    return jnp.einsum("bnsc,bnac->bnsa", pixels, rows)
+
+
 def _matmul_shared(few: jax.Array, many: jax.Array) -> jax.Array:
-    """(B, N, h, T, a) @ (B, N or 1, h, a, b); where the right side is shared by all N, N joins the rows of one matmul."""
+    """(B, N, h, T, a) @ (B, N or 1, h, a, b); where all N share the right side, N joins the rows of one matmul."""
     if many.shape[1] != 1 or few.shape[1] == 1:
         return few @ many
     n = few.shape[1]

@@ -2,7 +2,8 @@
 
     softmax(q k^T / sqrt(D) + rel_h[query row, key row] + rel_w[query column, key column]) v
 
-where rel_h and rel_w are dot products of the *unscaled* query with a table per axis (official `add_decomposed_rel_pos`).
+where rel_h and rel_w are dot products of the *unscaled* query with a table per axis (official
+`add_decomposed_rel_pos`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ from einops import rearrange
 CPU_CHUNK_LOGITS = 1 << 22
 
 
-def attention_with_rel_pos(
-    q: jax.Array, k: jax.Array, v: jax.Array, rel_h: jax.Array, rel_w: jax.Array
-) -> jax.Array:
+def attention_with_rel_pos(q: jax.Array, k: jax.Array, v: jax.Array, rel_h: jax.Array, rel_w: jax.Array) -> jax.Array:
     """Multi-head attention over an h x w grid of tokens.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -12,8 +13,8 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from sam_jax.checkpoint import StateStore, load_variables, save_model
-from sam_jax.config import StageConfig, TrainConfig
+from sam_jax.checkpoint import StateStore, load_model, save_model
+from sam_jax.config import SamConfig, StageConfig, TrainConfig
 from sam_jax.data.pipeline import make_batches
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.training.optimizer import make_optimizer
@@ -41,10 +42,10 @@ def train(config: TrainConfig) -> epath.Path:
     with StateStore(workdir / "state") as store:
         state = store.restore_newest(create_state(_initial_variables(config, model), optimizer))
         log.info("starting at step %d of %d on %s", state.step, config.num_steps, jax.devices())
-        step_fn = jax.jit(partial(train_step, model, config, optimizer), donate_argnums=0)
         first = 0
         for index, stage in enumerate(config.stages):
             if int(state.step) < first + stage.num_steps:
+                step_fn = jax.jit(partial(train_step, model, _for_stage(config, stage), optimizer), donate_argnums=0)
                 state = _run_stage(config, stage, index, first, state, step_fn, store)
             first += stage.num_steps
         store.save(int(state.step), state)
@@ -55,8 +56,24 @@ def train(config: TrainConfig) -> epath.Path:
 def _initial_variables(config: TrainConfig, model: Sam) -> dict[str, Any]:
     key = jax.random.key(config.seed)
     if config.init_from is None:
-        return jax.jit(partial(init_variables, model))(key)
-    return load_variables(config.init_from, jax.eval_shape(partial(init_variables, model), key))
+        return init_variables(model, key)
+    stored, variables = load_model(config.init_from)
+    if _shape_config(stored.config) != _shape_config(config.sam):
+        raise ValueError(f"init_from {config.init_from} holds {stored.config}, but this run trains {config.sam}")
+    return variables
+
+
+def _shape_config(sam: SamConfig) -> SamConfig:
+    """The config without what may differ between two trainings of the same weights."""
+    encoder = dataclasses.replace(sam.image_encoder, drop_path_rate=0.0, remat=False)
+    return dataclasses.replace(sam, image_encoder=encoder, dtype="float32")
+
+
+def _for_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
+    if stage.num_points is None:
+        return config
+    interaction = dataclasses.replace(config.interaction, num_points=stage.num_points)
+    return dataclasses.replace(config, interaction=interaction)
 
 
 def _run_stage(
@@ -73,7 +90,9 @@ def _run_stage(
     begin, end = int(state.step), first + stage.num_steps
     batches = make_batches(config.data, stage, config.seed + index, begin - first)
     started, waited, logged = time.perf_counter(), 0.0, begin
-    bar = tqdm(range(begin, end), initial=begin - first, total=stage.num_steps, desc=f"{stage.image_size} px", unit="step")
+    bar = tqdm(
+        range(begin, end), initial=begin - first, total=stage.num_steps, desc=f"{stage.image_size} px", unit="step"
+    )
     for step in bar:
         before = time.perf_counter()
         batch = next(batches)

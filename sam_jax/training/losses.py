@@ -70,4 +70,7 @@ def prompt_loss(config: LossConfig, losses: MaskLosses, multimask: jax.Array) ->
     else:
         ambiguous_iou = jnp.take_along_axis(losses.iou[..., 1:], best, axis=-1)[..., 0]
     single = losses.mask[..., 0] + losses.iou[..., 0]
-    return jnp.where(multimask, ambiguous_mask + ambiguous_iou, single)
+    ambiguous = ambiguous_mask + ambiguous_iou
+    if config.supervise_all_outputs:
+        return (ambiguous + single) / 2
+    return jnp.where(multimask, ambiguous, single)

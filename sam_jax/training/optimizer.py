@@ -20,8 +20,11 @@ def learning_rate_schedule(config: OptimConfig, num_steps: int) -> optax.Schedul
     peak, warmup = config.learning_rate, min(config.warmup_steps, max(1, num_steps // 2))
     if config.cosine:
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_steps, warmup + 1))
-    drops = {int(m * num_steps) - warmup: config.milestone_factor for m in config.milestones}
-    after = optax.piecewise_constant_schedule(peak, {step: f for step, f in drops.items() if step > 0})
+    drops: dict[int, float] = {}
+    for share in config.milestones:
+        step = max(1, int(share * num_steps) - warmup)
+        drops[step] = drops.get(step, 1.0) * config.milestone_factor
+    after = optax.piecewise_constant_schedule(peak, drops)
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 

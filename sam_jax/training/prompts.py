@@ -76,9 +76,7 @@ def mask_boxes(masks: jax.Array) -> jax.Array:
     return jnp.where(masks.any(axis=(-2, -1))[..., None], boxes, 0).astype(jnp.float32)
 
 
-def jitter_boxes(
-    config: InteractionConfig, key: jax.Array, boxes: jax.Array, frame: tuple[int, int]
-) -> jax.Array:
+def jitter_boxes(config: InteractionConfig, key: jax.Array, boxes: jax.Array, frame: tuple[int, int]) -> jax.Array:
     """Boxes with Gaussian noise on every corner coordinate, limited and clamped to the frame of (h, w) cells."""
     sides = boxes[..., 2:] - boxes[..., :2]
     limit = jnp.minimum(config.box_noise_max, jnp.concatenate([sides, sides], axis=-1) / 3)

@@ -53,7 +53,7 @@ def train_step(
     (_, metrics), grads = grad_fn(model, config, state.params, state.constants, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     return TrainState(state.step + 1, params, state.constants, opt_state), metrics
 
 
@@ -72,7 +72,8 @@ def forward_with_loss(
     embeddings = model.apply(variables, images, False, method="encode_image", rngs={"drop_path": drop_key})
 
     def decode(prompts: Prompts) -> MaskPredictions:
-        return model.apply(variables, embeddings, prompts, method="predict_masks")
+        predictions: Any = model.apply(variables, embeddings, prompts, method="predict_masks")
+        return predictions
 
     losses, ious = interact(config, decode, batch["masks"], prompt_key)
     weight = batch["mask_valid"] / jnp.maximum(batch["mask_valid"].sum(), 1)
@@ -99,13 +100,14 @@ def interact(config: TrainConfig, decode: Any, targets: jax.Array, key: jax.Arra
         prompts = add_error_points(prompts, jnp.maximum(slot, 0), key, logits > 0, targets, keep=slot < 0)
         prompts = prompts.replace(mask_inputs=logits)  # type: ignore[attr-defined]
         logits, loss, iou = _decode_and_score(config, decode, prompts, targets, jnp.zeros_like(multimask))
-        return (prompts.replace(mask_inputs=None), logits), (loss, iou)  # type: ignore[attr-defined]
+        return (prompts.replace(mask_inputs=None), logits), (loss, iou)
 
     steps = sim.num_steps - 1
     inputs = (point_slots(config, place_key), jax.random.split(loop_key, steps))
     body = jax.checkpoint(body) if config.remat_interactions else body
     _, later = jax.lax.scan(body, (prompts, feedback), inputs)
-    return tuple(jnp.concatenate([a[None], b]) for a, b in zip(first, later, strict=True))  # type: ignore[return-value]
+    losses, ious = (jnp.concatenate([a[None], b]) for a, b in zip(first, later, strict=True))
+    return losses, ious
 
 
 def point_slots(config: TrainConfig, key: jax.Array) -> jax.Array:

@@ -204,8 +204,3 @@ def test_the_last_matching_licence_wins():
     assert licence_of("usr/share/backgrounds/a_by_b.jpg", [("16.04/a_by_b.jpg", "CC-BY-4.0")], "?") == "CC-BY-4.0"
     assert licence_of("usr/share/doc/x", pairs, "?") == "GPL-3+"
     assert licence_of("anything", [], "?") == "?"
-
-
-def test_the_data_room_imports_no_jax():
-    code = "import sys, sam_jax.data.composites; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

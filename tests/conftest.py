@@ -1,0 +1,54 @@
+"""Strict switches for every test, and which tests run.
+
+Eight host devices, as sharded code needs them; warnings are errors. Rank promotion stays allowed: adding a bias (C,) to
+(B, N, T, C) is how every layer is written. Tiny models take longer to compile than to run, so that the default run
+compiles with few optimisations, and keeps compiled programs in pytest's cache directory.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+from tests.tiny import TINY, random_variables
+
+# Markers that run only where `-m` names them.
+OPT_IN = ("oracle", "slow")
+# The last match wins. What others do inside their own packages is theirs.
+WARNINGS = (
+    "error",
+    "ignore::DeprecationWarning:(orbax|pycocotools|flax|grain|etils|tyro|torch|absl)\\b.*",
+)
+
+
+def pytest_configure(config):
+    for line in WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
+    full_size = any(name in config.option.markexpr for name in OPT_IN)
+    jax.config.update("jax_disable_most_optimizations", not full_size)
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Plain `pytest` leaves out both kinds, `-m oracle` adds neither slow ones, `-m "oracle or slow"` takes all."""
+    left_out = [name for name in OPT_IN if name not in config.option.markexpr]
+    chosen = [item for item in items if not any(item.get_closest_marker(name) for name in left_out)]
+    if len(chosen) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The config of a model that compiles in a second or two."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def variables():
+    """Variables of the tiny model, every leaf random."""
+    return random_variables(TINY)

@@ -1,0 +1,88 @@
+"""The tables cover every leaf and every key. Needs neither torch nor transformers."""
+
+import dataclasses
+
+import pytest
+
+from convert.errors import ConversionError
+from convert.rules import expected_leaves, official_key, official_name
+from convert.sizes import infer_config
+from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig, vit_b, vit_h, vit_l, vit_tiny
+from tests.golden.make_key_lists import read_key_list, tiny_config
+
+UNUSUAL = SamConfig(
+    image_encoder=ImageEncoderConfig(
+        image_size=224, embed_dim=48, depth=13, num_heads=3, window_size=5, global_attn_indexes=(1, 12)
+    ),
+    mask_decoder=MaskDecoderConfig(
+        depth=3, num_heads=4, mlp_dim=64, attention_downsample_rate=4, num_multimask_outputs=2, iou_head_depth=2
+    ),
+    prompt_embed_dim=64,
+)
+
+
+def official_shapes(config):
+    shapes = {}
+    for path, leaf in expected_leaves(config).items():
+        key, axes = official_key(path.split("/", 1)[1])
+        assert key not in shapes, f"{key} is used twice"
+        shapes[key] = leaf.shape if axes is None else tuple(leaf.shape[axes.index(i)] for i in range(len(axes)))
+    return shapes
+
+
+def test_official_keys_and_shapes_of_vit_b_are_exactly_those_of_the_official_code():
+    config, golden = read_key_list("official_vit_b_keys.json")
+    assert config == vit_b()
+    assert official_shapes(config) == golden
+
+
+def test_hugging_face_names_become_exactly_the_official_ones():
+    config, golden = read_key_list("hf_sam_keys.json")
+    renamed = {official_name(key, golden): shape for key, shape in golden.items()}
+    assert renamed == official_shapes(config)
+    twice = [key for key in golden if official_name(key, golden).endswith("gaussian_matrix")]
+    assert len(golden) - len(renamed) == len(twice) - 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [vit_b(), vit_l(), vit_h(), vit_tiny(), tiny_config(), UNUSUAL],
+    ids=lambda c: str(c.image_encoder.embed_dim),
+)
+def test_config_is_inferred_from_shapes(config):
+    assert infer_config(official_shapes(config), config.mask_decoder.num_heads) == config
+
+
+def test_constants_hold_the_positional_matrix_and_nothing_else():
+    constants = [path for path in expected_leaves(vit_tiny()) if not path.startswith("params/")]
+    assert constants == ["constants/prompt_encoder/pe_layer/positional_encoding_gaussian_matrix"]
+
+
+def test_window_as_large_as_the_grid_counts_as_global():
+    encoder = dataclasses.replace(vit_tiny().image_encoder, window_size=32)
+    found = infer_config(official_shapes(dataclasses.replace(vit_tiny(), image_encoder=encoder)))
+    assert found.image_encoder.global_attn_indexes == tuple(range(6))
+    assert found.image_encoder.window_size == 32
+
+
+@pytest.mark.parametrize("hidden", range(1, 2000, 37))
+def test_mlp_width_survives_as_a_ratio(hidden):
+    shapes = official_shapes(tiny_config()) | {"image_encoder.blocks.0.mlp.lin1.weight": (hidden, 48)}
+    encoder = infer_config(shapes, 4).image_encoder
+    assert int(encoder.embed_dim * encoder.mlp_ratio) == hidden
+
+
+def test_errors_name_value_and_remedy():
+    shapes = official_shapes(tiny_config())
+    with pytest.raises(ConversionError, match="--decoder-num-heads"):
+        infer_config(shapes, decoder_num_heads=7)
+    with pytest.raises(ConversionError, match="positive, not -8"):
+        infer_config(shapes, decoder_num_heads=-8)
+    with pytest.raises(ConversionError, match=r"several sizes \(\[5, 6\]\)"):
+        infer_config(shapes | {"image_encoder.blocks.2.attn.rel_pos_h": (11, 16)}, 4)
+    with pytest.raises(ConversionError, match=r"48, is no multiple of .* 13"):
+        infer_config(shapes | {"image_encoder.blocks.0.attn.rel_pos_h": (9, 13)}, 4)
+    with pytest.raises(ConversionError, match=r"it lacks image_encoder\.pos_embed, .*conv1\.weight"):
+        infer_config({"conv1.weight": (64, 3, 7, 7)})
+    with pytest.raises(ConversionError, match=r"pos_embed has shape .* 4 axes"):
+        infer_config(shapes | {"image_encoder.pos_embed": (1, 144, 48)}, 4)

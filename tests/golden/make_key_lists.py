@@ -1,0 +1,88 @@
+"""Writes the keys and shapes of others' checkpoints, for tests that need neither torch nor transformers.
+
+Run from the repository root: python -m tests.golden.make_key_lists
+(needs the `oracle` extra, and `pip install transformers`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig, sam_config_from_dict, to_dict, vit_b
+
+HERE = Path(__file__).parent
+
+
+def tiny_config() -> SamConfig:
+    """A small model in which no two sizes agree by accident: every number has to be found where it belongs."""
+    return SamConfig(
+        image_encoder=ImageEncoderConfig(
+            image_size=96,
+            patch_size=8,
+            embed_dim=48,
+            depth=3,
+            num_heads=3,
+            mlp_ratio=3.0,
+            window_size=5,
+            global_attn_indexes=(1,),
+        ),
+        mask_decoder=MaskDecoderConfig(num_heads=4, mlp_dim=40, iou_head_depth=4, iou_head_hidden_dim=56),
+        prompt_embed_dim=64,
+    )
+
+
+def build_hugging_face(config: SamConfig):
+    """The `SamModel` of a config, in eval mode."""
+    import transformers as hf
+
+    e, d, dim = config.image_encoder, config.mask_decoder, config.prompt_embed_dim
+    vision = hf.SamVisionConfig(
+        hidden_size=e.embed_dim,
+        output_channels=dim,
+        num_hidden_layers=e.depth,
+        num_attention_heads=e.num_heads,
+        image_size=e.image_size,
+        patch_size=e.patch_size,
+        window_size=e.window_size,
+        global_attn_indexes=list(e.global_attn_indexes),
+        num_pos_feats=dim // 2,
+        mlp_dim=int(e.embed_dim * e.mlp_ratio),
+    )
+    prompt = hf.SamPromptEncoderConfig(hidden_size=dim, image_size=e.image_size, patch_size=e.patch_size)
+    decoder = hf.SamMaskDecoderConfig(
+        hidden_size=dim,
+        mlp_dim=d.mlp_dim,
+        num_attention_heads=d.num_heads,
+        iou_head_depth=d.iou_head_depth,
+        iou_head_hidden_dim=d.iou_head_hidden_dim,
+    )
+    both = hf.SamConfig(
+        vision_config=vision.to_dict(), prompt_encoder_config=prompt.to_dict(), mask_decoder_config=decoder.to_dict()
+    )
+    return hf.SamModel(both).eval()
+
+
+def read_key_list(name: str) -> tuple[SamConfig, dict[str, tuple[int, ...]]]:
+    """A committed list: the config, and shape by key."""
+    content = json.loads((HERE / name).read_text())
+    return sam_config_from_dict(content["config"]), {key: tuple(shape) for key, shape in content["shapes"].items()}
+
+
+def _write_key_list(name: str, config: SamConfig, model) -> None:
+    rows = [f"    {json.dumps(k)}: {json.dumps(list(v.shape))}" for k, v in model.state_dict().items()]
+    shapes = ",\n".join(rows)
+    text = f'{{\n  "config": {json.dumps(to_dict(config))},\n  "shapes": {{\n{shapes}\n  }}\n}}\n'
+    (HERE / name).write_text(text)
+
+
+def main() -> None:
+    """Writes all lists beside this file."""
+    from tests.oracle import build_official
+
+    _write_key_list("official_vit_b_keys.json", vit_b(), build_official(vit_b()))
+    _write_key_list("hf_sam_keys.json", tiny_config(), build_hugging_face(tiny_config()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The image encoder: windows, sizes, drop path, rematerialisation, errors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam_jax.models.image_encoder import Attention, ImageEncoder
+from sam_jax.models.layers import gather_rel_pos
+from sam_jax.models.sam import Sam
+from tests.statements import attention_with_rel_pos
+from tests.tiny import TINY, jitted, random_images
+
+CONFIG = TINY.image_encoder
+
+
+def _with_encoder(**changes):
+    return dataclasses.replace(TINY, image_encoder=dataclasses.replace(CONFIG, **changes))
+
+
+def _stated_window_attention(p, x, window):
+    """The official order: pad with zeros, project, attend in each window without a mask, project, cut off."""
+    b, h, w, c = x.shape
+    x = np.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
+    qkv = x @ p["qkv"]["kernel"] + p["qkv"]["bias"]
+    out = np.zeros_like(x)
+    rel_h, rel_w = (np.asarray(gather_rel_pos(p[name], window)) for name in ("rel_pos_h", "rel_pos_w"))
+    for i in range(0, x.shape[1], window):
+        for j in range(0, x.shape[2], window):
+            here = np.s_[:, i : i + window, j : j + window]
+            tokens = qkv[here].reshape(b, window**2, 3, CONFIG.num_heads, -1).transpose(2, 0, 3, 1, 4)
+            mixed = attention_with_rel_pos(*tokens, rel_h, rel_w)
+            out[here] = mixed.transpose(0, 2, 1, 3).reshape(b, window, window, c)
+    return (out @ p["proj"]["kernel"] + p["proj"]["bias"])[:, :h, :w]
+
+
+@pytest.mark.parametrize("grid", [(5, 5), (4, 7), (3, 6), (2, 1)])
+def test_windows_equal_padding_first(variables, grid):
+    p = variables["params"]["image_encoder"]["blocks_0"]["attn"]
+    x = np.random.default_rng(0).standard_normal((2, *grid, CONFIG.embed_dim)).astype(np.float32)
+    out = Attention(CONFIG, CONFIG.window_size, jnp.float32).apply({"params": p}, x)
+    np.testing.assert_allclose(out, _stated_window_attention(p, x, CONFIG.window_size), atol=1e-5)
+
+
+def test_padding_takes_part_in_windows(variables):
+    """The statement above would not notice a mask over the padding if the padding had no weight."""
+    p = jax.tree.map(np.array, variables["params"]["image_encoder"]["blocks_0"]["attn"])
+    x = np.random.default_rng(0).standard_normal((1, 5, 5, CONFIG.embed_dim)).astype(np.float32)
+    module = Attention(CONFIG, CONFIG.window_size, jnp.float32)
+    before = module.apply({"params": p}, x)
+    value_bias = slice(2 * CONFIG.embed_dim, None)
+    p["qkv"]["bias"][value_bias] += 1
+    moved = np.asarray(module.apply({"params": p}, x) - before)
+    # Every output moves by proj(1), padded windows included: weights over real and padded tokens sum to one.
+    np.testing.assert_allclose(moved, np.broadcast_to(p["proj"]["kernel"].sum(axis=0), moved.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(80, 80), (64, 112), (112, 64), (16, 16), (160, 160)])
+def test_other_input_sizes(variables, size):
+    out = jitted(TINY, "encode_image")(variables, random_images(0, 1, *size))
+    assert out.shape == (1, size[0] // 16, size[1] // 16, TINY.prompt_embed_dim)
+    assert out.dtype == jnp.float32
+    assert np.isfinite(out).all()
+
+
+def test_a_batch_equals_its_images_alone(variables):
+    images = random_images(1, 3, 64, 80)
+    encode = jitted(TINY, "encode_image")
+    together = encode(variables, images)
+    for i in range(3):
+        np.testing.assert_allclose(together[i : i + 1], encode(variables, images[i : i + 1]), atol=1e-5)
+
+
+def test_drop_path_is_off_unless_training(variables):
+    config, images = _with_encoder(drop_path_rate=0.5), random_images(2, 1, 80, 80)
+    plain = jitted(TINY, "encode_image")(variables, images)
+    np.testing.assert_array_equal(jitted(config, "encode_image")(variables, images), plain)
+
+
+def test_drop_path_draws_anew_for_every_key_and_image(variables):
+    encode = jitted(_with_encoder(drop_path_rate=0.5), "encode_image", deterministic=False)
+    images = np.repeat(random_images(2, 1, 80, 80), 16, axis=0)
+    one, same, other = (encode(variables, images, rngs={"drop_path": jax.random.key(key)}) for key in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0.1
+    assert np.abs(one - one[:1]).max() > 0.1
+
+
+def test_drop_path_grows_with_depth(variables):
+    """Of 64 equal images all leave block 0 alike; each later block makes more kinds of them."""
+    encoder = ImageEncoder(dataclasses.replace(CONFIG, drop_path_rate=0.5), TINY.prompt_embed_dim)
+    names = [f"blocks_{i}" for i in range(CONFIG.depth)]
+
+    @jax.jit
+    def run(images, deterministic_key):
+        _, state = encoder.apply(
+            {"params": variables["params"]["image_encoder"]},
+            images,
+            False,
+            rngs={"drop_path": deterministic_key},
+            capture_intermediates=True,
+            mutable="intermediates",
+        )
+        return [state["intermediates"][name]["__call__"][0] for name in names]
+
+    images = np.repeat(random_images(3, 1, 80, 80), 64, axis=0)
+    outputs = [np.asarray(x).reshape(64, -1) for x in run(images, jax.random.key(0))]
+    kinds = [len(np.unique(np.round(x, 3), axis=0)) for x in outputs]
+    assert kinds[0] == 1
+    assert 2 <= kinds[1] <= 4  # two residual branches, each kept or dropped
+    assert kinds[2] > kinds[1]
+
+
+def test_remat_changes_neither_values_nor_gradients(variables):
+    images = random_images(4, 1, 48, 64)
+    one_block = {"depth": 1, "global_attn_indexes": ()}
+
+    def loss(remat):
+        model = Sam(_with_encoder(**one_block, remat=remat))
+
+        def fn(params):
+            out = model.apply({"params": params, "constants": variables["constants"]}, images, method="encode_image")
+            return (out * jnp.arange(out.shape[-1])).sum()
+
+        return jax.jit(jax.value_and_grad(fn))
+
+    (value, grads), (same_value, same_grads) = (loss(remat)(variables["params"]) for remat in (False, True))
+    np.testing.assert_allclose(value, same_value, rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(same_grads), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, np.abs(one).max()))
+
+
+@pytest.mark.parametrize("shape", [(1, 80, 81, 3), (1, 3, 80, 80), (80, 80, 3), (1, 80, 80, 1)])
+def test_wrong_shapes_are_named(shape, tiny, variables):
+    with pytest.raises(ValueError, match=rf"{shape}.*multiples of 16".replace("(", r"\(").replace(")", r"\)")):
+        Sam(tiny).apply(variables, np.zeros(shape, np.float32), method="encode_image")
