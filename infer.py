@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import NoReturn
 
-import jax
 import numpy as np
 
 import sam_jax
@@ -45,13 +45,19 @@ def parse_prompts(args: argparse.Namespace) -> PhotoPrompts:
     )
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as all others of this script."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with code 2."""
+        self.exit(2, f"infer.py: {message} (see --help)\n")
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photo", help="JPEG, PNG, WebP, ...; local or gs://")
-    parser.add_argument(
-        "--point", action="append", default=[], metavar="X,Y[,LABEL]", help="label 1 on, 0 off the object"
-    )
+    parser.add_argument("--point", action="append", default=[], metavar="X,Y[,L]", help="label 1 on, 0 off the object")
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="corners; repeat for objects")
     parser.add_argument("--mask-input", metavar="M.npy", help="(1, 4h, 4w) float logits of an earlier prediction")
     parser.add_argument("--checkpoint", metavar="DIR", help="model directory; default: the bundled vit_tiny")
@@ -61,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Segments, writes and says so in two lines."""
+    use_compilation_cache()
     prompts = parse_prompts(args)
     if prompts.is_empty:
         raise ValueError("nothing to segment: give --point X,Y or --box X0,Y0,X1,Y1 (see --help)")
@@ -72,15 +79,13 @@ def run(args: argparse.Namespace) -> None:
     overlay = write_results(args.out, args.photo, image, prompts, predicted)
     scores = ", ".join(f"{iou:.2f}" for iou in predicted.iou_predictions)
     h, w = image.shape[:2]
-    timing = f"{len(predicted.masks)} masks in {seconds:.1f} s on {jax.default_backend()}"
-    print(f"{args.photo} ({w}x{h}): {timing}, predicted IoU {scores}")
+    print(f"{args.photo} ({w}x{h}): {len(predicted.masks)} masks in {seconds:.1f} s, predicted IoU {scores}")
     print(f"wrote {overlay}, with {overlay.stem.removesuffix('.overlay')}.masks.json and a PNG per mask beside it")
 
 
 def main() -> int:
     """Runs the command; bad input ends in one line on stderr and exit code 2."""
     args = parse_arguments()
-    use_compilation_cache()
     try:
         run(args)
     except (ValueError, OSError) as error:

@@ -22,9 +22,9 @@ def get_config() -> TrainConfig:
         sam=vit_tiny(),
         stages=(
             StageConfig(image_size=128, batch_size=16, masks_per_image=8, num_steps=800, num_points=0),
-            StageConfig(image_size=256, batch_size=8, masks_per_image=8, num_steps=1200, num_points=0),
-            StageConfig(image_size=256, batch_size=8, masks_per_image=8, num_steps=500),
-            StageConfig(image_size=512, batch_size=4, masks_per_image=8, num_steps=220),
+            StageConfig(image_size=256, batch_size=8, masks_per_image=8, num_steps=950, num_points=0),
+            StageConfig(image_size=256, batch_size=8, masks_per_image=8, num_steps=220),
+            StageConfig(image_size=512, batch_size=4, masks_per_image=8, num_steps=240),
         ),
         data=CompositeDataConfig(pool="data/pool"),
         # Fewer interactions than the paper's eleven: on a CPU the encoder's share of the work has to stay high.
@@ -40,5 +40,6 @@ def get_config() -> TrainConfig:
             clip_norm=1.0,
         ),
         remat_interactions=False,
+        storage_dtype="float16",
         workdir="runs/bundled",
     )

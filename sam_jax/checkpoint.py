@@ -63,7 +63,8 @@ def save_model(path: epath.PathLike, config: SamConfig, variables: Variables, dt
       path: a directory that does not exist yet, local or gs://.
       config: the model's config, written beside the variables.
       variables: {"params": ..., "constants": ...}; jax arrays are written piece by piece, numpy arrays copied whole.
-      dtype: storage dtype of all leaves; None keeps each leaf's own. Loading always gives float32.
+      dtype: storage dtype of `params`; None keeps each leaf's own. Constants stay as they are: rounding the positional
+        encoding would shift every prompt. Loading always gives float32.
 
     Raises:
       CheckpointError: the directory exists already.
@@ -77,7 +78,7 @@ def save_model(path: epath.PathLike, config: SamConfig, variables: Variables, dt
         unfinished.rmtree()
     unfinished.mkdir(parents=True)
     if dtype is not None:
-        variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+        variables = variables | {"params": jax.tree.map(lambda x: x.astype(dtype), variables["params"])}
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=1)) as checkpointer:
             checkpointer.save(str((unfinished / VARIABLES_DIR).resolve()), variables)

@@ -205,6 +205,10 @@ class StageConfig:
     num_steps: int = 90_000
     num_points: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("image_size", "batch_size", "masks_per_image", "num_steps"):
+            _require(getattr(self, name) > 0, f"stage {name} must be positive, not {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class InteractionConfig:
@@ -243,7 +247,7 @@ class LossConfig:
       supervise_all_iou: the paper leaves open which of the three masks teach the IoU head. False (default) takes the
         lowest-loss mask alone; True all three, which ranks them better when little data is seen.
       supervise_all_outputs: the paper trains the single mask on unambiguous prompts alone and the three masks on
-        ambiguous ones alone (False). True trains both on every prompt: twice the signal per picture in a short training.
+        ambiguous ones alone (False). True trains both on every prompt: twice the signal per picture.
     """
 
     focal_weight: float = 20.0
@@ -292,6 +296,7 @@ class TrainConfig:
     Attributes:
       workdir: receives `log.jsonl`, `state/` (what a resumed run needs) and, at the end, `model/` (for `load_model`).
       init_from: a model directory to start from; None starts from scratch.
+      storage_dtype: how the finished model's parameters are stored, "float32" or, at half the size, "float16".
       remat_interactions: recompute each decoder pass in the backward pass: memory stays that of one interaction, the
         decoder's work grows by a half.
     """
@@ -304,10 +309,17 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     workdir: str = "runs/sam"
     init_from: str | None = None
+    storage_dtype: str = "float32"
     remat_interactions: bool = True
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        patch = self.sam.image_encoder.patch_size
+        _require(patch == 16, f"training needs patch_size 16 (masks at a quarter of the image side), not {patch}")
+        wrong = [stage.image_size for stage in self.stages if stage.image_size % patch]
+        _require(not wrong, f"stage image_size {wrong} must be a multiple of patch_size {patch}")
 
     @property
     def num_steps(self) -> int:

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import sys
 import types
+from typing import Any
 
 import torch
 from PIL import Image
@@ -58,6 +59,13 @@ def build_official(config: SamConfig, seed: int = 0) -> torch.nn.Module:
     sam = Sam(image_encoder, prompt_encoder, mask_decoder, list(config.pixel_mean), list(config.pixel_std))
     randomise(sam, seed)
     return sam.eval()
+
+
+def build_predictor(model: torch.nn.Module) -> Any:
+    """The official `SamPredictor` of a model from `build_official`."""
+    from segment_anything import SamPredictor
+
+    return SamPredictor(model)
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from etils import epath
@@ -35,7 +36,8 @@ def read_image(path: epath.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray
         raise ImageError(f"{path} is a directory; expected a photo (JPEG, PNG, WebP, ...)")
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own check names the remedy
     try:
-        with Image.open(io.BytesIO(file.read_bytes())) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(file.read_bytes())) as image:
+            warnings.simplefilter("ignore")  # odd tags in EXIF or TIFF do not matter here
             _check_size(path, image.size, max_pixels)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
@@ -60,11 +62,16 @@ def _check_size(path: epath.PathLike, size: tuple[int, int], max_pixels: int) ->
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image).astype(np.float64)
-        top = 65535.0 if image.mode != "F" or values.max(initial=0) > 255 else 255.0
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        top = _white(values) if image.mode == "F" else 65535.0
         grey = np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))
+
+
+def _white(values: np.ndarray) -> float:
+    """The value that stands for white in a floating-point picture, which no file format tells."""
+    return next((top for top in (1.0, 255.0) if values.max(initial=0.0) <= top), 65535.0)
 
 
 def read_mask_input(path: epath.PathLike) -> np.ndarray:
@@ -73,6 +80,6 @@ def read_mask_input(path: epath.PathLike) -> np.ndarray:
     if not file.exists():
         raise ImageError(f"{path} does not exist; expected a .npy file of mask logits")
     try:
-        return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        return np.lib.format.read_array(io.BytesIO(file.read_bytes()), allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise ImageError(f"{path} is not a .npy array ({error}); save low_res_masks[i:i+1] with numpy.save") from error

@@ -25,8 +25,12 @@ def write_atomically(path: epath.PathLike, content: bytes) -> None:
     """Writes a file under a temporary name and renames it, so that no reader ever sees half of it."""
     target = epath.Path(path)
     unfinished = target.parent / f".{target.name}.unfinished"
-    unfinished.write_bytes(content)
-    unfinished.replace(target)
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(target)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def mask_record(index: int, mask: np.ndarray, predicted_iou: float, prompt: dict[str, Any]) -> dict[str, Any]:

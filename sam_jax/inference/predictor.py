@@ -137,10 +137,13 @@ class SamPredictor:
           RuntimeError: no photo is set.
           ValueError: a prompt of another shape, outside the photo, or with labels other than 0 and 1.
         """
+        wrong = [] if point_labels is None else [label for label in np.ravel(point_labels) if label not in (0, 1)]
+        if wrong:
+            raise ValueError(f"point label {wrong[0]} is neither 1 (on the object) nor 0 (off it)")
         many = self.predict_many(
-            None if point_coords is None else np.asarray(point_coords)[None],
-            None if point_labels is None else np.asarray(point_labels)[None],
-            None if box is None else np.asarray(box).reshape(1, -1),
+            None if point_coords is None else _numbers("point_coords", point_coords)[None],
+            None if point_labels is None else _numbers("point_labels", point_labels)[None],
+            None if box is None else _numbers("box", box).reshape(1, -1),
             None if mask_input is None else np.asarray(mask_input)[None],
             multimask_output,
             return_logits,
@@ -223,6 +226,8 @@ class SamPredictor:
     def _decode_in_buckets(self, prompts: Prompts) -> MaskPredictions:
         """Pads points and prompts to bucket sizes and decodes; numpy in, numpy (N, ...) out."""
         n, points = prompts.point_labels.shape  # type: ignore[union-attr]
+        if not n:
+            return self._no_predictions()
         slots = _bucket(points, POINT_BUCKETS)
         spare = [(0, 0), (0, slots - points)]
         prompts = prompts.replace(  # type: ignore[attr-defined]
@@ -236,6 +241,11 @@ class SamPredictor:
         size = _bucket(min(n, PROMPT_BUCKETS[-1]), PROMPT_BUCKETS)
         parts = [self._decode_padded(_rows(prompts, start, size), n - start) for start in range(0, n, size)]
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    def _no_predictions(self) -> MaskPredictions:
+        masks = self.model.config.mask_decoder.num_mask_tokens
+        side = 4 * self.model.config.image_encoder.grid_size
+        return MaskPredictions(np.zeros((0, masks, side, side), np.float32), np.zeros((0, masks), np.float32))
 
     def _decode_padded(self, prompts: Prompts, count: int) -> MaskPredictions:
         out = _decode(self.model, self.variables, self._embeddings(), prompts)
@@ -279,8 +289,10 @@ def _check_points(
     if coords is None or labels is None:
         missing = "point_coords" if coords is None else "point_labels"
         raise ValueError(f"{missing} is missing; points need coordinates and labels together")
-    coords, labels = np.asarray(coords, np.float64), np.asarray(labels)
+    coords, labels = _numbers("point_coords", coords), _numbers("point_labels", labels)
     if coords.ndim != 3 or coords.shape[2] != 2 or labels.shape != coords.shape[:2]:
+        if coords.shape[:1] != labels.shape[:1]:
+            raise ValueError(f"point_coords has shape {coords.shape} and point_labels {labels.shape}; N differs")
         raise ValueError(
             f"point_coords has shape {coords.shape[1:]} and point_labels {labels.shape[1:]} per object; "
             "expected (P, 2) and (P,)"
@@ -293,13 +305,14 @@ def _check_points(
     outside = coords[~inside & (labels >= 0)]
     if outside.size:
         raise ValueError(f"point {outside[0][0]:g},{outside[0][1]:g} lies outside the photo, which is {w}x{h} pixels")
-    return coords, labels.astype(np.int32)
+    # Absent points may hold anything, but 0 x NaN would still be NaN inside the model.
+    return np.where((labels >= 0)[..., None], coords, 0.0), labels.astype(np.int32)
 
 
 def _check_boxes(boxes: np.ndarray | None, original_size: tuple[int, int]) -> np.ndarray | None:
     if boxes is None:
         return None
-    boxes = np.asarray(boxes, np.float64)
+    boxes = _numbers("box", boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"a box needs 4 numbers x0, y0, x1, y1; the given shape is {boxes.shape}")
     h, w = original_size
@@ -316,12 +329,23 @@ def _check_boxes(boxes: np.ndarray | None, original_size: tuple[int, int]) -> np
 def _check_masks(masks: np.ndarray | None, side: int) -> np.ndarray | None:
     if masks is None:
         return None
-    masks = np.asarray(masks)
+    kind = np.asarray(masks).dtype
+    if kind.kind != "f":
+        raise ValueError(f"mask_input has dtype {kind}; expected float logits, not a binary mask")
+    masks = _numbers("mask_input", masks, np.float32)
     if masks.ndim != 4 or masks.shape[1:] != (1, side, side):
         raise ValueError(
             f"mask_input has shape {masks.shape[1:]}; expected (1, {side}, {side}) logits, such as one of the "
             "low_res_masks of an earlier prediction"
         )
-    if masks.dtype.kind != "f" or not np.isfinite(masks).all():
-        raise ValueError(f"mask_input has dtype {masks.dtype} or values that are not finite; expected float logits")
-    return masks[:, 0].astype(np.float32)
+    if not np.isfinite(masks).all():
+        raise ValueError("mask_input has values that are not finite in float32; expected logits")
+    return masks[:, 0]
+
+
+def _numbers(name: str, value: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(value).astype(dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not an array of numbers ({error}); give a regular array") from error

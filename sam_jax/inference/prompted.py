@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,9 @@ class PhotoPrompts:
     mask_input: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        wrong = [] if self.labels is None else [label for label in self.labels if label not in (0, 1)]
+        if wrong:
+            raise ValueError(f"point label {wrong[0]:g} is neither 1 (on the object) nor 0 (off it)")
         has_more = self.points is not None or self.mask_input is not None
         if self.boxes is not None and len(self.boxes) > 1 and has_more:
             raise ValueError(
@@ -95,6 +99,7 @@ def write_results(
     """
     folder, name = epath.Path(out), epath.Path(photo)
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_earlier_results(folder, name.stem)
     annotations = []
     for index, (mask, iou, _) in enumerate(zip(*predicted, strict=True)):
         write_picture(folder / f"{name.stem}.mask_{index}.png", mask.astype(np.uint8) * 255)
@@ -104,6 +109,14 @@ def write_results(
     size = {"file_name": name.name, "width": image.shape[1], "height": image.shape[0]}
     write_records(folder / f"{name.stem}.masks.json", size, annotations)
     return overlay
+
+
+def _remove_earlier_results(folder: epath.Path, stem: str) -> None:
+    """An earlier run may have written more masks; its JSON goes first, so that it never describes missing files."""
+    (folder / f"{stem}.masks.json").unlink(missing_ok=True)
+    for file in list(folder.iterdir()):
+        if re.fullmatch(re.escape(stem) + r"\.mask_\d+\.png", file.name):
+            file.unlink()
 
 
 def overlay_picture(image: np.ndarray, prompts: PhotoPrompts, predicted: PredictedMasks) -> np.ndarray:

@@ -49,7 +49,8 @@ def train(config: TrainConfig) -> epath.Path:
                 state = _run_stage(config, stage, index, first, state, step_fn, store)
             first += stage.num_steps
         store.save(int(state.step), state)
-    save_model(model_dir, config.sam, {"params": state.params, "constants": state.constants})
+    variables = {"params": state.params, "constants": state.constants}
+    save_model(model_dir, config.sam, variables, config.storage_dtype)
     return model_dir
 
 

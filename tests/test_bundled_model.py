@@ -1,0 +1,47 @@
+"""The model in the package on real photos, and the README's promises about it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sam_jax
+from benchmarks.prompt_quality import COLUMNS, score_photo
+from sam_jax.checkpoint import bundled_model_path
+from sam_jax.ops.rle import decode_mask
+
+DEVSET = Path(__file__).parent / "devset_mini"
+MAX_MEGABYTES = 15
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """(photo, masks) pairs of the labelled set."""
+    pairs = []
+    for file in sorted(DEVSET.glob("*.json")):
+        masks = [decode_mask(a["segmentation"]) for a in json.loads(file.read_text())["annotations"]]
+        pairs.append((sam_jax.read_image(file.with_suffix(".jpg")), masks))
+    return pairs
+
+
+def ellipse_in_box_iou(mask):
+    """IoU of a mask with the ellipse inscribed in its box: what one gets without looking at the photo."""
+    y, x = np.nonzero(mask)
+    rows, cols = np.indices(mask.shape)
+    unit = [(grid - (p.min() + p.max()) / 2) / max(np.ptp(p) / 2, 0.5) for grid, p in ((rows, y), (cols, x))]
+    ellipse = unit[0] ** 2 + unit[1] ** 2 <= 1
+    return (ellipse & mask).sum() / (ellipse | mask).sum()
+
+
+def test_boxes_beat_an_ellipse_that_does_not_look(labelled):
+    predictor = sam_jax.SamPredictor(*sam_jax.load_model())
+    scores = np.concatenate([score_photo(predictor, image, masks) for image, masks in labelled])
+    blind = np.mean([ellipse_in_box_iou(mask) for _, masks in labelled for mask in masks])
+    assert scores[:, COLUMNS.index("box")].mean() > blind + 0.05
+    assert scores[:, COLUMNS.index("best of 3")].mean() > 0.5
+
+
+def test_it_is_small_enough_to_ship():
+    size = sum(file.stat().st_size for file in Path(bundled_model_path()).rglob("*") if file.is_file())
+    assert size <= MAX_MEGABYTES * 2**20
