@@ -6,6 +6,7 @@ The pool of cut-outs and photos comes first: python -m sam_jax.data.cutout_pool 
 """
 
 from sam_jax.config import (
+    CompositeConfig,
     CompositeDataConfig,
     InteractionConfig,
     LossConfig,
@@ -21,12 +22,24 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         sam=vit_tiny(),
         stages=(
-            StageConfig(image_size=128, batch_size=16, masks_per_image=8, num_steps=800, num_points=0),
-            StageConfig(image_size=256, batch_size=8, masks_per_image=8, num_steps=950, num_points=0),
-            StageConfig(image_size=256, batch_size=8, masks_per_image=8, num_steps=220),
-            StageConfig(image_size=512, batch_size=4, masks_per_image=8, num_steps=240),
+            StageConfig(image_size=128, batch_size=16, masks_per_image=6, num_steps=800, num_points=0),
+            StageConfig(image_size=256, batch_size=8, masks_per_image=6, num_steps=950, num_points=0),
+            StageConfig(image_size=256, batch_size=8, masks_per_image=6, num_steps=220),
+            StageConfig(image_size=512, batch_size=4, masks_per_image=6, num_steps=240),
         ),
-        data=CompositeDataConfig(pool="data/pool"),
+        # Easier pictures than the default: a small model that trains briefly learns more from a few large objects.
+        data=CompositeDataConfig(
+            pool="data/pool",
+            composite=CompositeConfig(
+                labelled=0.03,
+                pseudo_regions=0.05,
+                max_objects=6,
+                max_distractors=3,
+                photo_region_object=0.12,
+                parts=0.25,
+                degrade=0.6,
+            ),
+        ),
         # Fewer interactions than the paper's eleven: on a CPU the encoder's share of the work has to stay high.
         interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
         loss=LossConfig(focal_alpha=0.75, supervise_all_iou=True, supervise_all_outputs=True),

@@ -1,12 +1,12 @@
 """Composites: cut-outs pasted over photographs, with their parts, made on the fly by (seed, index)."""
 
-import dataclasses
 import math
 
 import numpy as np
 from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 
+from sam_jax.config import CompositeConfig
 from sam_jax.data.cutout_pool import CutoutPool, LabelledPhoto
 from sam_jax.data.degradations import degrade
 from sam_jax.data.distractors import add_distractors, draw_lines, light, random_piece
@@ -27,47 +27,6 @@ from sam_jax.data.scene import MIN_IMAGE_SHARE, Scene, bounding_window
 
 Window = tuple[slice, slice]  # rows, columns
 PlacedPatch = tuple[Patch, int, int]  # a patch and its corner: top, left
-
-
-@dataclasses.dataclass(frozen=True)
-class CompositeConfig:
-    """How composites are made. Probabilities are per example unless an attribute says otherwise.
-
-    Attributes:
-        image_size: side S of the padded square, in pixels; a multiple of 4.
-        masks_per_image: K, masks kept of each picture; a random K where there are more.
-        length: examples in one pass: what `len` says.
-        labelled: share of examples that are labelled photographs, where the pool has any.
-        pseudo_regions: share of examples that are plain photographs with regions found in them.
-        square: share of examples whose content fills the square.
-        min_aspect: shorter over longer side of the other examples, at least.
-        max_objects: cut-outs in a composite, at most; the least is 2.
-        max_distractors: misleading edges below the objects, at most.
-        photo_region_object: share of objects that are random shapes out of other photographs.
-        match_colours: share of objects whose colours are drawn towards the background's.
-        feather: share of objects with soft edges.
-        shadow: share of objects that throw a soft shadow.
-        parts: share of objects that get parts.
-        repeat: share of objects that come as touching copies.
-        degrade: share of examples that are degraded as a whole.
-    """
-
-    image_size: int = 256
-    masks_per_image: int = 16
-    length: int = 1_000_000
-    labelled: float = 0.07
-    pseudo_regions: float = 0.10
-    square: float = 0.35
-    min_aspect: float = 0.5
-    max_objects: int = 12
-    max_distractors: int = 5
-    photo_region_object: float = 0.30
-    match_colours: float = 0.35
-    feather: float = 0.6
-    shadow: float = 0.25
-    parts: float = 0.45
-    repeat: float = 0.12
-    degrade: float = 0.9
 
 
 class CompositeSource:

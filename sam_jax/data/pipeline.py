@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import grain
 import numpy as np
 
 from sam_jax.config import CompositeDataConfig, StageConfig
-from sam_jax.data.composites import CompositeConfig, CompositeSource
+from sam_jax.data.composites import CompositeSource
 from sam_jax.data.cutout_pool import load_pool
 
 # Threads suffice: PIL and numpy leave the interpreter lock in their inner loops.
@@ -26,7 +27,9 @@ def make_batches(
       `image` (B, S, S, 3) uint8, `input_size` (B, 2) int32, `masks` (B, K, S/4, S/4) bool, `mask_valid` (B, K) bool,
       `image_id` (B,) int64.
     """
-    composite = CompositeConfig(image_size=stage.image_size, masks_per_image=stage.masks_per_image)
+    composite = dataclasses.replace(
+        config.composite, image_size=stage.image_size, masks_per_image=stage.masks_per_image
+    )
     source = CompositeSource(load_pool(config.pool, "train"), composite, seed=seed)
     dataset = grain.MapDataset.source(source)[first_step * stage.batch_size :]
     return iter(dataset.to_iter_dataset(_READ).batch(stage.batch_size, drop_remainder=True))
