@@ -18,7 +18,7 @@ from sam_jax.config import (
 
 
 def get_config() -> TrainConfig:
-    """The recipe of the weights that ship with the package."""
+    """The recipe for the model that ships; docs/model_card.md says how far the present weights follow it."""
     return TrainConfig(
         sam=vit_tiny(),
         stages=(
