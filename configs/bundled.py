@@ -43,13 +43,14 @@ def get_config() -> TrainConfig:
         # Fewer interactions than the paper's eleven: on a CPU the encoder's share of the work has to stay high.
         interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
         loss=LossConfig(focal_alpha=0.75, supervise_all_iou=True, supervise_all_outputs=True),
+        # At 1e-3 and without layer-wise decay the encoder's activations grow a hundredfold and its output collapses.
         optim=OptimConfig(
-            learning_rate=1e-3,
-            b2=0.95,
+            learning_rate=5e-4,
+            b2=0.98,
             weight_decay=0.05,
             warmup_steps=60,
             cosine=True,
-            layer_decay=1.0,
+            layer_decay=0.9,
             clip_norm=1.0,
         ),
         remat_interactions=False,
