@@ -137,9 +137,8 @@ class SamPredictor:
           RuntimeError: no photo is set.
           ValueError: a prompt of another shape, outside the photo, or with labels other than 0 and 1.
         """
-        wrong = [] if point_labels is None else [label for label in np.ravel(point_labels) if label not in (0, 1)]
-        if wrong:
-            raise ValueError(f"point label {wrong[0]} is neither 1 (on the object) nor 0 (off it)")
+        if point_labels is not None:
+            check_labels(_numbers("point_labels", point_labels), allowed=(0, 1))
         many = self.predict_many(
             None if point_coords is None else _numbers("point_coords", point_coords)[None],
             None if point_labels is None else _numbers("point_labels", point_labels)[None],
@@ -281,6 +280,13 @@ def _check_image(image: np.ndarray, image_format: str) -> None:
         )
 
 
+def check_labels(labels: np.ndarray, allowed: tuple[int, ...]) -> None:
+    """Raises ValueError that names the first label (any shape) that is not allowed."""
+    wrong = labels[~np.isin(labels, allowed)]
+    if wrong.size:
+        raise ValueError(f"point label {wrong[0]:g} is neither 1 (on the object) nor 0 (off it)")
+
+
 def _check_points(
     coords: np.ndarray | None, labels: np.ndarray | None, original_size: tuple[int, int]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -297,9 +303,7 @@ def _check_points(
             f"point_coords has shape {coords.shape[1:]} and point_labels {labels.shape[1:]} per object; "
             "expected (P, 2) and (P,)"
         )
-    wrong = labels[~np.isin(labels, (-1, 0, 1))]
-    if wrong.size:
-        raise ValueError(f"point label {wrong[0]} is neither 1 (on the object) nor 0 (off it)")
+    check_labels(labels, allowed=(-1, 0, 1))
     h, w = original_size
     inside = np.isfinite(coords).all(axis=-1) & (coords >= 0).all(axis=-1) & (coords <= (w, h)).all(axis=-1)
     outside = coords[~inside & (labels >= 0)]

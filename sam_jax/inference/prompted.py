@@ -18,7 +18,7 @@ from sam_jax.inference.outputs import (
     write_picture,
     write_records,
 )
-from sam_jax.inference.predictor import PredictedMasks, SamPredictor
+from sam_jax.inference.predictor import PredictedMasks, SamPredictor, check_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +37,8 @@ class PhotoPrompts:
     mask_input: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        wrong = [] if self.labels is None else [label for label in self.labels if label not in (0, 1)]
-        if wrong:
-            raise ValueError(f"point label {wrong[0]:g} is neither 1 (on the object) nor 0 (off it)")
+        if self.labels is not None:
+            check_labels(self.labels, allowed=(0, 1))
         has_more = self.points is not None or self.mask_input is not None
         if self.boxes is not None and len(self.boxes) > 1 and has_more:
             raise ValueError(
