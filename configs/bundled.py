@@ -22,17 +22,17 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         sam=vit_tiny(),
         stages=(
-            StageConfig(image_size=128, batch_size=16, masks_per_image=6, num_steps=800, num_points=0),
-            StageConfig(image_size=256, batch_size=8, masks_per_image=6, num_steps=950, num_points=0),
-            StageConfig(image_size=256, batch_size=8, masks_per_image=6, num_steps=220),
-            StageConfig(image_size=512, batch_size=4, masks_per_image=6, num_steps=240),
+            StageConfig(128, 16, masks_per_image=6, num_steps=2500, num_points=0, mosaics=0.6, num_examples=12_000),
+            StageConfig(256, 8, masks_per_image=6, num_steps=3500, num_points=0, mosaics=0.3, num_examples=8_000),
+            StageConfig(256, 8, masks_per_image=6, num_steps=800, num_examples=4_000),
+            StageConfig(512, 4, masks_per_image=6, num_steps=500),
         ),
         # Easier pictures than the default: a small model that trains briefly learns more from a few large objects.
         data=CompositeDataConfig(
             pool="data/pool",
             composite=CompositeConfig(
                 labelled=0.03,
-                pseudo_regions=0.05,
+                pseudo_regions=0.1,
                 max_objects=6,
                 max_distractors=3,
                 photo_region_object=0.12,
@@ -42,13 +42,13 @@ def get_config() -> TrainConfig:
         ),
         # Fewer interactions than the paper's eleven: on a CPU the encoder's share of the work has to stay high.
         interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
-        loss=LossConfig(focal_alpha=0.75, supervise_all_iou=True, supervise_all_outputs=True),
+        loss=LossConfig(focal_alpha=0.75, supervise_all_iou=True, supervise_all_outputs=True, affinity_weight=1.0),
         # At 1e-3 and without layer-wise decay the encoder's activations grow a hundredfold and its output collapses.
         optim=OptimConfig(
-            learning_rate=5e-4,
+            learning_rate=1e-3,
             b2=0.98,
             weight_decay=0.05,
-            warmup_steps=60,
+            warmup_steps=200,
             cosine=True,
             layer_decay=0.9,
             clip_norm=1.0,

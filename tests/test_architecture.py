@@ -135,7 +135,7 @@ def test_imports(file):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("sam_jax/config.py", "import numpy"),
+        ("sam_jax/config/model.py", "import numpy"),
         ("sam_jax/ops/masks.py", "from flax import linen"),
         ("sam_jax/ops/masks.py", "from sam_jax.config import SamConfig"),
         ("sam_jax/models/sam.py", "from sam_jax.ops import transforms"),

@@ -11,6 +11,7 @@ from sam_jax.data.cutout_pool import CutoutPool, LabelledPhoto
 from sam_jax.data.degradations import degrade
 from sam_jax.data.distractors import add_distractors, draw_lines, light, random_piece
 from sam_jax.data.example import make_example
+from sam_jax.data.mosaics import mosaic
 from sam_jax.data.patches import (
     Patch,
     feather,
@@ -62,12 +63,14 @@ class CompositeSource:
                 return example.to_dict()
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A picture (h, w, 3) uint8 and its masks (n, h, w) bool, of one of the three kinds."""
+        """A picture (h, w, 3) uint8 and its masks (n, h, w) bool, of one of the four kinds."""
         config, pool = self.config, self.pool
         h, w = _random_size(rng, config)
         kind = rng.random()
         if kind < config.labelled and pool.labelled:
             image, masks = crop_labelled(rng, pool.labelled[rng.integers(len(pool.labelled))], h, w)
+        elif config.labelled < kind < config.labelled + config.mosaics:
+            image, masks = mosaic(rng, pool, h, w)
         elif kind > 1 - config.pseudo_regions:
             image = _background_crop(rng, pool, h, w)
             masks = find_regions(image)

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from sam_jax.config import ImageEncoderConfig
 from sam_jax.models.layers import (
+    Dense,
     DropPath,
     LayerNorm,
     Linear,
@@ -89,8 +90,8 @@ class MlpBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         hidden = int(c.embed_dim * c.mlp_ratio)
-        x = gelu(nn.Dense(hidden, dtype=self.dtype, kernel_init=kernel_init, name="lin1")(x))
-        return nn.Dense(c.embed_dim, dtype=self.dtype, kernel_init=kernel_init, name="lin2")(x)
+        x = gelu(Dense(hidden, dtype=self.dtype, kernel_init=kernel_init, name="lin1")(x))
+        return Dense(c.embed_dim, dtype=self.dtype, kernel_init=kernel_init, name="lin2")(x)
 
 
 class Block(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,19 @@ kernel_init = nn.initializers.truncated_normal(stddev=0.02)
 # Variance in two passes: E[x^2] - E[x]^2 in float32 loses digits on ViT-H's large activations.
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
 gelu = partial(jax.nn.gelu, approximate=False)
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(..., in) @ (in, out) as one two-dimensional product, which gives XLA's CPU backend a kernel gradient that is
+    three times faster."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **_: Any) -> jax.Array:
+    return matmul(x, kernel)
+
+
+Dense = partial(nn.Dense, dot_general=_flat_dot_general)
 
 
 class Linear(nn.Module):
@@ -28,7 +42,7 @@ class Linear(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x.astype(self.dtype) @ self.kernel.astype(self.dtype) + self.bias.astype(self.dtype)
+        return matmul(x.astype(self.dtype), self.kernel.astype(self.dtype)) + self.bias.astype(self.dtype)
 
 
 class Mlp(nn.Module):
@@ -42,8 +56,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(self.num_layers - 1):
-            x = nn.relu(nn.Dense(self.hidden_dim, dtype=self.dtype, name=f"layers_{i}")(x))
-        return nn.Dense(self.features, dtype=self.dtype, name=f"layers_{self.num_layers - 1}")(x)
+            x = nn.relu(Dense(self.hidden_dim, dtype=self.dtype, name=f"layers_{i}")(x))
+        return Dense(self.features, dtype=self.dtype, name=f"layers_{self.num_layers - 1}")(x)
 
 
 class PatchConv(nn.Module):
@@ -64,7 +78,7 @@ class PatchConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         patches = rearrange(x, "... (h a) (w b) c -> ... h w (a b c)", a=k, b=k)
         flat = rearrange(kernel, "a b c d -> (a b c) d")
-        return patches.astype(self.dtype) @ flat.astype(self.dtype) + bias.astype(self.dtype)
+        return matmul(patches.astype(self.dtype), flat.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class SubpixelConv(nn.Module):
@@ -86,7 +100,7 @@ class SubpixelConv(nn.Module):
         kernel = self.param("kernel", init, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         flat = rearrange(kernel, "a b c d -> c (a b d)").astype(self.dtype)
-        out = rearrange(x.astype(self.dtype) @ flat, "... (s d) -> ... s d", s=4)
+        out = rearrange(matmul(x.astype(self.dtype), flat), "... (s d) -> ... s d", s=4)
         return out + bias.astype(self.dtype)
 
 

@@ -17,7 +17,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import MaskDecoderConfig
-from sam_jax.models.layers import LayerNorm, Linear
+from sam_jax.models.layers import Dense, LayerNorm, Linear
 
 
 class Attention(nn.Module):
@@ -126,8 +126,8 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.relu(nn.Dense(self.mlp_dim, dtype=self.dtype, name="lin1")(x))
-        return nn.Dense(self.dim, dtype=self.dtype, name="lin2")(x)
+        x = nn.relu(Dense(self.mlp_dim, dtype=self.dtype, name="lin1")(x))
+        return Dense(self.dim, dtype=self.dtype, name="lin2")(x)
 
 
 class TwoWayAttentionBlock(nn.Module):

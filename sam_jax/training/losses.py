@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from sam_jax.config import LossConfig
 
@@ -74,3 +75,29 @@ def prompt_loss(config: LossConfig, losses: MaskLosses, multimask: jax.Array) ->
     if config.supervise_all_outputs:
         return (ambiguous + single) / 2
     return jnp.where(multimask, ambiguous, single)
+
+
+def affinity_loss(embeddings: jax.Array, targets: jax.Array, mask_valid: jax.Array, key: jax.Array) -> jax.Array:
+    """Teaches the image embedding that two of its cells are alike where they belong to the same mask.
+
+    One cell is drawn from each mask, and its dot product with every other cell predicts the share of the mask there.
+    Without prompts and decoder in between, the encoder cannot be passed by.
+
+    Args:
+      embeddings: (B, h, w, C), normalised by the neck's last LayerNorm.
+      targets: (B, N, H, W) bool, with H and W multiples of h and w; mask_valid: (B, N) bool.
+
+    Returns:
+      Scalar, balanced between the cells inside and outside; masks that fill no cell by 40 % are left out.
+    """
+    b, h, w, c = embeddings.shape
+    factor = targets.shape[2] // h
+    share = rearrange(targets.astype(jnp.float32), "b n (h i) (w j) -> b n (h w) i j", i=factor, j=factor).mean((3, 4))
+    cell = jax.random.categorical(key, jnp.log(share**2 + 1e-6))  # mostly cells well inside
+    flat = embeddings.astype(jnp.float32).reshape(b, h * w, c)
+    logits = 12 * jnp.einsum("bnc,bpc->bnp", jnp.take_along_axis(flat, cell[..., None], axis=1), flat) / c - 6
+    inside = (share * jax.nn.softplus(-logits)).sum(-1) / jnp.maximum(share.sum(-1), 1)
+    outside = ((1 - share) * jax.nn.softplus(logits)).sum(-1) / jnp.maximum((1 - share).sum(-1), 1)
+    # Soft targets leave -s log p - (1 - s) log(1 - p) = s softplus(-x) + (1 - s) softplus(x).
+    weight = mask_valid & (share.max(-1) > 0.4)
+    return ((inside + outside) / 2 * weight).sum() / jnp.maximum(weight.sum(), 1)

@@ -16,7 +16,7 @@ from sam_jax.config import TrainConfig
 from sam_jax.models.sam import Sam
 from sam_jax.ops.transforms import normalize_batch
 from sam_jax.structs import MaskPredictions, Prompts
-from sam_jax.training.losses import mask_losses, prompt_loss
+from sam_jax.training.losses import affinity_loss, mask_losses, prompt_loss
 from sam_jax.training.prompts import add_error_points, first_prompts
 
 Metrics = dict[str, jax.Array]
@@ -67,7 +67,7 @@ def forward_with_loss(
         `mask_valid` (B, N) bool.
     """
     variables = {"params": params, "constants": constants}
-    drop_key, prompt_key = jax.random.split(key)
+    drop_key, prompt_key, affinity_key = jax.random.split(key, 3)
     images = normalize_batch(batch["image"], batch["input_size"], model.config.pixel_mean, model.config.pixel_std)
     embeddings = model.apply(variables, images, False, method="encode_image", rngs={"drop_path": drop_key})
 
@@ -79,8 +79,12 @@ def forward_with_loss(
     weight = batch["mask_valid"] / jnp.maximum(batch["mask_valid"].sum(), 1)
     per_step = (losses * weight).sum(axis=(1, 2))
     iou_per_step = (ious * weight).sum(axis=(1, 2))
-    metrics = {"loss": per_step.mean(), "iou_first": iou_per_step[0], "iou_last": iou_per_step[-1]}
-    return per_step.mean(), metrics
+    loss = per_step.mean()
+    metrics = {"loss": loss, "iou_first": iou_per_step[0], "iou_last": iou_per_step[-1]}
+    if config.loss.affinity_weight:
+        metrics["affinity"] = affinity_loss(embeddings, batch["masks"], batch["mask_valid"], affinity_key)
+        loss = loss + config.loss.affinity_weight * metrics["affinity"]
+    return loss, metrics
 
 
 def interact(config: TrainConfig, decode: Any, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

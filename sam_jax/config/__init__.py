@@ -1,0 +1,42 @@
+"""Configurations: frozen, hashable dataclasses, so that a config is a static argument of `jax.jit`.
+
+This room imports the standard library only.
+"""
+
+from sam_jax.config.data import CompositeConfig, CompositeDataConfig, RecordDataConfig
+from sam_jax.config.model import (
+    COMPUTE_DTYPES,
+    ImageEncoderConfig,
+    MaskDecoderConfig,
+    PromptEncoderConfig,
+    SamConfig,
+    sam_config_from_dict,
+    to_dict,
+    vit_b,
+    vit_h,
+    vit_l,
+    vit_tiny,
+)
+from sam_jax.config.training import InteractionConfig, LossConfig, OptimConfig, StageConfig, TrainConfig
+
+__all__ = [
+    "COMPUTE_DTYPES",
+    "CompositeConfig",
+    "CompositeDataConfig",
+    "ImageEncoderConfig",
+    "InteractionConfig",
+    "LossConfig",
+    "MaskDecoderConfig",
+    "OptimConfig",
+    "PromptEncoderConfig",
+    "RecordDataConfig",
+    "SamConfig",
+    "StageConfig",
+    "TrainConfig",
+    "sam_config_from_dict",
+    "to_dict",
+    "vit_b",
+    "vit_h",
+    "vit_l",
+    "vit_tiny",
+]

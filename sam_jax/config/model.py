@@ -1,0 +1,186 @@
+"""What the network is: sizes and compute dtype. A new model size is a new function here, nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+from sam_jax.config.checks import require
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """ViT with windowed and global blocks (Li et al. 2022, as in SAM). Defaults are ViT-B's.
+
+    Attributes:
+      image_size: side in pixels of the square input that the position tables are made for. Other input sizes work
+        through interpolation.
+      patch_size: side in pixels of one token.
+      window_size: side in tokens of the windows of all blocks but `global_attn_indexes`.
+      drop_path_rate: stochastic depth of the last block at training; earlier blocks scale down linearly to 0.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    image_size: int = 1024
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    window_size: int = 14
+    global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
+    drop_path_rate: float = 0.0
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            self.image_size > 0 and self.image_size % self.patch_size == 0,
+            f"image_size {self.image_size} must be a positive multiple of patch_size {self.patch_size}",
+        )
+        require(
+            self.embed_dim % self.num_heads == 0,
+            f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}",
+        )
+        require(self.window_size > 0, f"window_size must be positive, not {self.window_size}")
+        wrong = [i for i in self.global_attn_indexes if not 0 <= i < self.depth]
+        require(not wrong, f"global_attn_indexes {wrong} lie outside the {self.depth} blocks")
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the square token grid at the native input size."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class PromptEncoderConfig:
+    """`mask_in_chans` is the width of the mask prompt just before its last 1x1 convolution."""
+
+    mask_in_chans: int = 16
+
+    def __post_init__(self) -> None:
+        require(self.mask_in_chans % 4 == 0, f"mask_in_chans {self.mask_in_chans} must be a multiple of 4")
+
+
+@dataclass(frozen=True)
+class MaskDecoderConfig:
+    """Two-way transformer and heads (SAM paper, appendix A)."""
+
+    depth: int = 2
+    num_heads: int = 8
+    mlp_dim: int = 2048
+    attention_downsample_rate: int = 2
+    num_multimask_outputs: int = 3
+    iou_head_depth: int = 3
+    iou_head_hidden_dim: int = 256
+
+    @property
+    def num_mask_tokens(self) -> int:
+        """The single-mask token comes first, then one token per mask of an ambiguous prompt."""
+        return self.num_multimask_outputs + 1
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """A whole Segment Anything model.
+
+    Attributes:
+      prompt_embed_dim: width of image embeddings, prompts and mask decoder.
+      pixel_mean, pixel_std: RGB statistics on the 0..255 scale.
+      mask_threshold: a pixel belongs to a mask where its logit is above this.
+      dtype: compute dtype, "float32" or "bfloat16". Parameters are float32 in any case; softmax, normalisation
+        statistics and positional encoding stay in float32.
+    """
+
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    prompt_encoder: PromptEncoderConfig = field(default_factory=PromptEncoderConfig)
+    mask_decoder: MaskDecoderConfig = field(default_factory=MaskDecoderConfig)
+    prompt_embed_dim: int = 256
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mask_threshold: float = 0.0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        require(self.dtype in COMPUTE_DTYPES, f"dtype {self.dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
+        require(
+            self.mask_decoder.num_heads > 0, f"mask_decoder.num_heads {self.mask_decoder.num_heads} must be positive"
+        )
+        inner = self.mask_decoder.num_heads * self.mask_decoder.attention_downsample_rate
+        require(
+            self.prompt_embed_dim % 8 == 0 and self.prompt_embed_dim % inner == 0,
+            f"prompt_embed_dim {self.prompt_embed_dim} must be a multiple of 8 and of mask_decoder.num_heads x "
+            f"attention_downsample_rate = {inner}",
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Native side of the model's square input frame in pixels."""
+        return self.image_encoder.image_size
+
+
+def vit_b() -> SamConfig:
+    """SAM with ViT-B (93.7 M parameters)."""
+    return SamConfig()
+
+
+def vit_l() -> SamConfig:
+    """SAM with ViT-L (312.3 M parameters)."""
+    return SamConfig(
+        image_encoder=ImageEncoderConfig(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23))
+    )
+
+
+def vit_h() -> SamConfig:
+    """SAM with ViT-H (641.1 M parameters), the model of the paper."""
+    return SamConfig(
+        image_encoder=ImageEncoderConfig(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31))
+    )
+
+
+def vit_tiny() -> SamConfig:
+    """The bundled model: 6 M parameters, 512 px frame; runs in a fraction of a second on a CPU."""
+    return SamConfig(
+        image_encoder=ImageEncoderConfig(
+            image_size=512,
+            embed_dim=256,
+            depth=6,
+            num_heads=4,
+            window_size=8,
+            global_attn_indexes=(2, 5),
+        ),
+        mask_decoder=MaskDecoderConfig(mlp_dim=512, iou_head_hidden_dim=128),
+        prompt_embed_dim=128,
+    )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested plain dictionaries, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def sam_config_from_dict(values: dict[str, Any]) -> SamConfig:
+    """The inverse of `to_dict` for `SamConfig`. Raises ValueError that names an unknown key and the nearest known."""
+    parts = {
+        "image_encoder": ImageEncoderConfig,
+        "prompt_encoder": PromptEncoderConfig,
+        "mask_decoder": MaskDecoderConfig,
+    }
+    values = dict(values)
+    for name, cls in parts.items():
+        if name in values:
+            values[name] = _from_dict(cls, values[name], prefix=f"{name}.")
+    return _from_dict(SamConfig, values, prefix="")
+
+
+def _from_dict(cls: Any, values: dict[str, Any], prefix: str) -> Any:
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(known)}"
+            raise ValueError(f"unknown config key {prefix}{key}{hint}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
