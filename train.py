@@ -1,19 +1,51 @@
-"""Train or fine-tune a model: python train.py configs/bundled.py [--workdir DIR] [--optim.learning-rate 1e-4 ...]
+"""Train a Segment Anything Model.
 
-The first argument is a Python file with `get_config() -> TrainConfig`; every field of that config is an option.
+    python train.py CONFIG.py [options]
+
+CONFIG.py has a `get_config()` that returns a TrainConfig; look into configs/. Every field of it can be changed on the
+command line, nested ones with dots: --optim.learning-rate 1e-4 --workdir gs://bucket/run. A run that was stopped goes
+on from its last checkpoint when the same command is given again.
+
+Exit codes: 0 done, 2 wrong input, 3 the loss became NaN, 75 stopped from outside with its state saved (run it again).
 """
 
-from __future__ import annotations
-
+import dataclasses
 import logging
 import runpy
 import sys
 from pathlib import Path
+from typing import Annotated
 
+import jax
 import tyro
 
 from sam_jax.config import TrainConfig
-from sam_jax.training.loop import train
+from sam_jax.training import dry_run, interruption, loop
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What to do with an experiment.
+
+    Attributes:
+      distributed: one of several hosts (a pod slice, or several slices): give the same command on each.
+      coordinator, num_hosts, host: address of host 0 ("10.0.0.2:1234"), how many there are, and which this is; only for
+        machines that cannot find out themselves, as TPU VMs, Slurm and Kubernetes can.
+      eval_only: evaluate the newest checkpoint, or init_from, on the held-out images and stop.
+      profile_steps: first and last step to record a profile of, for TensorBoard's profiler.
+      dry_run: compile for `topology` without a TPU, print memory and cost per chip, and stop.
+      topology: chips to compile for, such as v5e:4x4 or v5p:2x2x1.
+    """
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    distributed: bool = False
+    coordinator: str | None = None
+    num_hosts: int | None = None
+    host: int | None = None
+    eval_only: bool = False
+    profile_steps: tuple[int, int] | None = None
+    dry_run: bool = False
+    topology: str = "v5e:4x4"
 
 
 def load_config_file(path: str) -> TrainConfig:
@@ -27,16 +59,34 @@ def load_config_file(path: str) -> TrainConfig:
     return config
 
 
+def run(command: Command) -> None:
+    """Does what the command line asks for."""
+    if command.distributed:
+        jax.distributed.initialize(command.coordinator, command.num_hosts, command.host)
+    if command.dry_run:
+        print(dry_run.describe(command.config, command.topology))
+    else:
+        options = loop.RunOptions(command.eval_only, command.profile_steps)
+        written = loop.train(command.config, options)
+        print(f"{'evaluation is in' if command.eval_only else 'model written to'} {written}")
+
+
 def main() -> int:
-    """Parses the command line and trains."""
+    """Parses the command line and runs it; the exit code says how it ended."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         return 0 if len(sys.argv) > 1 else 2
     try:
-        config = tyro.cli(TrainConfig, default=load_config_file(sys.argv[1]), args=sys.argv[2:])
-        print(f"model written to {train(config)}")
+        default = Command(load_config_file(sys.argv[1]))
+        run(tyro.cli(Command, default=default, args=sys.argv[2:], config=(tyro.conf.AvoidSubcommands,)))
+    except interruption.Interrupted as stop:
+        print(f"train.py: {stop}", file=sys.stderr)
+        return interruption.EXIT_CODE
+    except loop.NonFiniteLossError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 3
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

@@ -10,14 +10,18 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
+import logging
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from sam_jax.config import SamConfig, sam_config_from_dict, to_dict
 from sam_jax.models.sam import Sam, init_variables
@@ -56,8 +60,12 @@ def bundled_model_path() -> epath.Path:
     return epath.Path(str(importlib.resources.files("sam_jax") / "weights" / "vit_tiny"))
 
 
-def save_model(path: epath.PathLike, config: SamConfig, variables: Variables, dtype: Any = None) -> None:
+def save_model(
+    path: epath.PathLike, config: SamConfig, variables: Variables, dtype: Any = None, overwrite: bool = False
+) -> None:
     """Writes a model directory. The directory appears under its name only when it is complete.
+
+    On several hosts every host calls this with variables that each holds whole; host 0 writes, the others wait.
 
     Args:
       path: a directory that does not exist yet, local or gs://.
@@ -65,12 +73,19 @@ def save_model(path: epath.PathLike, config: SamConfig, variables: Variables, dt
       variables: {"params": ..., "constants": ...}; jax arrays are written piece by piece, numpy arrays copied whole.
       dtype: storage dtype of `params`; None keeps each leaf's own. Constants stay as they are: rounding the positional
         encoding would shift every prompt. Loading always gives float32.
+      overwrite: whether a directory that is there already gives way.
 
     Raises:
       CheckpointError: the directory exists already.
     """
-    target = epath.Path(path)
-    if target.exists():
+    if jax.process_index() == 0:
+        _write_model(epath.Path(path), config, variables, dtype, overwrite)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"model written to {path}")
+
+
+def _write_model(target: epath.Path, config: SamConfig, variables: Variables, dtype: Any, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists already; remove it or choose another directory")
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.parent / f".{target.name}.unfinished"
@@ -79,11 +94,20 @@ def save_model(path: epath.PathLike, config: SamConfig, variables: Variables, dt
     unfinished.mkdir(parents=True)
     if dtype is not None:
         variables = variables | {"params": jax.tree.map(lambda x: x.astype(dtype), variables["params"])}
+    alone = ocp.options.MultiprocessingOptions(primary_host=0)
+    if jax.process_count() > 1:  # the other hosts take no part
+        variables = jax.tree.map(np.asarray, variables)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="model"
+        )
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(save_concurrent_gb=1)) as checkpointer:
+        handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(str((unfinished / VARIABLES_DIR).resolve()), variables)
         text = json.dumps({"format": FORMAT, "sam": to_dict(config)}, indent=2)
         (unfinished / CONFIG_FILE).write_text(text + "\n")
+        if target.exists():
+            target.rmtree()
         unfinished.rename(target)
     except BaseException:
         unfinished.rmtree(missing_ok=True)
@@ -153,14 +177,28 @@ def _check_shapes(path: epath.PathLike, stored: Any, expected: Variables) -> Non
         raise CheckpointError(f"{path} does not fit its config: " + "; ".join(problems))
 
 
-class StateStore:
-    """The checkpoints of a run: saved in the background, the newest two kept, half-written ones ignored.
+def _is_news(record: logging.LogRecord) -> bool:
+    """Orbax warns of every checkpoint that has no metric to compare by; here most have none."""
+    return "tracked_metric" not in record.getMessage()
 
-    A context manager; leaving it waits for the last save.
+
+class StateStore:
+    """The checkpoints of a run: saved in the background, half-written ones ignored.
+
+    The newest `keep` stay, and the one with the highest `miou` among those that were saved with one. A context
+    manager; leaving it waits for the last save. On several hosts every host takes part in every call.
     """
 
     def __init__(self, directory: epath.PathLike, keep: int = 2) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        best = preservation.BestN(
+            get_metric_fn=lambda metrics: metrics["miou"], n=1, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation.AnyPreservationPolicy([preservation.LatestN(keep), best]),
+            best_fn=lambda metrics: metrics["miou"],
+            create=True,
+        )
+        logging.getLogger("absl").addFilter(_is_news)
         self._manager = ocp.CheckpointManager(epath.Path(directory).resolve(), options=options)
 
     def __enter__(self) -> StateStore:
@@ -169,16 +207,25 @@ class StateStore:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
 
-    def save(self, step: int, state: Any) -> None:
-        """Saves a pytree of arrays under its step, once."""
+    def save(self, step: int, state: Any, miou: float | None = None) -> None:
+        """Saves a pytree of arrays under its step, once; `miou` is what the best checkpoint is chosen by."""
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            metrics = None if miou is None else {"miou": miou}
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
 
-    def restore_newest(self, state: Any) -> Any:
-        """The newest checkpoint in the shape and placement of `state`, or `state` itself where there is none."""
-        step = self._manager.latest_step()
-        if step is None:
-            return state
-        return self._manager.restore(
-            step, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
-        )
+    def newest_step(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step of the checkpoint with the highest `miou`; None where none was saved with one."""
+        self._manager.wait_until_finished()
+        known = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        scores = {step: metrics["miou"] for step, metrics in known.items() if metrics}
+        return max(scores, key=lambda step: scores[step]) if scores else None
+
+    def restore(self, step: int, shapes: Any) -> Any:
+        """A checkpoint in the shape and placement of `shapes`: a tree of arrays, or of `jax.ShapeDtypeStruct` with
+        shardings, which need not be those that it was saved with."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, shapes)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))

@@ -68,6 +68,32 @@ def build_predictor(model: torch.nn.Module) -> Any:
     return SamPredictor(model)
 
 
+def build_generator(model: torch.nn.Module, **options: Any) -> Any:
+    """The official `SamAutomaticMaskGenerator` of a model from `build_official`."""
+    from segment_anything import SamAutomaticMaskGenerator
+
+    return SamAutomaticMaskGenerator(model, **options)
+
+
+def _box_area(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """What torchvision's C++ does for one category: greedy, by stably falling score, strictly above the threshold."""
+    assert not idxs.any()
+    areas, kept = _box_area(boxes), []
+    order = scores.sort(stable=True, descending=True).indices
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        low = torch.maximum(boxes[best, :2], boxes[order, :2])
+        high = torch.minimum(boxes[best, 2:], boxes[order, 2:])
+        overlap = (high - low).clamp(min=0).prod(dim=1)
+        order = order[~(overlap / (areas[best] + areas[order] - overlap) > iou_threshold)]
+    return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.int64)
+
+
 def randomise(model: torch.nn.Module, seed: int) -> None:
     """Fills every tensor of the state dict such that activations stay of order one."""
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +118,7 @@ def _import_official() -> None:
     stand_ins = {
         "torchvision": {},
         "torchvision.ops": {},
-        "torchvision.ops.boxes": {"batched_nms": None, "box_area": None},
+        "torchvision.ops.boxes": {"batched_nms": _batched_nms, "box_area": _box_area},
         "torchvision.transforms": {},
         "torchvision.transforms.functional": {"to_pil_image": Image.fromarray, "resize": resize},
     }

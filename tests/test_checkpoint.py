@@ -165,16 +165,21 @@ def _state(value):
     return {"step": jnp.asarray(value), "params": {"w": jnp.full((3, 4), value, jnp.float32)}}
 
 
-def test_state_store_keeps_two_and_restores_the_newest(tmp_path):
-    with StateStore(tmp_path / "state") as store:
-        assert_equal(store.restore_newest(_state(7)), _state(7))  # nothing there yet
-        for step in (1, 2, 3):
-            store.save(step, _state(step))
-        store.save(3, _state(99))  # a step is saved once
+def test_state_store_keeps_the_newest_and_the_best(tmp_path):
+    with StateStore(tmp_path / "state", keep=2) as store:
+        assert store.newest_step() is None
+        assert store.best_step() is None
+        for step, miou in ((1, None), (2, 0.5), (3, 0.3), (4, None), (5, None)):
+            store.save(step, _state(step), miou)
+        store.save(5, _state(99))  # a step is saved once
+        assert store.best_step() == 2
     kept = {path.name for path in (tmp_path / "state").iterdir() if path.is_dir()}
-    assert kept == {"2", "3"}
+    assert kept == {"2", "4", "5"}
     with StateStore(tmp_path / "state") as store:
-        assert_equal(store.restore_newest(_state(0)), _state(3))
+        assert store.newest_step() == 5
+        assert store.best_step() == 2
+        assert_equal(store.restore(5, _state(0)), _state(5))
+        assert_equal(store.restore(2, _state(0)), _state(2))
 
 
 def test_half_written_states_are_passed_over(tmp_path):
@@ -182,4 +187,11 @@ def test_half_written_states_are_passed_over(tmp_path):
         store.save(1, _state(1))
     (tmp_path / "state" / "2.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
     with StateStore(tmp_path / "state") as store:
-        assert_equal(store.restore_newest(_state(0)), _state(1))
+        assert store.newest_step() == 1
+        assert_equal(store.restore(1, _state(0)), _state(1))
+
+
+def test_a_model_directory_gives_way_where_that_is_asked_for(tmp_path):
+    for seed in (0, 1):
+        save_model(tmp_path / "model", TINY, random_variables(TINY, seed), overwrite=True)
+    assert_equal(load_model(tmp_path / "model")[1], random_variables(TINY, 1))

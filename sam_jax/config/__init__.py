@@ -3,6 +3,7 @@
 This room imports the standard library only.
 """
 
+from sam_jax.config.amg import AmgConfig
 from sam_jax.config.data import CompositeConfig, CompositeDataConfig, RecordDataConfig
 from sam_jax.config.model import (
     COMPUTE_DTYPES,
@@ -17,16 +18,27 @@ from sam_jax.config.model import (
     vit_l,
     vit_tiny,
 )
-from sam_jax.config.training import InteractionConfig, LossConfig, OptimConfig, StageConfig, TrainConfig
+from sam_jax.config.training import (
+    FinetuneConfig,
+    InteractionConfig,
+    LossConfig,
+    MeshConfig,
+    OptimConfig,
+    StageConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "COMPUTE_DTYPES",
+    "AmgConfig",
     "CompositeConfig",
     "CompositeDataConfig",
+    "FinetuneConfig",
     "ImageEncoderConfig",
     "InteractionConfig",
     "LossConfig",
     "MaskDecoderConfig",
+    "MeshConfig",
     "OptimConfig",
     "PromptEncoderConfig",
     "RecordDataConfig",

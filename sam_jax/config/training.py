@@ -45,6 +45,8 @@ class InteractionConfig:
       box_probability: chance that the first prompt is a box rather than a point.
       box_noise: standard deviation of the noise on box corners, as a share of the box side.
       box_noise_max: its limit in pixels of the input frame.
+      box_noise_uniform: uniform in +-min(box_noise * side, box_noise_max), which SAM 2's training code calls
+        SAM's noise. The paper says "standard deviation": default False, Gaussian.
       box_multimask: whether a box as first prompt counts as ambiguous, so that the three-mask output is trained on it.
         The paper says "more than one prompt" for the single mask, and a box is two corner tokens: default False.
     """
@@ -54,6 +56,7 @@ class InteractionConfig:
     box_probability: float = 0.5
     box_noise: float = 0.1
     box_noise_max: float = 20.0
+    box_noise_uniform: bool = False
     box_multimask: bool = False
 
     @property
@@ -72,6 +75,9 @@ class LossConfig:
         lowest-loss mask alone; True all three, which ranks them better when little data is seen.
       supervise_all_outputs: the paper trains the single mask on unambiguous prompts alone and the three masks on
         ambiguous ones alone (False). True trains both on every prompt: twice the signal per picture.
+      sum_interactions: add the losses of all interactions, as SAM 2's training code does, instead of averaging them.
+        The paper does not say. AdamW does not see the factor, but clipping and logs do: default False, so that both
+        mean the same at any number of interactions.
       affinity_weight: of `losses.affinity_loss`, which teaches the image embedding directly. The paper has none (0); a
         model trained from scratch otherwise learns to answer prompts without looking at the picture.
     """
@@ -83,6 +89,7 @@ class LossConfig:
     focal_gamma: float = 2.0
     supervise_all_iou: bool = False
     supervise_all_outputs: bool = False
+    sum_interactions: bool = False
     affinity_weight: float = 0.0
 
 
@@ -110,36 +117,92 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """Which parameters learn. The defaults train everything.
+
+    Attributes:
+      frozen: regular expressions over parameter paths ("image_encoder/.*"); parameters that match one in full do not
+        learn and carry no optimizer state. A pattern that matches nothing is an error.
+      lora_rank: above 0, the qkv kernels of the image encoder stay as they are and learn a low-rank change (Hu et al.
+        2021) instead; the saved model has it merged. The encoder's other parameters then stay frozen.
+      lora_alpha: the change is scaled by lora_alpha / lora_rank.
+      embedding_cache: a directory, local or gs://, in which the embeddings of all training images are kept: computed
+        once, read ever after. Needs a frozen image encoder and pictures without jitter.
+    """
+
+    frozen: tuple[str, ...] = ()
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    embedding_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.lora_rank >= 0, f"lora_rank must be 0 or more, not {self.lora_rank}")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How devices are laid out. The batch is split over all of them.
+
+    Attributes:
+      data: groups of devices that each hold a whole copy of parameters and optimizer state; -1 takes what is left.
+      fsdp: devices among which one such copy is split. On a TPU v5e, ViT-H needs at least 16.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.fsdp > 0, f"mesh fsdp must be positive, not {self.fsdp}")
+        require(self.data > 0 or self.data == -1, f"mesh data must be positive or -1, not {self.data}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One experiment. The files in configs/ return one of these.
 
     Attributes:
-      workdir: receives `log.jsonl`, `state/` (what a resumed run needs) and, at the end, `model/` (for `load_model`).
+      workdir: local or gs://; receives `config.json`, `log.jsonl`, TensorBoard files, `pictures/`, `logs/` (one per
+        host), `state/` and `best/` (checkpoints) and, at the end, `model/` (for `load_model`).
       init_from: a model directory to start from; None starts from scratch.
       storage_dtype: how the finished model's parameters are stored, "float32" or, at half the size, "float16".
       remat_interactions: recompute each decoder pass in the backward pass: memory stays that of one interaction, the
         decoder's work grows by a half.
+      accumulate: split each batch into this many pieces, one after the other, and step once with their mean gradient.
+      eval_every, eval_images: every so many steps, mean IoU by interaction on that many held-out images; 0 never.
+      picture_every: every so many steps, a picture of predictions on the evaluation's first images; 0 never.
+      checkpoint_every, keep: steps between checkpoints, and how many of the newest stay.
     """
 
     sam: SamConfig = field(default_factory=SamConfig)
     stages: tuple[StageConfig, ...] = (StageConfig(),)
-    data: CompositeDataConfig | RecordDataConfig = field(default_factory=CompositeDataConfig)
+    data: CompositeDataConfig | RecordDataConfig = field(default_factory=RecordDataConfig)
     interaction: InteractionConfig = field(default_factory=InteractionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     workdir: str = "runs/sam"
     init_from: str | None = None
     storage_dtype: str = "float32"
     remat_interactions: bool = True
+    accumulate: int = 1
     seed: int = 0
     log_every: int = 20
+    eval_every: int = 0
+    eval_images: int = 64
+    picture_every: int = 0
     checkpoint_every: int = 500
+    keep: int = 2
 
     def __post_init__(self) -> None:
         patch = self.sam.image_encoder.patch_size
         require(patch == 16, f"training needs patch_size 16 (masks at a quarter of the image side), not {patch}")
         wrong = [stage.image_size for stage in self.stages if stage.image_size % patch]
         require(not wrong, f"stage image_size {wrong} must be a multiple of patch_size {patch}")
+        for name in ("accumulate", "log_every", "eval_images", "checkpoint_every", "keep"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        uneven = [stage.batch_size for stage in self.stages if stage.batch_size % self.accumulate]
+        require(not uneven, f"stage batch_size {uneven} must be a multiple of accumulate {self.accumulate}")
 
     @property
     def num_steps(self) -> int:

@@ -1,59 +1,141 @@
-"""From a data config to an endless, seeded, resumable stream of batches."""
+"""From a data config to a seeded stream of batches, each host with its share.
+
+Example i of a run depends on the seed and on i alone: not on the number of hosts, workers or restarts. Step s reads
+examples s * B to (s + 1) * B, so that the step number is all that a checkpoint has to know about the data.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
 
-from sam_jax.config import CompositeDataConfig, StageConfig
+from sam_jax.config import CompositeConfig, CompositeDataConfig, RecordDataConfig, StageConfig
 from sam_jax.data.composites import CompositeSource
 from sam_jax.data.cutout_pool import load_pool
 from sam_jax.data.example import MASK_STRIDE
+from sam_jax.data.open_records import open_records
+from sam_jax.data.record_stream import RecordStream
 
-# Threads suffice: PIL and numpy leave the interpreter lock in their inner loops.
-_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)
+log = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+_THREADS = 2  # PIL and numpy leave the interpreter lock in their inner loops
 
 
 def make_batches(
-    config: CompositeDataConfig, stage: StageConfig, seed: int, first_step: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of a stage from its step `first_step` on.
+    config: CompositeDataConfig | RecordDataConfig,
+    stage: StageConfig,
+    seed: int,
+    first_step: int,
+    shard: tuple[int, int] = (0, 1),
+    embeddings: str | None = None,
+) -> Iterator[Batch]:
+    """This host's part of a stage's batches, from its step `first_step` on, without end.
 
-    Example i of a run depends on (seed, i) alone, so that a resumed run sees what it would have seen.
+    Args:
+      shard: (index of this host, number of hosts).
+      embeddings: a directory of image embeddings that take the place of `image`.
 
     Yields:
-      `image` (B, S, S, 3) uint8, `input_size` (B, 2) int32, `masks` (B, K, S/4, S/4) bool, `mask_valid` (B, K) bool,
-      `image_id` (B,) int64.
+      `image` (b, S, S, 3) uint8 or `image_embeddings` (b, h, w, C), `input_size` (b, 2) int32,
+      `masks` (b, K, S/4, S/4) bool, `mask_valid` (b, K) bool, `image_id` (b,) int64, with b = batch_size / hosts.
+
+    Raises:
+      ValueError: the batch does not divide over the hosts, or the data cannot be opened.
     """
-    composite = dataclasses.replace(
+    if isinstance(config, CompositeDataConfig):
+        examples, workers, prefetch = _composites(config, stage, seed), 0, 32
+    else:
+        records = open_stream(config, stage, seed, held_out=False, embeddings=embeddings)
+        log.info("%s: %d images to train on", config.path, len(records))
+        examples = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat().map_with_index(records.draw)
+        workers, prefetch = config.num_workers, config.prefetch
+    host, hosts = shard
+    size, rest = divmod(stage.batch_size, hosts)
+    if rest:
+        raise ValueError(f"batch_size {stage.batch_size} does not divide over {hosts} hosts")
+    batches = examples.batch(size)[first_step * hosts + host :: hosts]
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(2, math.ceil(prefetch / size)))
+    stream = batches.to_iter_dataset(options)
+    if workers:
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(stream)
+
+
+def held_out_batches(
+    config: CompositeDataConfig | RecordDataConfig,
+    stage: StageConfig,
+    seed: int,
+    count: int,
+    shard: tuple[int, int] = (0, 1),
+    embeddings: str | None = None,
+) -> Iterator[Batch]:
+    """About `count` examples that training does not see, always the same, as `make_batches` yields them.
+
+    The last batch is filled up with examples whose masks are all invalid.
+    """
+    host, hosts = shard
+    size = stage.batch_size // hosts
+    if isinstance(config, CompositeDataConfig):
+        composites = CompositeSource(load_pool(config.pool, "val"), _composite_config(config, stage), seed=seed)
+        example_at = composites.__getitem__
+    else:
+        records = open_stream(config, stage, seed, held_out=True, embeddings=embeddings)
+        count = min(count, len(records))
+
+        def example_at(position: int) -> Batch:
+            return records.draw(position, position)
+
+    for start in range(0, count, stage.batch_size):
+        rows = []
+        for position in range(start + host * size, start + (host + 1) * size):
+            example = example_at(position % count)
+            rows.append(
+                example if position < count else {**example, "mask_valid": np.zeros_like(example["mask_valid"])}
+            )
+        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def open_stream(
+    config: RecordDataConfig, stage: StageConfig, seed: int, held_out: bool, embeddings: str | None = None
+) -> RecordStream:
+    """The images on disk that a run trains on, or those that it holds out."""
+    return RecordStream(open_records(config.path, config.image_dir), config, stage, seed, held_out, embeddings)
+
+
+def _composite_config(config: CompositeDataConfig, stage: StageConfig) -> CompositeConfig:
+    return dataclasses.replace(
         config.composite,
         image_size=stage.image_size,
         masks_per_image=stage.masks_per_image,
         mosaics=config.composite.mosaics if stage.mosaics is None else stage.mosaics,
     )
-    source = CompositeSource(load_pool(config.pool, "train"), composite, seed=seed)
-    dataset = grain.MapDataset.source(source)
-    if stage.num_examples:
-        examples = InMemory(source, stage.num_examples)
-        dataset = grain.MapDataset.source(examples).shuffle(seed=seed).repeat()
-    dataset = dataset[first_step * stage.batch_size :]
-    return iter(dataset.to_iter_dataset(_READ).batch(stage.batch_size, drop_remainder=True))
+
+
+def _composites(config: CompositeDataConfig, stage: StageConfig, seed: int) -> Any:
+    source = CompositeSource(load_pool(config.pool, "train"), _composite_config(config, stage), seed=seed)
+    if stage.num_examples is None:
+        return grain.MapDataset.source(source)
+    return grain.MapDataset.source(InMemory(source, stage.num_examples)).shuffle(seed=seed).repeat()
 
 
 class InMemory:
     """The first `length` examples of a source, each made when first asked for and then kept, masks packed to bits."""
 
     def __init__(self, source: CompositeSource, length: int):
-        self._source, self._kept = source, dict[int, dict[str, np.ndarray]]()
+        self._source, self._kept = source, dict[int, Batch]()
         self._length = length
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Batch:
         if index not in self._kept:
             example = self._source[index]
             self._kept[index] = {**example, "masks": np.packbits(example["masks"], axis=-1)}

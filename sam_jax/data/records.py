@@ -16,6 +16,10 @@ class DataError(ValueError):
     """A data set, or one record of it, that cannot be read; the message names the file and what to do."""
 
 
+class NoMaskError(DataError):
+    """A record without a mask that can be trained on: nothing is wrong with it, it is just of no use."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
     """One photograph with its masks, nothing decoded yet.

@@ -99,7 +99,7 @@ class SamPredictor:
         Raises:
           ValueError: another dtype, shape or format.
         """
-        _check_image(image, image_format)
+        check_image(image, image_format)
         self.reset_image()
         if image_format == "BGR":
             image = image[..., ::-1]
@@ -268,7 +268,8 @@ def _bucket(count: int, buckets: tuple[int, ...]) -> int:
     return -(-count // buckets[-1]) * buckets[-1]
 
 
-def _check_image(image: np.ndarray, image_format: str) -> None:
+def check_image(image: np.ndarray, image_format: str) -> None:
+    """Raises ValueError unless the image is (H, W, 3) uint8 and its format "RGB" or "BGR"."""
     if image_format not in ("RGB", "BGR"):
         raise ValueError(f"image_format is {image_format!r}; expected 'RGB' or 'BGR'")
     if not isinstance(image, np.ndarray):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
 
 
 def bilinear_matrix(target: int, source: int) -> np.ndarray:
@@ -25,7 +26,8 @@ def bilinear_matrix(target: int, source: int) -> np.ndarray:
     return matrix
 
 
-def _axis_matrix(low_res: int, image_side: int, input_side: int, original_side: int) -> np.ndarray:
+def axis_matrix(low_res: int, image_side: int, input_side: int, original_side: int) -> np.ndarray:
+    """(original_side, low_res) float32: along one axis, from the decoder's grid to the photo (see below)."""
     enlarge = bilinear_matrix(image_side, low_res)[:input_side]  # to the input frame, padding cut off
     return (bilinear_matrix(original_side, input_side) @ enlarge).astype(np.float32)
 
@@ -51,7 +53,7 @@ def postprocess_masks(
       (..., *original_size) float32 logits; the mask is where they are above the model's `mask_threshold`.
     """
     sides = zip(low_res_masks.shape[-2:], image_size, input_size, original_size, strict=True)
-    rows, cols = (_axis_matrix(*side) for side in sides)
+    rows, cols = (axis_matrix(*side) for side in sides)
     tall = jnp.einsum("yh,...hw->...yw", rows, low_res_masks, precision="highest")
     return jnp.einsum("...yw,xw->...yx", tall, cols, precision="highest")
 
@@ -62,3 +64,25 @@ def mask_to_box(mask: np.ndarray) -> np.ndarray:
     if not len(cols):
         return np.zeros(4, np.int64)
     return np.array([cols[0], rows[0], cols[-1], rows[-1]], np.int64)
+
+
+def remove_small_regions(mask: np.ndarray, min_area: int) -> tuple[np.ndarray, bool]:
+    """Fills holes and then removes islands of fewer than `min_area` pixels (8-connected).
+
+    Where all islands are smaller the largest stays. Source: official `utils/amg.py`.
+
+    Returns:
+      The mask (H, W) bool, and whether anything changed.
+    """
+    eight = np.ones((3, 3), int)
+    holes, _ = ndimage.label(~mask, eight)
+    areas = np.bincount(holes.ravel())
+    small = np.flatnonzero(areas < min_area)
+    small = small[small > 0]
+    filled = mask | np.isin(holes, small) if len(small) else mask
+    islands, _ = ndimage.label(filled, eight)
+    sizes = np.bincount(islands.ravel())[1:]
+    large = np.flatnonzero(sizes >= min_area) + 1
+    if len(large) == len(sizes):
+        return filled, bool(len(small))
+    return np.isin(islands, large if len(large) else [sizes.argmax() + 1]), True

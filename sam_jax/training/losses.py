@@ -15,11 +15,17 @@ from sam_jax.config import LossConfig
 
 
 class MaskLosses(NamedTuple):
-    """Per mask, all of shape (...): the weighted mask loss, the squared IoU error and the true IoU."""
+    """Per mask, all of shape (...): the weighted focal, dice and IoU losses, and the true IoU."""
 
-    mask: jax.Array
+    focal: jax.Array
+    dice: jax.Array
     iou: jax.Array
     true_iou: jax.Array
+
+    @property
+    def mask(self) -> jax.Array:
+        """What the best of several masks is chosen by."""
+        return self.focal + self.dice
 
 
 def focal_loss(logits: jax.Array, targets: jax.Array, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
@@ -52,10 +58,10 @@ def mask_losses(config: LossConfig, logits: jax.Array, iou_predictions: jax.Arra
       logits: (B, N, M, h, w); iou_predictions: (B, N, M); targets: (B, N, h, w) 0/1.
     """
     logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)[:, :, None]
-    focal = focal_loss(logits, targets, config.focal_alpha, config.focal_gamma)
-    mask = config.focal_weight * focal + config.dice_weight * dice_loss(logits, targets)
+    focal = config.focal_weight * focal_loss(logits, targets, config.focal_alpha, config.focal_gamma)
+    dice = config.dice_weight * dice_loss(logits, targets)
     true_iou = jax.lax.stop_gradient(mask_iou(logits, targets))
-    return MaskLosses(mask, config.iou_weight * (iou_predictions - true_iou) ** 2, true_iou)
+    return MaskLosses(focal, dice, config.iou_weight * (iou_predictions - true_iou) ** 2, true_iou)
 
 
 def prompt_loss(config: LossConfig, losses: MaskLosses, multimask: jax.Array) -> jax.Array:

@@ -77,9 +77,14 @@ def mask_boxes(masks: jax.Array) -> jax.Array:
 
 
 def jitter_boxes(config: InteractionConfig, key: jax.Array, boxes: jax.Array, frame: tuple[int, int]) -> jax.Array:
-    """Boxes with Gaussian noise on every corner coordinate, limited and clamped to the frame of (h, w) cells."""
-    sides = boxes[..., 2:] - boxes[..., :2]
-    limit = jnp.minimum(config.box_noise_max, jnp.concatenate([sides, sides], axis=-1) / 3)
-    noise = config.box_noise * jnp.concatenate([sides, sides], axis=-1) * jax.random.normal(key, boxes.shape)
+    """Boxes with noise on every corner coordinate, limited and clamped to the frame of (h, w) cells."""
+    sides = jnp.tile(boxes[..., 2:] - boxes[..., :2], 2)
+    if config.box_noise_uniform:
+        limit = jnp.minimum(config.box_noise * sides, config.box_noise_max)
+        noise = limit * jax.random.uniform(key, boxes.shape, minval=-1)
+    else:
+        # A third of the side at most: the corners of a small box must not change places.
+        limit = jnp.minimum(config.box_noise_max, sides / 3)
+        noise = jnp.clip(config.box_noise * sides * jax.random.normal(key, boxes.shape), -limit, limit)
     high = jnp.asarray([frame[1], frame[0], frame[1], frame[0]]) * STRIDE - 1
-    return jnp.clip(boxes + jnp.clip(noise, -limit, limit), 0, high)
+    return jnp.clip(boxes + noise, 0, high)

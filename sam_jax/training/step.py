@@ -5,38 +5,62 @@ The image encoder runs once; the mask decoder runs once per interaction, each ti
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sam_jax.config import TrainConfig
+from sam_jax.config import FinetuneConfig, TrainConfig
 from sam_jax.models.sam import Sam
 from sam_jax.ops.transforms import normalize_batch
 from sam_jax.structs import MaskPredictions, Prompts
+from sam_jax.training.finetune import assemble, split_params
 from sam_jax.training.losses import affinity_loss, mask_losses, prompt_loss
 from sam_jax.training.prompts import add_error_points, first_prompts
 
+Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that changes while training. `step` counts finished steps."""
+    """Everything that a run is made of. `step` counts finished steps; `frozen` holds parameters that do not learn."""
 
     step: jax.Array
     params: Any
+    frozen: Any
     constants: Any
     opt_state: Any
 
 
-def create_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(
-        jnp.zeros((), jnp.int32), variables["params"], variables["constants"], optimizer.init(variables["params"])
-    )
+class Scores(NamedTuple):
+    """Of each prompt at each interaction, (steps, B, N): its loss; IoU and loss parts of the mask that is fed back."""
+
+    loss: jax.Array
+    iou: jax.Array
+    focal: jax.Array
+    dice: jax.Array
+    iou_error: jax.Array
+
+
+def create_state(
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    finetune: FinetuneConfig = FinetuneConfig(),  # noqa: B008 (frozen)
+    key: jax.Array | None = None,
+) -> TrainState:
+    """The state before the first step. `key` is for low-rank factors alone."""
+    key = jax.random.key(0) if key is None else key
+    params, frozen = split_params(finetune, variables["params"], key)
+    return TrainState(jnp.zeros((), jnp.int32), params, frozen, variables["constants"], optimizer.init(params))
+
+
+def model_variables(config: TrainConfig, state: TrainState) -> dict[str, Any]:
+    """The variables that the model takes and that a model directory holds."""
+    return {"params": assemble(config.finetune, state.params, state.frozen), "constants": state.constants}
 
 
 def train_step(
@@ -44,74 +68,128 @@ def train_step(
     config: TrainConfig,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step. `key` is the run's key; the step number is folded in."""
-    key = jax.random.fold_in(key, state.step)
-    grad_fn = jax.value_and_grad(forward_with_loss, argnums=2, has_aux=True)
-    (_, metrics), grads = grad_fn(model, config, state.params, state.constants, batch, key)
+    batch_key = jax.random.fold_in(key, state.step)
+    count = batch["mask_valid"].sum()
+
+    def loss_of(params: Any, piece: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        whole = assemble(config.finetune, params, state.frozen)
+        return forward_with_loss(model, config, whole, state.constants, piece, key, count)
+
+    metrics, grads = _gradients(loss_of, state.params, batch, batch_key, config.accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(state.step + 1, params, state.constants, opt_state), metrics
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics  # type: ignore[attr-defined]
+
+
+def _gradients(loss_of: Any, params: Any, batch: Batch, key: jax.Array, pieces: int) -> tuple[Metrics, Any]:
+    """Metrics and gradients of a batch, computed in equal pieces one after the other."""
+    grad_fn = jax.value_and_grad(loss_of, has_aux=True)
+    if pieces == 1:
+        (_, metrics), grads = grad_fn(params, batch, key)
+        return metrics, grads
+
+    def of_piece(piece: Batch, key: jax.Array) -> tuple[Metrics, Any]:
+        (_, metrics), grads = grad_fn(params, piece, key)
+        return metrics, grads
+
+    # Image i goes to piece i % pieces, so that every device finds its part of each piece among its own images.
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), batch)
+    keys = jax.random.split(key, pieces)
+    shapes = jax.eval_shape(of_piece, jax.tree.map(lambda x: x[0], split), keys[0])
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(lambda sums, xs: (jax.tree.map(jnp.add, sums, of_piece(*xs)), None), zero, (split, keys))
+    return total
 
 
 def forward_with_loss(
-    model: Sam, config: TrainConfig, params: Any, constants: Any, batch: dict[str, jax.Array], key: jax.Array
+    model: Sam,
+    config: TrainConfig,
+    params: Any,
+    constants: Any,
+    batch: Batch,
+    key: jax.Array,
+    count: jax.Array | None = None,
+    deterministic: bool = False,
 ) -> tuple[jax.Array, Metrics]:
-    """Loss of a batch, averaged over interactions and valid masks.
+    """Loss of a batch, averaged over its valid masks.
 
     Args:
-      batch: `image` (B, S, S, 3) uint8, `input_size` (B, 2) int32 (h, w), `masks` (B, N, S/4, S/4) bool,
-        `mask_valid` (B, N) bool.
+      batch: `image` (B, S, S, 3) uint8 and `input_size` (B, 2) int32 (h, w), or `image_embeddings` (B, h, w, C);
+        `masks` (B, N, S/4, S/4) bool, `mask_valid` (B, N) bool.
+      count: what to divide by where the batch is a piece of a larger one: that one's number of valid masks.
+      deterministic: no drop path.
+
+    Returns:
+      The loss, and metrics that add up over pieces: `loss`, its parts `focal`, `dice` and `iou_error` averaged over
+      interactions, and the IoU of the chosen mask after each interaction, `iou_1`, `iou_2`, ...
     """
     variables = {"params": params, "constants": constants}
     drop_key, prompt_key, affinity_key = jax.random.split(key, 3)
-    images = normalize_batch(batch["image"], batch["input_size"], model.config.pixel_mean, model.config.pixel_std)
-    embeddings = model.apply(variables, images, False, method="encode_image", rngs={"drop_path": drop_key})
+    if "image_embeddings" in batch:
+        embeddings: Any = batch["image_embeddings"].astype(jnp.float32)
+    else:
+        images = normalize_batch(batch["image"], batch["input_size"], model.config.pixel_mean, model.config.pixel_std)
+        embeddings = model.apply(variables, images, deterministic, method="encode_image", rngs={"drop_path": drop_key})
 
     def decode(prompts: Prompts) -> MaskPredictions:
         predictions: Any = model.apply(variables, embeddings, prompts, method="predict_masks")
         return predictions
 
-    losses, ious = interact(config, decode, batch["masks"], prompt_key)
-    weight = batch["mask_valid"] / jnp.maximum(batch["mask_valid"].sum(), 1)
-    per_step = (losses * weight).sum(axis=(1, 2))
-    iou_per_step = (ious * weight).sum(axis=(1, 2))
-    loss = per_step.mean()
-    metrics = {"loss": loss, "iou_first": iou_per_step[0], "iou_last": iou_per_step[-1]}
+    scores = interact(config, decode, batch["masks"], prompt_key)
+    count = batch["mask_valid"].sum() if count is None else count
+    weight = batch["mask_valid"] / jnp.maximum(count, 1)
+    sums = Scores(*((x * weight).sum(axis=(1, 2)) for x in scores))
+    loss = sums.loss.sum() if config.loss.sum_interactions else sums.loss.mean()
+    metrics = {"loss": loss, "focal": sums.focal.mean(), "dice": sums.dice.mean(), "iou_error": sums.iou_error.mean()}
+    metrics |= {f"iou_{step + 1}": iou for step, iou in enumerate(sums.iou)}
     if config.loss.affinity_weight:
-        metrics["affinity"] = affinity_loss(embeddings, batch["masks"], batch["mask_valid"], affinity_key)
-        loss = loss + config.loss.affinity_weight * metrics["affinity"]
+        affinity = affinity_loss(embeddings, batch["masks"], batch["mask_valid"], affinity_key) / config.accumulate
+        metrics["affinity"] = affinity
+        loss = loss + config.loss.affinity_weight * affinity
     return loss, metrics
 
 
-def interact(config: TrainConfig, decode: Any, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All interactions of one step: loss and IoU of the chosen mask per interaction, both (steps, B, N)."""
+def evaluation_step(model: Sam, config: TrainConfig, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+    """Sums over a held-out batch's masks, as the metrics of `forward_with_loss`, and their number as `count`."""
+    variables = model_variables(config, state)
+    one = jnp.ones((), jnp.int32)
+    args = variables["params"], variables["constants"], batch, key, one
+    _, metrics = forward_with_loss(model, config, *args, deterministic=True)
+    metrics.pop("affinity", None)  # an average by itself, not a sum
+    return metrics | {"count": batch["mask_valid"].sum()}
+
+
+def interact(config: TrainConfig, decode: Any, targets: jax.Array, key: jax.Array) -> Scores:
+    """All interactions of one step, each prompted with the error of the one before."""
     sim = config.interaction
     first_key, place_key, loop_key = jax.random.split(key, 3)
     prompts = first_prompts(sim, first_key, targets)
     assert prompts.box_valid is not None
     multimask = ~prompts.box_valid | sim.box_multimask
-    feedback, *first = _decode_and_score(config, decode, prompts, targets, multimask)
+    score = partial(_decode_and_score, config, decode, targets=targets)
+    feedback, first = score(prompts, multimask=multimask)
+    first = jax.tree.map(lambda x: x[None], first)
     if sim.num_steps == 1:
-        return first[0][None], first[1][None]
+        return first
 
     def body(carry: tuple[Prompts, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> Any:
         prompts, logits = carry
         slot, key = inputs
         prompts = add_error_points(prompts, jnp.maximum(slot, 0), key, logits > 0, targets, keep=slot < 0)
         prompts = prompts.replace(mask_inputs=logits)  # type: ignore[attr-defined]
-        logits, loss, iou = _decode_and_score(config, decode, prompts, targets, jnp.zeros_like(multimask))
-        return (prompts.replace(mask_inputs=None), logits), (loss, iou)
+        logits, scores = score(prompts, multimask=jnp.zeros_like(multimask))
+        return (prompts.replace(mask_inputs=None), logits), scores
 
     steps = sim.num_steps - 1
     inputs = (point_slots(config, place_key), jax.random.split(loop_key, steps))
     body = jax.checkpoint(body) if config.remat_interactions else body
     _, later = jax.lax.scan(body, (prompts, feedback), inputs)
-    losses, ious = (jnp.concatenate([a[None], b]) for a, b in zip(first, later, strict=True))
-    return losses, ious
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, later)
 
 
 def point_slots(config: TrainConfig, key: jax.Array) -> jax.Array:
@@ -127,11 +205,13 @@ def point_slots(config: TrainConfig, key: jax.Array) -> jax.Array:
 
 def _decode_and_score(
     config: TrainConfig, decode: Any, prompts: Prompts, targets: jax.Array, multimask: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits to feed back (B, N, h, w), loss (B, N) and IoU (B, N) of the mask with the highest predicted IoU."""
+) -> tuple[jax.Array, Scores]:
+    """Logits to feed back (B, N, h, w), those of the mask with the highest predicted IoU, and its scores (B, N)."""
     predictions = decode(prompts)
     losses = mask_losses(config.loss, predictions.low_res_masks, predictions.iou_predictions, targets)
-    loss = prompt_loss(config.loss, losses, multimask)
     best = jnp.where(multimask, 1 + predictions.iou_predictions[..., 1:].argmax(axis=-1), 0)[..., None]
     logits = jnp.take_along_axis(predictions.low_res_masks, best[..., None, None], axis=2)[:, :, 0]
-    return jax.lax.stop_gradient(logits), loss, jnp.take_along_axis(losses.true_iou, best, axis=2)[..., 0]
+    chosen = [jnp.take_along_axis(part, best, axis=2)[..., 0] for part in losses]
+    focal, dice, iou_error, iou = chosen
+    scores = Scores(prompt_loss(config.loss, losses, multimask), iou, focal, dice, iou_error)
+    return jax.lax.stop_gradient(logits), scores

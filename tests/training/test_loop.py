@@ -1,9 +1,13 @@
-"""Training from the command line to the model directory, and again after an interruption."""
+"""Training from the command line to the model directory: on SA-1B tars, through evaluation, and whatever stops it."""
 
 import json
+import os
 import re
 import runpy
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,6 +18,7 @@ from sam_jax.checkpoint import load_config, load_model
 from sam_jax.training import loop
 from tests.tiny import SMALLEST
 from tests.tiny_pool import write_pool
+from tests.tiny_sa1b import write_tar
 
 ROOT = Path(__file__).parents[2]
 CONFIG_FILE = """
@@ -23,10 +28,14 @@ from tests.tiny import SMALLEST
 def get_config():
     return TrainConfig(
         sam=SMALLEST,
-        stages=(StageConfig(48, 2, 2, num_steps=3), StageConfig(48, 2, 2, num_steps=1)),
-        data=CompositeDataConfig(pool={pool!r}),
-        interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
+        stages=(StageConfig(48, 8, 2, num_steps=5), StageConfig(48, 8, 2, num_steps=2, num_points=0)),
+        data={data},
+        interaction=InteractionConfig(num_points=1, num_mask_only_steps=1),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=2),
         checkpoint_every=2,
+        eval_every=3,
+        eval_images=4,
+        picture_every=4,
         log_every=1,
         remat_interactions=False,
     )
@@ -34,10 +43,25 @@ def get_config():
 
 
 @pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    root = tmp_path_factory.mktemp("training")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def config_file(root):
+    """A tiny experiment on SA-1B tars."""
+    write_tar(root / "sa_000000.tar", 20)
     file = root / "tiny_experiment.py"
-    file.write_text(CONFIG_FILE.format(pool=str(write_pool(root))))
+    file.write_text(CONFIG_FILE.format(data=f"RecordDataConfig({str(root)!r}, hold_out=0.3)"))
+    return file
+
+
+@pytest.fixture(scope="module")
+def composite_file(root):
+    """The same on composites."""
+    (root / "pool").mkdir()
+    file = root / "composite_experiment.py"
+    file.write_text(CONFIG_FILE.format(data=f"CompositeDataConfig(pool={str(write_pool(root / 'pool'))!r})"))
     return file
 
 
@@ -48,54 +72,143 @@ def train(monkeypatch, *args):
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     except SystemExit as stop:
         return stop.code
-    raise AssertionError("train.py did not exit")
 
 
-def rows_of(workdir):
-    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+def rows_of(workdir, kind="loss"):
+    rows = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    return [row for row in rows if kind in row]
 
 
 def variables_of(workdir):
     return jax.tree.leaves(load_model(workdir / "model")[1])
 
 
-def test_train_writes_a_model_and_a_killed_run_ends_the_same(config_file, tmp_path, monkeypatch, capsys):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert train(monkeypatch, config_file, "--workdir", whole) == 0
-    assert f"model written to {whole / 'model'}" in capsys.readouterr().out
-    assert [row["step"] for row in rows_of(whole)] == [1, 2, 3, 4]
-    assert np.isfinite([row["loss"] for row in rows_of(whole)]).all()
+def same_curve(one, other):
+    def without_timings(rows):
+        return [{name: row[name] for name in row.keys() - {"images_per_s", "data_wait"}} for row in rows]
+
+    assert without_timings(one) == without_timings(other)
+
+
+@pytest.fixture(scope="module")
+def whole(config_file, root):
+    """The workdir of an uninterrupted run."""
+    with pytest.MonkeyPatch.context() as patch:
+        assert train(patch, config_file, "--workdir", root / "whole") == 0
+    return root / "whole"
+
+
+def test_a_run_leaves_a_model_metrics_pictures_and_logs(whole, config_file, monkeypatch, capsys):
+    rows = rows_of(whole)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    expected = {
+        "loss",
+        "focal",
+        "dice",
+        "iou_error",
+        "iou_1",
+        "learning_rate",
+        "grad_norm",
+        "images_per_s",
+        "data_wait",
+    }
+    assert expected | {"iou_3"} <= rows[0].keys()
+    assert expected | {"iou_2"} <= rows[-1].keys()
+    assert rows[-1]["learning_rate"] < rows[1]["learning_rate"]
+    assert [row["step"] for row in rows_of(whole, "eval_loss")] == [3, 6]
+    assert {path.name for path in (whole / "pictures").iterdir()} == {"step_0000004.png"}
+    assert list((whole / "tensorboard").iterdir())
+    assert "held-out mIoU by interaction" in (whole / "logs" / "host_0.log").read_text()
     assert load_config(whole / "model") == SMALLEST
+    assert load_config(whole / "best") == SMALLEST
+    capsys.readouterr()
+    assert train(monkeypatch, config_file, "--workdir", whole) == 0  # finished already
+    assert rows_of(whole) == rows
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_batches", _ends_after(3, loop.make_batches))
-        with pytest.raises(KeyboardInterrupt):
-            train(patch, config_file, "--workdir", broken)
-    assert not (broken / "model").exists()
-    assert [row["step"] for row in rows_of(broken)] == [1, 2, 3]
 
-    assert train(monkeypatch, config_file, "--workdir", broken) == 0
-    assert [row["step"] for row in rows_of(broken)] == [1, 2, 3, 3, 4]  # from the checkpoint at step 2
-    assert [row["loss"] for row in rows_of(broken)[3:]] == [row["loss"] for row in rows_of(whole)[2:]]
-    for one, other in zip(variables_of(whole), variables_of(broken), strict=True):
+def test_evaluation_alone(whole, config_file, monkeypatch, capsys):
+    before = len(rows_of(whole, "eval_loss"))
+    assert train(monkeypatch, config_file, "--workdir", whole, "--eval-only") == 0
+    assert "evaluation is in" in capsys.readouterr().out
+    rows = rows_of(whole, "eval_loss")
+    assert len(rows) == before + 1
+    assert 0 <= rows[-1]["eval_iou_1"] <= 1
+
+
+def test_composites_train_too(composite_file, root, monkeypatch):
+    no_evaluation = "--eval-every", 0, "--picture-every", 0  # the made-up pool has nothing held out
+    assert train(monkeypatch, composite_file, "--workdir", root / "composites", *no_evaluation) == 0
+    assert np.isfinite([row["loss"] for row in rows_of(root / "composites")]).all()
+
+
+def command(config_file, workdir, *args):
+    """train.py as a process of its own, with one device and a compilation cache."""
+    env = dict(os.environ, XLA_FLAGS="", JAX_COMPILATION_CACHE_DIR=str(config_file.parent / "jax_cache"))
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
+    env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
+    arguments = [sys.executable, "train.py", str(config_file), "--workdir", str(workdir), *map(str, args)]
+    return {"args": arguments, "cwd": ROOT, "env": env, "stderr": subprocess.PIPE, "text": True}
+
+
+def wait_for_rows(process, workdir, count):
+    while not (workdir / "log.jsonl").exists() or len(rows_of(workdir)) < count:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def test_a_killed_and_a_preempted_run_end_like_one_that_was_not(config_file, root):
+    """SIGKILL at a random step, then SIGTERM, then to the end: the curve of a run without stops, bit for bit."""
+    alone, stopped = root / "alone", root / "stopped"
+    assert subprocess.run(**command(config_file, alone)).returncode == 0
+
+    steps = int(np.random.default_rng().integers(1, 5))
+    process = subprocess.Popen(**command(config_file, stopped))
+    wait_for_rows(process, stopped, steps)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (stopped / "model").exists()
+
+    process = subprocess.Popen(**command(config_file, stopped))
+    while (stopped / "logs" / "host_0.log").read_text().count("of 7 on {") < 2:  # it has started again
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate()[1]
+    if process.returncode != 0:  # 0: it was done before the signal came
+        assert process.returncode == 75, errors
+        assert "run the same command to go on" in errors
+        assert subprocess.run(**command(config_file, stopped)).returncode == 0
+
+    same_curve(rows_of(alone), rows_of(stopped))
+    same_curve(rows_of(alone, "eval_loss"), rows_of(stopped, "eval_loss"))
+    for one, other in zip(variables_of(alone), variables_of(stopped), strict=True):
         np.testing.assert_array_equal(one, other)
 
-    before = rows_of(whole)
-    assert train(monkeypatch, config_file, "--workdir", whole) == 0  # finished already
-    assert rows_of(whole) == before
 
+def test_a_broken_loss_stops_the_run(config_file, root, monkeypatch, capsys):
+    make_batches = loop.make_batches
 
-def _ends_after(steps, make_batches):
-    """A make_batches that breaks the run off when it asks for one batch more than `steps`, over all stages."""
-    left = iter(range(steps))
-
-    def broken(*args):
-        for batch in make_batches(*args):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
+    def poisoned(*args):
+        for step, batch in enumerate(make_batches(*args)):
+            if step == 4:
+                batch["input_size"] = batch["input_size"] + np.int32(1 << 30)
+                batch["masks"] = batch["masks"].astype(np.float32) * np.float32(np.nan)
             yield batch
 
-    return broken
+    monkeypatch.setattr(loop, "make_batches", poisoned)
+    assert train(monkeypatch, config_file, "--workdir", root / "broken", "--log-every", 100) == 3
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"loss nan.* at step 5; the last good checkpoint is step 4", message)
+    assert "image ids of this host's batch: [" in (root / "broken" / "logs" / "host_0.log").read_text()
+    assert not (root / "broken" / "model").exists()
+
+
+def test_another_config_is_an_error_that_shows_the_difference(whole, config_file, root, monkeypatch, capsys):
+    (root / "copy").mkdir()
+    (root / "copy" / "config.json").write_bytes((whole / "config.json").read_bytes())
+    assert train(monkeypatch, config_file, "--workdir", root / "copy", "--optim.learning-rate", "0.5") == 2
+    assert "optim.learning_rate: 0.001 -> 0.5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -103,8 +216,15 @@ def _ends_after(steps, make_batches):
     [
         (["nowhere.py"], "config file nowhere.py does not exist"),
         (["{empty}"], "has no get_config"),
-        (["{config}", "--workdir", "{tmp}/run", "--data.pool", "{tmp}/none"], "no cut-out pool at .*cutout_pool build"),
+        (["{config}", "--workdir", "{tmp}/run", "--data.path", "{tmp}/none"], "{tmp}/none"),
         (["{config}", "--workdir", "{tmp}/run", "--init-from", "{tmp}/none"], "{tmp}/none does not exist"),
+        (["{config}", "--workdir", "{tmp}/run", "--mesh.fsdp", "3"], "8 devices cannot form a mesh"),
+        (
+            ["{config}", "--workdir", "{tmp}/run", "--accumulate", "8"],
+            "batch_size 8 does not divide over 8 devices x 8",
+        ),
+        (["{config}", "--workdir", "{tmp}/run", "--finetune.frozen", "encoder"], "'encoder' matches no parameter"),
+        (["{config}", "--workdir", "{tmp}/run", "--finetune.embedding-cache", "x"], "needs an encoder that stays"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(config_file, tmp_path, monkeypatch, capsys, args, message):
@@ -115,6 +235,12 @@ def test_a_wrong_command_line_is_one_line(config_file, tmp_path, monkeypatch, ca
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("train.py: ")
     assert re.search(message.format(**names), error)
+
+
+def test_a_missing_pool_says_how_to_make_one(composite_file, tmp_path, monkeypatch, capsys):
+    args = [composite_file, "--workdir", tmp_path / "run", "--data.pool", tmp_path / "none"]
+    assert train(monkeypatch, *args) == 2
+    assert re.search("no cut-out pool at .*cutout_pool build", capsys.readouterr().err)
 
 
 def test_a_misspelt_option_is_an_error(config_file, monkeypatch, capsys):

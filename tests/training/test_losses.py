@@ -94,7 +94,7 @@ def test_prompt_loss_takes_the_lowest_of_three_or_the_single_mask(all_iou):
     mask = np.array([[[9.0, 3.0, 1.0, 2.0], [4.0, 1.0, 1.5, 0.5]]])
     iou = np.array([[[0.1, 0.2, 0.3, 0.7], [0.5, 0.6, 0.7, 0.8]]])
     out = losses.prompt_loss(
-        LossConfig(supervise_all_iou=all_iou), losses.MaskLosses(mask, iou, iou), np.array([[True, False]])
+        LossConfig(supervise_all_iou=all_iou), losses.MaskLosses(mask, 0 * mask, iou, iou), np.array([[True, False]])
     )
     np.testing.assert_allclose(out, [[1.0 + (0.4 if all_iou else 0.3), 4.0 + 0.5]], rtol=1e-6)
 
@@ -110,3 +110,23 @@ def test_only_the_chosen_mask_learns(case):
     assert (moved.sum(axis=-1) == 1).all()
     assert moved[:, 1, 0].all()  # the single mask
     assert not moved[:, [0, 2], 0].any()
+
+
+def test_affinity_loss():
+    rng = np.random.default_rng(1)
+    targets = np.zeros((2, 3, 8, 12), bool)  # a grid of 4 x 6 cells of 2 x 2
+    targets[0, 0, :4, :6] = targets[0, 1, 1:7, 5:12] = targets[1, 0, 4:, :] = True
+    targets[1, 1, 0, 0] = True  # a quarter of one cell: not enough to learn from
+    valid = np.array([[True, True, False], [True, True, True]])
+    embeddings = rng.standard_normal((2, 4, 6, 16)).astype(np.float32)
+    share = targets.reshape(2, 3, 4, 2, 6, 2).mean((3, 5)).reshape(2, 3, 24)
+    key = jax.random.key(3)
+    cells = np.asarray(jax.random.categorical(key, np.log(share**2 + 1e-6)))
+    terms = []
+    for b, n in ((0, 0), (0, 1), (1, 0)):
+        flat = embeddings[b].reshape(24, 16).astype(np.float64)
+        p = 1 / (1 + np.exp(-(12 * flat @ flat[cells[b, n]] / 16 - 6)))
+        s = share[b, n]
+        terms.append((-(s * np.log(p)).sum() / s.sum() - ((1 - s) * np.log(1 - p)).sum() / (1 - s).sum()) / 2)
+    found = losses.affinity_loss(embeddings, targets, valid, key)
+    np.testing.assert_allclose(found, np.mean(terms), rtol=1e-5)

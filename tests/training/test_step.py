@@ -56,7 +56,7 @@ def fixed():
 
 def test_an_ambiguous_prompt_learns_from_its_best_mask(fixed):
     targets, predictions = fixed
-    loss, iou = interact(with_interaction(), lambda _: predictions, targets, KEY)
+    loss, iou, *_ = interact(with_interaction(), lambda _: predictions, targets, KEY)
     parts = mask_losses(LossConfig(), predictions.low_res_masks, predictions.iou_predictions, targets)
     best = 1 + np.argmin(parts.mask[..., 1:], axis=-1)[..., None]
     expected = np.take_along_axis(np.asarray(parts.mask + parts.iou), best, axis=-1)[..., 0]
@@ -72,8 +72,8 @@ def test_an_ambiguous_prompt_learns_from_its_best_mask(fixed):
 def test_a_box_is_one_prompt_or_ambiguous_as_configured(fixed, ambiguous):
     targets, predictions = fixed
     config = with_interaction(box_probability=1.0, box_multimask=ambiguous)
-    loss, _ = interact(config, lambda _: predictions, targets, KEY)
-    points, _ = interact(with_interaction(), lambda _: predictions, targets, KEY)
+    loss, *_ = interact(config, lambda _: predictions, targets, KEY)
+    points, *_ = interact(with_interaction(), lambda _: predictions, targets, KEY)
     parts = mask_losses(LossConfig(), predictions.low_res_masks, predictions.iou_predictions, targets)
     single = (parts.mask + parts.iou)[..., 0]
     np.testing.assert_allclose(loss[0], points[0] if ambiguous else single, rtol=1e-6)
@@ -91,7 +91,7 @@ def test_later_steps_get_the_best_mask_and_use_the_single_output(fixed):
         echo = prompts.mask_inputs[:, :, None] + jnp.zeros((4, 1, 1)) + 0.0 * count
         return MaskPredictions(echo, count[..., 0, 0] + jnp.zeros(4))
 
-    loss, iou = interact(config, decode, targets, KEY)
+    loss, iou, *_ = interact(config, decode, targets, KEY)
     chosen = 1 + np.argmax(predictions.iou_predictions[..., 1:], axis=-1)[..., None, None, None]
     echoed = np.take_along_axis(np.asarray(predictions.low_res_masks), chosen, axis=2)
     assert loss.shape == (4, 2, 3)
@@ -129,7 +129,7 @@ def test_padding_masks_do_not_count():
     variables, batch, loss = random_variables(SMALLEST), batch_of(), loss_function(CONFIG)
     args = variables["params"], variables["constants"]
     value, metrics = loss(*args, batch, KEY)
-    assert metrics.keys() >= {"loss", "iou_first", "iou_last"}
+    assert metrics.keys() >= {"loss", "focal", "dice", "iou_error", "iou_1", "iou_2", "iou_3"}
     assert np.isfinite(list(metrics.values())).all()
     changed = batch["masks"].copy()
     changed[:, -1, 5:] = True
@@ -171,7 +171,7 @@ def test_a_tiny_model_learns_one_batch():
         rows.append({name: float(value) for name, value in metrics.items()})
     first, last = (np.mean([row["loss"] for row in part]) for part in (rows[:4], rows[-4:]))
     assert last < first / 2
-    assert np.mean([row["iou_last"] for row in rows[-4:]]) > np.mean([row["iou_last"] for row in rows[:4]]) + 0.1
+    assert np.mean([row["iou_3"] for row in rows[-4:]]) > np.mean([row["iou_3"] for row in rows[:4]]) + 0.1
     assert int(state.step) == 60
     assert all(np.isfinite(row["grad_norm"]) for row in rows)
     matrices = (jax.tree.leaves(tree) for tree in (state.constants, variables["constants"]))

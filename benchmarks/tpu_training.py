@@ -1,0 +1,91 @@
+"""Compiler estimates of the training step on TPU topologies, without a TPU: the table in docs/training.md.
+
+    python benchmarks/tpu_training.py                       # B, L and H on v5e and v5p
+    python benchmarks/tpu_training.py --size b --topology v5e:4x4 --batch 16 --masks 64 32
+
+Needs libtpu (pip install libtpu). Every row is one compilation of the whole step, a minute or more each. All figures
+are the TPU compiler's estimates; nothing runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+
+from sam_jax.training.dry_run import estimate_step
+
+ROOT = Path(__file__).parents[1]
+# size, topology, images per chip
+DEFAULT = [
+    ("b", "v5e:4x4", 1),
+    ("b", "v5e:16x16", 1),
+    ("l", "v5e:4x4", 1),
+    ("l", "v5e:16x16", 1),
+    ("h", "v5e:4x4", 1),
+    ("h", "v5e:16x16", 1),
+    ("b", "v5p:2x2x1", 1),
+    ("l", "v5p:2x2x1", 1),
+    ("h", "v5p:2x2x1", 1),
+]
+HEADER = "| model | topology | batch | masks | remat | fsdp | HBM GiB / chip | est. step ms | est. MFU |"
+
+
+def main() -> None:
+    """Prints one line per compilation, as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs="+", choices=["b", "l", "h"])
+    parser.add_argument("--topology", nargs="+", help="such as v5e:4x4 v5p:2x2x1; with --size")
+    parser.add_argument("--batch", type=int, default=1, help="images per chip")
+    parser.add_argument("--masks", type=int, nargs="+", default=[64], help="masks per image")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    args = parser.parse_args()
+    chosen = DEFAULT
+    if args.size or args.topology:
+        chosen = [(s, t, args.batch) for s in args.size or "blh" for t in args.topology or ["v5e:4x4"]]
+    print("Compiler estimates, not measurements.\n", HEADER, "|" + "---|" * 9, sep="\n", flush=True)
+    rows = []
+    for size, topology, per_chip in chosen:
+        for masks in args.masks:
+            rows.append(_row(size, topology, per_chip, masks))
+            print(_line(rows[-1]), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _row(size: str, topology: str, per_chip: int, masks: int) -> dict:
+    config = runpy.run_path(str(ROOT / "configs" / f"sa1b_vit_{size}.py"))["get_config"]()
+    chips = 1
+    for side in topology.partition(":")[2].split("x"):
+        chips *= int(side)
+    fsdp = min(config.mesh.fsdp, chips)
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=fsdp))
+    stage = dataclasses.replace(config.stages[0], batch_size=per_chip * chips, masks_per_image=masks)
+    found = estimate_step(config, stage, topology)
+    return {
+        "size": size,
+        "topology": topology,
+        "batch": stage.batch_size,
+        "masks": masks,
+        "fsdp": fsdp,
+        "hbm_gib": found.estimate.peak,
+        "hbm_limit_gib": found.hbm,
+        "step_ms": found.estimate.seconds * 1e3,
+        "mfu": found.mfu,
+        "kernels_without_cost": found.estimate.kernels,
+        "collectives": found.estimate.collectives,
+        "compile_s": found.estimate.compile_seconds,
+    }
+
+
+def _line(row: dict) -> str:
+    return (
+        f"| ViT-{row['size'].upper()} | {row['topology']} | {row['batch']} | {row['masks']} | blocks, interactions | "
+        f"{row['fsdp']} | {row['hbm_gib']:.2f} of {row['hbm_limit_gib']} | {row['step_ms']:.0f} | {row['mfu']:.1%} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Fine-tune a converted SAM on your own objects: python train.py configs/finetune_coco.py --data.path instances.json
+
+--data.path is a COCO instances file with its pictures in `images/` beside it (or --data.image-dir). The image encoder
+learns through low-rank changes (LoRA), the rest in full, which fits one 16 GB chip. Less: configs/decoder_only.py.
+"""
+
+import dataclasses
+
+from sam_jax.config import (
+    FinetuneConfig,
+    InteractionConfig,
+    OptimConfig,
+    RecordDataConfig,
+    StageConfig,
+    TrainConfig,
+    vit_b,
+)
+
+
+def get_config() -> TrainConfig:
+    """A few thousand steps from the official weights, with jitter, since own data sets are small."""
+    sam = vit_b()
+    encoder = dataclasses.replace(sam.image_encoder, remat=True)
+    return TrainConfig(
+        sam=dataclasses.replace(sam, image_encoder=encoder, dtype="bfloat16"),
+        stages=(StageConfig(image_size=1024, batch_size=8, masks_per_image=16, num_steps=3_000),),
+        data=RecordDataConfig(path="data/coco/instances.json", hold_out=0.1, jitter=(0.5, 2.0), num_workers=4),
+        interaction=InteractionConfig(num_points=4, num_mask_only_steps=1),
+        optim=OptimConfig(learning_rate=1e-4, weight_decay=0.01, warmup_steps=100, cosine=True, clip_norm=1.0),
+        finetune=FinetuneConfig(lora_rank=8),
+        init_from="checkpoints/sam_vit_b",
+        workdir="runs/finetune_coco",
+        eval_every=500,
+        picture_every=500,
+        checkpoint_every=500,
+    )

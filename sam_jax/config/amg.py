@@ -1,0 +1,75 @@
+"""How everything mode looks at a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sam_jax.config.checks import require
+
+OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle", "low_res")
+
+
+@dataclass(frozen=True)
+class AmgConfig:
+    """Settings of `SamAutomaticMaskGenerator`.
+
+    The first block has the official class's names, meanings and defaults; the second is ours, and off by default.
+
+    Attributes:
+      points_per_side: points along each side of the grid over the whole picture.
+      points_per_batch: points decoded at once.
+      pred_iou_thresh: masks whose predicted IoU is not above this are dropped; 0 switches the filter off.
+      stability_score_thresh: masks below this stability score are dropped; 0 switches the filter off.
+      stability_score_offset: the score is the IoU of the masks at `mask_threshold` plus and minus this many logits.
+      box_nms_thresh: of two masks of one crop whose *boxes* overlap by more than this IoU, the one with the lower
+        predicted IoU is dropped.
+      crop_n_layers: above 0, the picture is also looked at in 4, 16, ... overlapping crops.
+      crop_nms_thresh: as `box_nms_thresh`, between crops; masks of smaller crops win.
+      crop_overlap_ratio: overlap of the first layer's crops, as a share of the picture's shorter side.
+      crop_n_points_downscale_factor: layer i has points_per_side / factor**i points along each side of each crop.
+      min_mask_region_area: above 0, holes and islands of fewer pixels are filled and removed, and duplicates that this
+        makes are dropped. It drops no mask for being small: that is `min_mask_area`.
+      output_mode: what `segmentation` is: "binary_mask" (H, W) bool, "uncompressed_rle", "coco_rle", or "low_res"
+        (ours): the decoder's own logits, (4h, 4w) float32, of the crop.
+      mask_nms_thresh: of two masks whose *pixels* overlap by more than this IoU, the one with the lower predicted IoU
+        is dropped. Box NMS alone leaves near-duplicates.
+      min_mask_area, max_mask_area: in pixels; masks outside are dropped.
+      max_mask_cover: masks that cover more of the picture than this are dropped; SA-1B was made with 0.95.
+      skip_full_image: with crops, do not look at the whole picture: for very large photos of small things.
+    """
+
+    points_per_side: int | None = 32
+    points_per_batch: int = 64
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    min_mask_region_area: int = 0
+    output_mode: str = "binary_mask"
+
+    mask_nms_thresh: float | None = None
+    min_mask_area: int = 0
+    max_mask_area: int | None = None
+    max_mask_cover: float = 1.0
+    skip_full_image: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} must be positive, not {value}")
+        require(self.crop_n_layers >= 0, f"crop_n_layers must be 0 or more, not {self.crop_n_layers}")
+        require(
+            0 <= self.crop_overlap_ratio < 1,
+            f"crop_overlap_ratio must be a share from 0 to below 1, not {self.crop_overlap_ratio}",
+        )
+        require(
+            self.output_mode in OUTPUT_MODES, f"output_mode must be one of {OUTPUT_MODES}, not {self.output_mode!r}"
+        )
+        require(
+            not self.skip_full_image or self.crop_n_layers > 0,
+            "skip_full_image leaves nothing to look at: set crop_n_layers",
+        )

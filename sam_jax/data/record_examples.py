@@ -1,0 +1,161 @@
+"""From a record to a training example: which masks, how the picture is decoded, and where it lies in the square.
+
+The picture is resized as SAM resizes it (longest side to S, sides rounded half up, PIL's antialiased bilinear filter).
+EXIF is ignored: masks are in pixels as stored, and the official code never turns pictures either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sam_jax.data.example import MASK_STRIDE, MIN_CELLS, Example, pack_example
+from sam_jax.data.records import DataError, NoMaskError, Record
+from sam_jax.data.rle_grid import Placement, Size, decode_runs, reduce_runs
+
+_JITTER_DRAWS = 8  # of scale and crop, before a picture without a mask in sight is taken whole
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMaker:
+    """Makes examples; the same (seed, index, record) gives the same bytes, in whichever thread or process.
+
+    Attributes:
+        image_size: side S of the padded square, pixels; a multiple of 4.
+        masks_per_image: K, masks kept of each picture; a random K where there are more.
+        seed: of the masks and of the jitter.
+        max_mask_share: masks that cover more of the picture than this are dropped.
+        jitter: (smallest, largest) scale of large-scale jitter, or None.
+    """
+
+    image_size: int
+    masks_per_image: int
+    seed: int = 0
+    max_mask_share: float = 1.0
+    jitter: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size <= 0 or self.image_size % MASK_STRIDE:
+            raise ValueError(f"image_size must be a multiple of {MASK_STRIDE}, not {self.image_size}")
+
+    def __call__(self, index: int, record: Record) -> Example:
+        """One example of a record.
+
+        Args:
+          index: the example's place in the endless stream, all epochs counted, so that each epoch draws anew.
+          record: the picture and its masks.
+
+        Raises:
+          DataError: as `to_example`.
+        """
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, int(index)))))
+        return to_example(record, rng, self.image_size, self.masks_per_image, self.max_mask_share, self.jitter)
+
+
+def to_example(
+    record: Record,
+    rng: np.random.Generator,
+    image_size: int,
+    masks_per_image: int,
+    max_mask_share: float = 1.0,
+    jitter: tuple[float, float] | None = None,
+) -> Example:
+    """One training example of a record; see `ExampleMaker` for the arguments.
+
+    Raises:
+      DataError: the picture cannot be read or a mask is broken; the message names the record.
+      NoMaskError: no mask is left.
+    """
+    try:
+        with Image.open(io.BytesIO(record.image)) as picture:
+            size = picture.height, picture.width
+            placements = [whole(size, image_size)]
+            if jitter is not None:
+                placements = [jittered(rng, size, image_size, jitter) for _ in range(_JITTER_DRAWS)] + placements
+            for placement in placements:
+                masks = draw_masks(rng, record, placement, image_size, masks_per_image, max_mask_share)
+                if len(masks):
+                    image = read_frame(picture, placement, image_size)
+                    return pack_example(image, masks, record.image_id, image_size, masks_per_image)
+    except DataError as error:
+        raise DataError(f"{record.name}: {error}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{record.name} is not a picture that PIL can read; fetch the file again") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{record.name} cannot be decoded ({error}); fetch the file again") from error
+    raise NoMaskError(
+        f"{record.name}: none of its {len(record.segmentations)} masks can be trained on: each covers more than "
+        f"{max_mask_share:.0%} of the picture or fewer than {MIN_CELLS} cells of {MASK_STRIDE} x {MASK_STRIDE} pixels"
+    )
+
+
+def whole(size: Size, image_size: int) -> Placement:
+    """The picture's longest side becomes `image_size`, both sides rounded half up, as SAM does at inference."""
+    scale = image_size / max(size)
+    h, w = (max(1, int(side * scale + 0.5)) for side in size)
+    return Placement(size, (h, w))
+
+
+def jittered(rng: np.random.Generator, size: Size, image_size: int, scales: tuple[float, float]) -> Placement:
+    """Large-scale jitter: `whole` times a scale drawn evenly, and a random crop of what exceeds the frame.
+
+    Source: Ghiasi et al. 2021 (copy-paste); a smaller picture stays in the top left, where SAM expects it.
+    """
+    placement = whole(size, max(1, int(image_size * rng.uniform(*scales) + 0.5)))
+    top, left = (int(rng.integers(max(side - image_size, 0) + 1)) for side in placement.resized)
+    return dataclasses.replace(placement, offset=(top, left))
+
+
+def draw_masks(
+    rng: np.random.Generator,
+    record: Record,
+    placement: Placement,
+    image_size: int,
+    masks_per_image: int,
+    max_mask_share: float,
+) -> np.ndarray:
+    """Up to `masks_per_image` random masks that can be trained on: (n, image_size // 4, image_size // 4) bool.
+
+    Masks are decoded in random order until enough are left, so that what is never used costs nothing.
+    """
+    h, w = placement.size
+    grid_size = image_size // MASK_STRIDE
+    # No grid cell is won with half of it or less: smaller masks vanish for certain.
+    ratio = (placement.resized[0] / h) * (placement.resized[1] / w)
+    smallest, largest = MIN_CELLS * MASK_STRIDE**2 / (2 * ratio), max_mask_share * h * w
+    order = rng.permutation(len(record.segmentations))
+    found, missing = [np.zeros((0, grid_size, grid_size), bool)], masks_per_image
+    while len(order) and missing:
+        chosen, order = np.split(order, [missing])
+        runs = decode_runs([record.segmentations[number] for number in chosen], placement.size)
+        runs = runs.select((runs.areas >= smallest) & (runs.areas <= largest))
+        reduced = reduce_runs(runs, placement, grid_size)
+        found.append(reduced[np.count_nonzero(reduced, axis=(1, 2)) >= MIN_CELLS])
+        missing -= len(found[-1])
+    return np.concatenate(found)
+
+
+def read_frame(picture: Image.Image, placement: Placement, image_size: int) -> np.ndarray:
+    """The part of a picture that the frame shows: (h, w, 3) uint8 RGB, both sides `image_size` at most.
+
+    A JPEG is decoded at a half, a quarter or an eighth where that still leaves the resized picture's pixels: its DCT
+    blocks shrink for free, and the bilinear filter does the rest.
+    """
+    h, w = placement.resized
+    drafted = picture.draft(None, (w, h))
+    width, height = drafted[1][2:] if drafted else picture.size
+    top, left = placement.offset
+    bottom, right = min(top + image_size, h), min(left + image_size, w)
+    box = left * width / w, top * height / h, min(right * width / w, width), min(bottom * height / h, height)
+    rgb = to_rgb(picture)
+    return np.asarray(rgb.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box))
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Grey becomes RGB, alpha is dropped, 16-bit values are scaled to 8 bits."""
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -1,0 +1,127 @@
+"""The images of a data set that a run trains or evaluates on, as an endless supply of examples."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sam_jax.config import RecordDataConfig, StageConfig
+from sam_jax.data.example import Example
+from sam_jax.data.record_examples import ExampleMaker
+from sam_jax.data.records import DataError, NoMaskError, RecordSource
+
+log = logging.getLogger(__name__)
+
+_TOLERATED = 4  # unreadable images that stop no run, however short
+_ATTEMPTS = 20  # other images tried in the place of one
+
+
+def image_hash(image_ids: np.ndarray, salt: int) -> np.ndarray:
+    """A fixed pseudo-random number in [0, 1) for each int64 id, by SplitMix64: (n,) -> (n,) float64."""
+    with np.errstate(over="ignore"):
+        x = image_ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(salt + 1)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+def chosen_indices(image_ids: np.ndarray, config: RecordDataConfig, held_out: bool) -> np.ndarray:
+    """Which records a run uses: (m,) indices, in the order of their image ids.
+
+    Choice and order hang on image ids alone, so that they are the same for tars and folders and however files are
+    spread over directories, and a smaller `max_images` chooses a part of what a larger one does.
+    """
+    is_held_out = image_hash(image_ids, salt=0) < config.hold_out
+    indices = np.flatnonzero(is_held_out == held_out)
+    if config.max_images is not None and not held_out and len(indices) > config.max_images:
+        order = np.argsort(image_hash(image_ids[indices], salt=1), kind="stable")
+        indices = indices[order[: config.max_images]]
+    return indices[np.argsort(image_ids[indices], kind="stable")]
+
+
+class RecordStream:
+    """Examples by their place in the stream.
+
+    Args:
+      embeddings: a directory of image embeddings, `<image id>.npy`, which then take the place of pictures.
+
+    Raises:
+      DataError: no image is left to train on.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource,
+        config: RecordDataConfig,
+        stage: StageConfig,
+        seed: int,
+        held_out: bool = False,
+        embeddings: epath.PathLike | None = None,
+    ) -> None:
+        self._source, self._config, self._seed = source, config, seed
+        jitter = None if held_out else config.jitter
+        self._maker = ExampleMaker(stage.image_size, stage.masks_per_image, seed, config.max_mask_share, jitter)
+        self._embeddings = None if embeddings is None else epath.Path(embeddings)
+        self.indices = chosen_indices(source.image_ids, config, held_out)
+        self._read = self._bad = 0
+        if not len(self.indices):
+            kind = "held-out" if held_out else "training"
+            raise DataError(f"{config.path}: hold_out {config.hold_out} leaves no {kind} image of {len(source)}")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(n,) int64, of the images of the run."""
+        return self._source.image_ids[self.indices]
+
+    def picture(self, number: int) -> dict[str, np.ndarray] | None:
+        """`image` and `input_size` of the `number`-th image of the run; None where it cannot be trained on."""
+        try:
+            return self._example(number, number)
+        except DataError as error:
+            log.warning("no embedding: %s", error)
+            return None
+
+    def draw(self, position: int, number: int) -> dict[str, np.ndarray]:
+        """The example at a place in the stream, from the `number`-th image of the run.
+
+        An image that cannot be used is logged and replaced by another, which place and seed alone decide.
+
+        Raises:
+          DataError: more than `max_bad_share` of the images cannot be read.
+        """
+        rng = np.random.default_rng((self._seed, position))
+        for _ in range(_ATTEMPTS):
+            self._read += 1
+            try:
+                return self._example(position, number)
+            except NoMaskError as error:
+                log.debug("%s", error)
+            except DataError as error:
+                self._bad += 1
+                log.warning("skipped: %s (%d of %d images so far)", error, self._bad, self._read)
+                if self._bad > max(_TOLERATED, self._config.max_bad_share * self._read):
+                    raise DataError(
+                        f"{self._config.path}: {self._bad} of {self._read} images cannot be read, the last one: "
+                        f"{error}; check the data, or raise data.max_bad_share ({self._config.max_bad_share})"
+                    ) from error
+            number = int(rng.integers(len(self.indices)))
+        raise DataError(f"{self._config.path}: {_ATTEMPTS} images in a row have no mask to train on; check the data")
+
+    def _example(self, position: int, number: int) -> dict[str, np.ndarray]:
+        record = self._source[int(self.indices[number])]
+        example: Example = self._maker(position, record)
+        fields: dict[str, Any] = example.to_dict()
+        if self._embeddings is not None:
+            file = self._embeddings / f"{record.image_id}.npy"
+            if not file.exists():
+                raise DataError(f"{record.name} has no embedding {file}; run the same training again to compute it")
+            with file.open("rb") as stream:
+                fields["image_embeddings"] = np.load(stream)
+            del fields["image"]
+        return fields

@@ -1,0 +1,11 @@
+"""SA-1B and whatever is laid out like it: pictures with a JSON of RLE masks each, in tars or in a folder.
+
+`python -m sam_jax.data.sa1b index|check|stats PATH` prepares, verifies and describes a data set.
+"""
+
+from sam_jax.data.sa1b.folder import Sa1bFolder
+from sam_jax.data.sa1b.opening import open_sa1b
+from sam_jax.data.sa1b.pairs import Sa1bPairs
+from sam_jax.data.sa1b.tars import Sa1bTars
+
+__all__ = ["Sa1bFolder", "Sa1bPairs", "Sa1bTars", "open_sa1b"]

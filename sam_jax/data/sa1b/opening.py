@@ -1,0 +1,22 @@
+"""A path tells by itself what it is."""
+
+from __future__ import annotations
+
+from etils import epath
+
+from sam_jax.data.records import DataError
+from sam_jax.data.sa1b.folder import Sa1bFolder
+from sam_jax.data.sa1b.pairs import EXPECTED, Sa1bPairs
+from sam_jax.data.sa1b.tars import Sa1bTars, is_glob
+
+
+def open_sa1b(path: epath.PathLike, index_dir: epath.PathLike | None = None) -> Sa1bPairs:
+    """`Sa1bTars` where the path is a tar or holds some, else `Sa1bFolder`. Raises DataError where it is neither."""
+    place = epath.Path(path)
+    if is_glob(place):
+        return Sa1bTars(path, index_dir)
+    if not place.exists():
+        raise DataError(f"{path} does not exist; expected {EXPECTED}")
+    if place.suffix == ".tar" or (place.is_dir() and any(file.suffix == ".tar" for file in place.iterdir())):
+        return Sa1bTars(path, index_dir)
+    return Sa1bFolder(path)

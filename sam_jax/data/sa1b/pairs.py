@@ -1,0 +1,123 @@
+"""What tars and folders have in common: a picture and a JSON of one stem make a record.
+
+Layout (SA-1B README): sa_<id>.jpg and sa_<id>.json, {"image": {"image_id", "width", "height", "file_name"},
+"annotations": [{"id", "segmentation": {"size": [h, w], "counts"}, "area", "bbox": [x, y, w, h], ...}]}.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import json
+import logging
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sam_jax.data.records import DataError, Record
+
+PICTURES = (".jpg", ".jpeg")
+EXPECTED = "a directory or glob of SA-1B tars (sa_000000.tar, ...), one such tar, or a directory of .jpg + .json pairs"
+
+_log = logging.getLogger(__name__)
+
+
+class Sa1bPairs(abc.ABC):
+    """A `RecordSource` of pairs. Holds no open file, so that threads may share it and it pickles.
+
+    Attributes:
+        path: as given.
+        unpaired: pictures without a JSON and JSONs without a picture, left out.
+        duplicates: pairs whose image id another pair has already, left out.
+    """
+
+    def __init__(self, path: str, image_ids: np.ndarray, unpaired: int, duplicates: int):
+        self.path, self.unpaired, self.duplicates = path, unpaired, duplicates
+        self._image_ids = image_ids
+        if unpaired:
+            _log.warning("%s: %d files lack their .jpg or .json partner and are left out", path, unpaired)
+        if duplicates:
+            _log.warning("%s: %d pairs have the image id of an earlier one and are left out", path, duplicates)
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(n,) int64: the number in "sa_<number>", or a hash of any other stem."""
+        return self._image_ids
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+    def __getitem__(self, index: int) -> Record:
+        """Raises DataError that names the file where the record cannot be read."""
+        index = self._checked(index)
+        image, text = self.read(index)
+        annotations = parse_annotations(text, self.name(index, ".json"))
+        masks = tuple(annotation["segmentation"] for annotation in annotations)
+        return Record(self.name(index, ".jpg"), int(self._image_ids[index]), image, masks)
+
+    def annotations(self, index: int) -> list[dict[str, Any]]:
+        """All that the JSON says of each mask, without reading the picture."""
+        index = self._checked(index)
+        return parse_annotations(self.read_json(index), self.name(index, ".json"))
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} records")
+        return int(index)
+
+    @abc.abstractmethod
+    def name(self, index: int, suffix: str) -> str:
+        """For messages: where a file lies."""
+
+    @abc.abstractmethod
+    def read(self, index: int) -> tuple[bytes, bytes]:
+        """The encoded picture and the JSON text."""
+
+    @abc.abstractmethod
+    def read_json(self, index: int) -> bytes:
+        """The JSON text alone."""
+
+
+def parse_annotations(text: bytes, name: str) -> list[dict[str, Any]]:
+    """The annotations of one JSON file, each with its `segmentation`."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{name} is not JSON ({error}); fetch the file again") from None
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(annotations, list) or not all(isinstance(a, dict) and "segmentation" in a for a in annotations):
+        raise DataError(f'{name}: expected {{"annotations": [{{"segmentation": RLE, ...}}, ...]}} as SA-1B has it')
+    return annotations
+
+
+def image_id_of(stem: str) -> int:
+    """The number of "sa_<number>"; a hash of any other stem, which other files in the folder cannot change."""
+    if re.fullmatch(r"sa_\d{1,18}", stem, re.ASCII):
+        return int(stem[3:])
+    return int.from_bytes(hashlib.sha256(stem.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 1
+
+
+def pair_up(names: Iterable[str]) -> tuple[list[tuple[str, str]], int]:
+    """Pairs of (picture, JSON) among file names, sorted by stem, and how many files have no partner.
+
+    Hidden files, and files that are neither, do not count. A stem with several pictures has its last one.
+    """
+    pictures, texts = dict[str, str](), dict[str, str]()
+    for name in names:
+        file = pathlib.PurePosixPath(name)
+        if file.name.startswith("."):
+            continue
+        if file.suffix.lower() in PICTURES:
+            pictures[file.stem] = name
+        elif file.suffix.lower() == ".json":
+            texts[file.stem] = name
+    paired = sorted(pictures.keys() & texts.keys())
+    return [(pictures[stem], texts[stem]) for stem in paired], len(pictures.keys() ^ texts.keys())
+
+
+def first_of_each(image_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(m,) int64, ascending: where each id occurs first."""
+    return np.sort(np.unique(np.asarray(image_ids, np.int64), return_index=True)[1])

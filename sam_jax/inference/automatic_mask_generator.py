@@ -1,0 +1,168 @@
+"""Everything mode: masks of all that a grid of points finds in a picture.
+
+Same arguments and records as the official class of that name; `AmgConfig` says what each means, and which are ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+
+from sam_jax.config import AmgConfig
+from sam_jax.inference.mask_candidates import Candidates, concatenate, encode_crops, find_in_crop
+from sam_jax.inference.predictor import check_image
+from sam_jax.models.sam import Sam
+from sam_jax.ops.boxes import nms, xyxy_to_xywh
+from sam_jax.ops.crops import build_layer_grids, generate_crop_boxes
+from sam_jax.ops.masks import mask_to_box, remove_small_regions
+from sam_jax.ops.rle import encode_mask, run_lengths
+
+Record = dict[str, Any]
+
+
+class SamAutomaticMaskGenerator:
+    """Finds everything in a picture.
+
+        generator = SamAutomaticMaskGenerator(*sam_jax.load_model())
+        records = generator.generate(sam_jax.read_image("photo.jpg"))
+
+    Options are the fields of `AmgConfig`, by name.
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        variables: dict[str, Any],
+        *,
+        point_grids: Sequence[np.ndarray] | None = None,
+        **options: Any,
+    ) -> None:
+        """Takes a model, its variables and settings.
+
+        Args:
+          model, variables: as `load_model` gives them.
+          point_grids: points of each layer, (n, 2) as shares of a crop's sides, in place of `points_per_side`, which
+            then has to be None.
+          options: see `AmgConfig`.
+
+        Raises:
+          ValueError: an option is unknown or out of range.
+        """
+        known = {field.name for field in dataclasses.fields(AmgConfig)}
+        if unknown := sorted(options.keys() - known):
+            raise ValueError(f"unknown options {unknown}; known are {sorted(known)}")
+        self.model, self.variables, self.config = model, variables, AmgConfig(**options)
+        self.point_grids = _point_grids(self.config, point_grids)
+
+    def generate(self, image: np.ndarray) -> list[Record]:
+        """Masks of a picture.
+
+        Args:
+          image: (H, W, 3) uint8 RGB.
+
+        Returns:
+          One dictionary per mask: `segmentation` (see `AmgConfig.output_mode`), `area` in pixels, `bbox` [x, y, w, h],
+          `predicted_iou`, `point_coords` [[x, y]], `stability_score` and `crop_box` [x, y, w, h]; all in pixels of the
+          picture. A picture without any is an empty list.
+        """
+        return self.records(self.find(image), image.shape[:2])
+
+    def find(self, image: np.ndarray) -> Candidates:
+        """The device's part of `generate`: what is left after all filters on scores and boxes."""
+        check_image(image, "RGB")
+        config = self.config
+        layers = generate_crop_boxes(image.shape[:2], config.crop_n_layers, config.crop_overlap_ratio)
+        found: list[Candidates] = []
+        for layer, boxes in enumerate(layers):
+            if layer == 0 and config.skip_full_image:
+                continue
+            for crop in encode_crops(self.model, self.variables, image, boxes):
+                masks = find_in_crop(self.model, self.variables, config, crop, self.point_grids[layer])
+                found.append(masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh)))
+        together = concatenate(found)
+        if len(found) > 1:
+            sides = (together.crop_boxes[:, 2:] - together.crop_boxes[:, :2]).astype(np.float32)
+            together = together.select(nms(together.boxes, 1 / sides.prod(axis=1), config.crop_nms_thresh))
+        return together
+
+    def records(self, found: Candidates, size: tuple[int, int]) -> list[Record]:
+        """The host's part of `generate`: pixels, run lengths and records. `size` is the picture's (H, W)."""
+        masks = [_uncrop(found.mask(i), found.crop_boxes[i], size) for i in range(len(found))]
+        boxes, area = found.boxes, found.area
+        if self.config.min_mask_region_area > 0:
+            masks, boxes, area, kept = self._remove_regions(masks, boxes, area)
+            found = found.select(kept)
+        rles = [encode_mask(mask) for mask in masks]
+        chosen = range(len(masks))
+        if self.config.mask_nms_thresh is not None:
+            chosen = _mask_nms(rles, found.iou, self.config.mask_nms_thresh)  # type: ignore[assignment]
+        records = []
+        for i in chosen:
+            segmentation = {
+                "binary_mask": lambda i: masks[i],
+                "coco_rle": lambda i: rles[i],
+                "uncompressed_rle": lambda i: {"size": list(size), "counts": run_lengths(masks[i])},
+                "low_res": found.low_res,
+            }[self.config.output_mode](i)
+            records.append(
+                {
+                    "segmentation": segmentation,
+                    "area": int(area[i]),
+                    "bbox": xyxy_to_xywh(boxes[i]).tolist(),
+                    "predicted_iou": float(found.iou[i]),
+                    "point_coords": [found.points[i].tolist()],
+                    "stability_score": float(found.stability[i]),
+                    "crop_box": xyxy_to_xywh(found.crop_boxes[i]).tolist(),
+                }
+            )
+        return records
+
+    def _remove_regions(
+        self, masks: list[np.ndarray], boxes: np.ndarray, area: np.ndarray
+    ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+        """Fills small holes, removes small islands, and drops the duplicates that come of it; also what stays."""
+        config = self.config
+        cleaned = [remove_small_regions(mask, config.min_mask_region_area) for mask in masks]
+        boxes = np.array([mask_to_box(mask) for mask, _ in cleaned], np.int64).reshape(-1, 4)
+        # Masks that needed no change win over those that did.
+        scores = np.array([not changed for _, changed in cleaned], np.float32)
+        kept = nms(boxes, scores, max(config.box_nms_thresh, config.crop_nms_thresh))
+        new = [cleaned[i][0] for i in kept]
+        return new, boxes[kept], np.array([mask.sum() for mask in new], np.int64), kept
+
+
+def _point_grids(config: AmgConfig, given: Sequence[np.ndarray] | None) -> list[np.ndarray]:
+    if (config.points_per_side is None) == (given is None):
+        raise ValueError("give either points_per_side or point_grids: with point_grids, set points_per_side=None")
+    if config.points_per_side is not None:
+        return build_layer_grids(config.points_per_side, config.crop_n_layers, config.crop_n_points_downscale_factor)
+    grids = [np.asarray(grid, np.float64).reshape(-1, 2) for grid in given or ()]
+    if len(grids) <= config.crop_n_layers:
+        raise ValueError(
+            f"{len(grids)} point_grids are too few: {config.crop_n_layers} crop layers and the whole picture"
+        )
+    return grids
+
+
+def _uncrop(mask: np.ndarray, crop_box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A crop's mask in the picture's frame: (H, W) bool, columns contiguous as run lengths want them."""
+    if mask.shape == size:
+        return mask
+    x0, y0, x1, y1 = crop_box
+    whole = np.zeros(size, bool, order="F")
+    whole[y0:y1, x0:x1] = mask
+    return whole
+
+
+def _mask_nms(rles: list[dict[str, Any]], iou: np.ndarray, threshold: float) -> list[int]:
+    """Which masks stay, in their order, when of two whose pixels overlap too much the better one does."""
+    kept: list[int] = []
+    for i in np.argsort(-iou, kind="stable"):
+        others = [rles[k] for k in kept]
+        if not others or coco.iou([rles[i]], others, [0] * len(others)).max() <= threshold:
+            kept.append(int(i))
+    return sorted(kept)

@@ -1,0 +1,271 @@
+"""The device's part of everything mode: from a crop and a grid of points to the masks that pass the filters.
+
+All shapes are fixed: points are decoded in batches of one size. Masks that pass the predicted-IoU filter, and only
+they, are enlarged to the crop, scored, boxed and packed to bits, in chunks: as many chunks as it takes, so that no
+number of masks is too large. Bits stay on the device until non-maximum suppression has chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sam_jax.config import AmgConfig
+from sam_jax.models.sam import Sam
+from sam_jax.ops.boxes import near_crop_edge
+from sam_jax.ops.masks import axis_matrix
+from sam_jax.ops.transforms import normalize_batch, pad_to_square, resize_longest_side, to_input_frame
+from sam_jax.structs import Prompts
+
+# Sides of enlarged masks are padded to multiples of this: photos of similar size share programs, and bits fill bytes.
+SIDE_STEP = 64
+# Pixels that are enlarged at once, 4 bytes each: 256 MiB.
+CHUNK_PIXELS = 1 << 26
+MAX_CHUNK, MIN_CHUNK = 64, 4
+CROPS_AT_ONCE = 4
+
+Box = tuple[int, int, int, int]
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Crop:
+    """A crop, encoded.
+
+    Attributes:
+      box: xyxy in the picture's frame. image_size: (H, W) of the picture. input_size: (h, w) of the crop as resized.
+      embedding: (h, w, C).
+    """
+
+    box: Box
+    image_size: Size
+    input_size: Size
+    embedding: jax.Array
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of the crop, pixels."""
+        return self.box[3] - self.box[1], self.box[2] - self.box[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidates:
+    """Masks that passed the filters, of one crop or of several.
+
+    Attributes:
+      pixels: where each mask's pixels are: a chunk on the device and the mask's row in it.
+      boxes: (n, 4) int64 xyxy, last pixel inclusive, and crop_boxes: (n, 4), both in the picture's frame.
+      iou, stability: (n,) float32.
+      points: (n, 2) float64 x, y in the picture's frame.
+      area: (n,) int64, pixels.
+    """
+
+    pixels: list[tuple[dict[str, jax.Array], int]]
+    boxes: np.ndarray
+    crop_boxes: np.ndarray
+    iou: np.ndarray
+    stability: np.ndarray
+    points: np.ndarray
+    area: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def select(self, indices: np.ndarray) -> Candidates:
+        """Some of them, in the order of `indices` (n,) int."""
+        arrays = {f.name: getattr(self, f.name)[indices] for f in dataclasses.fields(self) if f.name != "pixels"}
+        return Candidates([self.pixels[i] for i in indices], **arrays)
+
+    def mask(self, index: int) -> np.ndarray:
+        """One mask in the picture's frame, but for its size: (h, w) bool of its crop. Fetched from the device."""
+        chunk, row = self.pixels[index]
+        x0, y0, x1, y1 = self.crop_boxes[index]
+        columns = np.unpackbits(np.asarray(chunk["bits"][row]), axis=1)
+        return columns[: x1 - x0, : y1 - y0].T.astype(bool)
+
+    def low_res(self, index: int) -> np.ndarray:
+        """One mask's logits on the decoder's grid, (4h, 4w) float32."""
+        chunk, row = self.pixels[index]
+        return np.asarray(chunk["low_res"][row])
+
+
+def concatenate(parts: list[Candidates]) -> Candidates:
+    """All of several crops, in order; of none, an empty one."""
+    empty = Candidates(
+        pixels=[],
+        boxes=np.zeros((0, 4), np.int64),
+        crop_boxes=np.zeros((0, 4), np.int64),
+        iou=np.zeros(0, np.float32),
+        stability=np.zeros(0, np.float32),
+        points=np.zeros((0, 2)),
+        area=np.zeros(0, np.int64),
+    )
+    parts = [empty, *parts]
+    arrays = {
+        f.name: np.concatenate([getattr(part, f.name) for part in parts])
+        for f in dataclasses.fields(Candidates)
+        if f.name != "pixels"
+    }
+    return Candidates([pixels for part in parts for pixels in part.pixels], **arrays)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(model: Sam, variables: Any, images: jax.Array, input_sizes: jax.Array) -> jax.Array:
+    config = model.config
+    normalised = normalize_batch(images, input_sizes, config.pixel_mean, config.pixel_std)
+    embeddings: Any = model.apply(variables, normalised, method="encode_image")
+    return embeddings
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(model: Sam, variables: Any, embedding: jax.Array, points: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An embedding (h, w, C) and points (P, 2) in the input frame -> three masks of each (3 P, 4h, 4w), IoU (3 P,)."""
+    prompts = Prompts(point_coords=points[None, :, None], point_labels=jnp.ones((1, len(points), 1), jnp.int32))
+    predictions: Any = model.apply(variables, embedding[None], prompts, method="predict_masks")
+    low_res = predictions.low_res_masks[0, :, 1:]
+    return low_res.reshape(-1, *low_res.shape[-2:]), predictions.iou_predictions[0, :, 1:].reshape(-1)
+
+
+@jax.jit
+def _examine(
+    low_res: jax.Array, indices: jax.Array, rows: jax.Array, columns: jax.Array, size: jax.Array, levels: jax.Array
+) -> dict[str, jax.Array]:
+    """Enlarges some masks to their crop and looks at them there.
+
+    Args:
+      low_res: (n, 4h, 4w) logits; indices: (c,) which of them.
+      rows: (Y, 4h) and columns: (X, 4w) resizing matrices, zero beyond the crop.
+      size: (2,) h and w of the crop, pixels.
+      levels: (3,) logits: the mask threshold, and it plus and minus the stability offset.
+
+    Returns:
+      `stability` (c,), `boxes` (c, 4), `area` (c,), `bits` (c, X, Y / 8) uint8 column by column, `low_res` (c, 4h, 4w).
+    """
+    chosen = low_res[indices]
+    # Columns first: so the bits lie in the order in which run lengths are counted.
+    wide = jnp.einsum("xw,chw->cxh", columns, chosen, precision="highest")
+    logits = jnp.einsum("cxh,yh->cxy", wide, rows, precision="highest")
+    inside = (jnp.arange(len(columns)) < size[1])[:, None] & (jnp.arange(len(rows)) < size[0])
+
+    def above(level: jax.Array) -> jax.Array:
+        return (logits > level) & inside
+
+    mask = above(levels[0])
+    area = mask.sum(axis=(1, 2))
+    across, down = mask.any(axis=2), mask.any(axis=1)
+    last = jnp.stack([across.shape[1] - 1 - across[:, ::-1].argmax(1), down.shape[1] - 1 - down[:, ::-1].argmax(1)], 1)
+    boxes = jnp.concatenate([jnp.stack([across.argmax(1), down.argmax(1)], 1), last], axis=1)
+    weights = jnp.asarray([128, 64, 32, 16, 8, 4, 2, 1], jnp.uint8)
+    return {
+        "stability": above(levels[1]).sum(axis=(1, 2)) / above(levels[2]).sum(axis=(1, 2)),
+        "boxes": jnp.where(area[:, None] > 0, boxes, 0),
+        "area": area,
+        "bits": (mask.reshape(*mask.shape[:2], -1, 8) * weights).sum(axis=-1, dtype=jnp.uint8),
+        "low_res": chosen,
+    }
+
+
+def encode_crops(model: Sam, variables: Any, image: np.ndarray, boxes: list[Box]) -> Iterator[Crop]:
+    """Crops of a picture (H, W, 3) uint8, a few encoded at a time."""
+    side = model.config.image_size
+    at_once = min(CROPS_AT_ONCE, len(boxes))
+    for start in range(0, len(boxes), at_once):
+        part = boxes[start : start + at_once]
+        resized = [resize_longest_side(np.ascontiguousarray(image[y0:y1, x0:x1]), side) for x0, y0, x1, y1 in part]
+        filled = resized + resized[:1] * (at_once - len(part))  # the same program for the last, smaller part
+        sizes = np.array([picture.shape[:2] for picture in filled], np.int32)
+        embeddings = _encode(model, variables, np.stack([pad_to_square(picture, side) for picture in filled]), sizes)
+        for number, box in enumerate(part):
+            yield Crop(box, image.shape[:2], resized[number].shape[:2], embeddings[number])
+
+
+def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid: np.ndarray) -> Candidates:
+    """Masks of a crop that pass the filters on predicted IoU, stability, place and size.
+
+    Args:
+      grid: (n, 2) points as shares of the crop's sides.
+    """
+    points = grid * np.array(crop.size[::-1])
+    in_frame = to_input_frame(points, crop.size, crop.input_size).astype(np.float32)
+    enlarge = _enlargement(model, config, crop)
+    parts: list[Chunk] = []
+    waiting: list[tuple[int, jax.Array, jax.Array]] = []  # batches that the device works on
+    for start in range(0, len(points), config.points_per_batch):
+        batch = in_frame[start : start + config.points_per_batch]
+        filled = np.concatenate([batch, np.repeat(batch[:1], config.points_per_batch - len(batch), axis=0)])
+        waiting.append((start, *_decode(model, variables, crop.embedding, filled)))
+        # The device decodes this batch while the host reads which masks of the one before have passed.
+        if len(waiting) > 1:
+            parts += _chunks(config, *waiting.pop(0), len(points), enlarge)
+    for batch_of_masks in waiting:
+        parts += _chunks(config, *batch_of_masks, len(points), enlarge)
+    return concatenate([_filter(config, crop, points, *part) for part in parts])
+
+
+Enlargement = dict[str, np.ndarray]
+Chunk = tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]  # points' numbers, predicted IoU, what _examine found
+
+
+def _enlargement(model: Sam, config: AmgConfig, crop: Crop) -> Enlargement:
+    """The crop-dependent arguments of `_examine`."""
+    side, grid = model.config.image_size, 4 * model.config.image_encoder.grid_size
+    matrices = []
+    for original, resized in zip(crop.size, crop.input_size, strict=True):
+        matrix = axis_matrix(grid, side, resized, original)
+        matrices.append(np.pad(matrix, ((0, -original % SIDE_STEP), (0, 0))))
+    threshold, offset = model.config.mask_threshold, config.stability_score_offset
+    return {
+        "rows": matrices[0],
+        "columns": matrices[1],
+        "size": np.array(crop.size, np.int32),
+        "levels": np.array([threshold, threshold + offset, threshold - offset], np.float32),
+    }
+
+
+def _chunks(
+    config: AmgConfig, start: int, low_res: jax.Array, iou: jax.Array, num_points: int, enlarge: Enlargement
+) -> Iterator[Chunk]:
+    """Examines those masks of a batch whose predicted IoU is high enough."""
+    scores = np.asarray(iou)
+    passed = np.flatnonzero(scores > config.pred_iou_thresh if config.pred_iou_thresh > 0 else scores == scores)
+    numbers = start + passed // 3  # three masks per point
+    passed, numbers = passed[numbers < num_points], numbers[numbers < num_points]
+    pixels = len(enlarge["rows"]) * len(enlarge["columns"])
+    largest = int(np.clip(2 ** int(np.log2(max(1, CHUNK_PIXELS // pixels))), 1, MAX_CHUNK))
+    for first in range(0, len(passed), largest):
+        indices = passed[first : first + largest]
+        size = min(largest, max(MIN_CHUNK, 1 << (len(indices) - 1).bit_length()))
+        filled = np.concatenate([indices, np.repeat(indices[:1], size - len(indices))]).astype(np.int32)
+        yield numbers[first : first + largest], scores[indices], _examine(low_res, filled, **enlarge)
+
+
+def _filter(
+    config: AmgConfig, crop: Crop, points: np.ndarray, numbers: np.ndarray, iou: np.ndarray, found: dict[str, jax.Array]
+) -> Candidates:
+    """One chunk's masks that are stable, not cut off by the crop, and of a wanted size."""
+    count = len(numbers)
+    stability, boxes, area = (np.asarray(found[name])[:count] for name in ("stability", "boxes", "area"))
+    h, w = crop.image_size
+    kept = ~near_crop_edge(boxes, np.array(crop.box), np.array([0, 0, w, h]))
+    if config.stability_score_thresh > 0:
+        kept &= stability >= config.stability_score_thresh  # an empty mask's NaN is not
+    kept &= (area >= config.min_mask_area) & (area <= config.max_mask_cover * h * w)
+    if config.max_mask_area is not None:
+        kept &= area <= config.max_mask_area
+    needed = {"bits": found["bits"]} | ({"low_res": found["low_res"]} if config.output_mode == "low_res" else {})
+    x0, y0 = crop.box[:2]
+    return Candidates(
+        [(needed, int(row)) for row in np.flatnonzero(kept)],
+        boxes=boxes[kept].astype(np.int64) + np.array([x0, y0, x0, y0]),
+        crop_boxes=np.tile(np.array(crop.box, np.int64), (int(kept.sum()), 1)),
+        iou=iou[kept],
+        stability=stability[kept],
+        points=points[numbers[kept]] + np.array([x0, y0]),
+        area=area[kept].astype(np.int64),
+    )

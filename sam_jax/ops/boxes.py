@@ -1,0 +1,81 @@
+"""Boxes: xyxy in pixels, the last pixel inclusive as everything mode makes them (so that width is x1 - x0).
+
+Source: official `utils/amg.py`; torchvision's `nms`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def box_area(boxes: jax.Array) -> jax.Array:
+    """(..., 4) -> (...)."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def box_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:
+    """IoU of every box with every other: (n, 4) and (m, 4) float32 -> (n, m); 0 / 0 is NaN, as in torchvision."""
+    low = jnp.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = jnp.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    sides = jnp.maximum(high - low, 0)
+    overlap = sides[..., 0] * sides[..., 1]
+    return overlap / (box_area(boxes)[:, None] + box_area(others)[None] - overlap)
+
+
+@partial(jax.jit, static_argnames="block")
+def _nms_keep(boxes: jax.Array, threshold: jax.Array, valid: jax.Array, block: int = 128) -> jax.Array:
+    """Greedy suppression of (n, 4) boxes sorted by falling score; (n,) bool. n is a multiple of `block`.
+
+    Rows of the IoU matrix are made a block at a time: n x n floats of everything mode's boxes would be 40 MB.
+    """
+    count = boxes.shape[0]
+    places = jnp.arange(count)
+
+    def of_block(start: jax.Array, keep: jax.Array) -> jax.Array:
+        rows = jax.lax.dynamic_slice_in_dim(boxes, start, block)
+        overlaps = box_iou(rows, boxes) > threshold
+
+        def of_row(row: jax.Array, keep: jax.Array) -> jax.Array:
+            place = start + row
+            return keep & ~(keep[place] & overlaps[row] & (places > place))
+
+        return jax.lax.fori_loop(0, block, of_row, keep)
+
+    return jax.lax.fori_loop(0, count // block, lambda i, keep: of_block(i * block, keep), valid)
+
+
+def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """Non-maximum suppression as torchvision does it: the indices that stay, by falling score, ties in given order.
+
+    Args:
+      boxes: (n, 4) xyxy. scores: (n,).
+      iou_threshold: a box is dropped where its IoU with a better one that stays is above this.
+    """
+    order = np.argsort(-scores, kind="stable")
+    if len(order) < 2:
+        return order
+    # Few sizes, so that few programs are compiled.
+    padded = 128 << max(0, int(np.ceil(np.log2(len(order) / 128))))
+    sorted_boxes = np.zeros((padded, 4), np.float32)
+    sorted_boxes[: len(order)] = boxes[order]
+    keep = _nms_keep(sorted_boxes, np.float32(iou_threshold), np.arange(padded) < len(order))
+    return order[np.flatnonzero(np.asarray(keep)[: len(order)])]
+
+
+def near_crop_edge(
+    boxes: np.ndarray, crop_box: np.ndarray, image_box: np.ndarray, tolerance: float = 20.0
+) -> np.ndarray:
+    """Which boxes (n, 4), in the crop's frame, touch an edge of the crop that is no edge of the picture: (n,) bool."""
+    boxes = boxes + np.asarray(crop_box)[[0, 1, 0, 1]]
+    at_crop = np.abs(boxes - crop_box) <= tolerance
+    at_image = np.abs(boxes - image_box) <= tolerance
+    return (at_crop & ~at_image).any(axis=1)
+
+
+def xyxy_to_xywh(box: np.ndarray) -> np.ndarray:
+    """(..., 4) x0, y0, x1, y1 -> x, y, x1 - x0, y1 - y0."""
+    return np.concatenate([box[..., :2], box[..., 2:] - box[..., :2]], axis=-1)

@@ -1,0 +1,214 @@
+"""What the TPU compiler says about a program, without a TPU: memory, time, collectives.
+
+libtpu compiles for a named topology on any machine. Memory is what the compiler allocates. Time is an estimate: the
+cycles that it notes beside each instruction of the optimised program, loops multiplied out. Nothing here was run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peak bfloat16 FLOP/s, usable HBM in GiB, clock in Hz."""
+
+    flops: float
+    hbm: float
+    clock: float
+
+
+CHIPS = {
+    "v5e": Chip(197e12, 15.75, 1.5e9),
+    "v5p": Chip(459e12, 95.0, 1.75e9),
+    "v6e": Chip(918e12, 31.25, 1.75e9),
+}
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class TopologyError(ValueError):
+    """A topology that cannot be compiled for here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Per chip: memory in GiB, compiler-estimated seconds, collectives by kind (loops multiplied out).
+
+    `kernels` counts custom calls, whose cycles the compiler does not note: `seconds` leaves them out.
+    """
+
+    arguments: float
+    temporaries: float
+    peak: float
+    seconds: float
+    kernels: int
+    collectives: dict[str, int]
+    compile_seconds: float
+
+
+def topology_devices(name: str) -> tuple[Chip, list[Any]]:
+    """The chip and the devices of a topology such as "v5e:16x16".
+
+    Raises:
+      TopologyError: libtpu is missing, or it does not know the topology.
+    """
+    kind = name.partition(":")[0]
+    if kind not in CHIPS:
+        raise TopologyError(f"topology {name!r} is not known; expected one of {', '.join(CHIPS)} and a grid: v5e:4x4")
+    # Without a TPU, libtpu asks the cloud's metadata server in vain, and refuses to be loaded by two processes.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        described = topologies.get_topology_desc(topology_name=name, platform="tpu")
+    except Exception as error:  # jaxlib raises its own runtime errors, and ImportError without libtpu
+        first = str(error).strip().splitlines()[0][:200]
+        raise TopologyError(
+            f"cannot compile for {name!r} ({first}); is libtpu installed (pip install libtpu)?"
+        ) from error
+    return CHIPS[kind], list(described.devices)
+
+
+def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
+    """Compiles a jitted function for arguments given as `jax.ShapeDtypeStruct`s with shardings of the topology."""
+    started = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    elapsed = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    cycles, counts = estimate_cycles(compiled.as_text())
+    # Donated arguments are where outputs go: aliased bytes are counted once.
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    return Estimate(
+        arguments=memory.argument_size_in_bytes / GIB,
+        temporaries=memory.temp_size_in_bytes / GIB,
+        peak=peak / GIB,
+        seconds=cycles / chip.clock,
+        kernels=counts.pop("kernel", 0),
+        collectives=dict(sorted(counts.items())),
+        compile_seconds=elapsed,
+    )
+
+
+def estimate_cycles(hlo: str) -> tuple[int, Counter[str]]:
+    """Cycles of an optimised HLO program, and its kernels and collectives; bodies of loops count once per turn."""
+    computations, entry = _computations(hlo)
+    known: dict[str, tuple[int, Counter[str]]] = {}
+
+    def cost(name: str) -> tuple[int, Counter[str]]:
+        if name not in known:
+            total, counts = 0, Counter[str]()
+            for line in computations.get(name, ()):
+                cycles, found, called, turns = _instruction(line, computations)
+                total, counts = total + cycles, counts + found
+                for other in called:
+                    inner, inside = cost(other)
+                    total += turns * inner
+                    counts += Counter({kind: turns * n for kind, n in inside.items()})
+            known[name] = total, counts
+        return known[name]
+
+    return cost(entry)
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    computations: dict[str, list[str]] = {}
+    entry = current = ""
+    for line in hlo.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line):
+            current = header.group(2)
+            computations[current] = []
+            entry = current if header.group(1) else entry
+        elif line.startswith("}"):
+            current = ""
+        elif current:
+            computations[current].append(line)
+    return computations, entry
+
+
+def _instruction(line: str, computations: dict[str, list[str]]) -> tuple[int, Counter[str], list[str], int]:
+    """Own cycles, kernels and collectives of one line; the computations that it calls, and how often."""
+    match = re.match(r"\s*(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][\w\-]*)\(", line)
+    if not match:
+        return 0, Counter(), [], 1
+    operation = match.group(1)
+    noted = re.search(r'"estimated_cycles":"(\d+)"', line)
+    found = Counter[str]()
+    kind = operation.removesuffix("-start")
+    if kind in _COLLECTIVES:
+        found[kind] += 1
+    if 'custom_call_target="tpu_custom_call"' in line:
+        found["kernel"] += 1
+    if operation == "while":
+        parts = dict(re.findall(r"(body|condition)=%?([\w.\-]+)", line))
+        return 0, found, [parts["body"]], _turns(line, parts["condition"], computations)
+    called = []
+    if operation in ("call", "conditional"):
+        called = re.findall(r"(?:to_apply|true_computation|false_computation)=%?([\w.\-]+)", line)
+    return int(noted.group(1)) if noted else 0, found, called, 1
+
+
+def _turns(line: str, condition: str, computations: dict[str, list[str]]) -> int:
+    """A loop's number of turns: as noted, or else the constant that its condition compares with."""
+    if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line):
+        return int(noted.group(1))
+    seen, names = [], [condition]
+    while names:
+        for inner in computations.get(names.pop(), ()):
+            seen += [int(n) for n in re.findall(r"s32\[\][^ ]* constant\((\d+)\)", inner)]
+            names += re.findall(r"calls=%?([\w.\-]+)", inner)
+    return next((n for n in seen if n > 1), 1)
+
+
+def matmul_flops(function: Any, *arguments: Any) -> int:
+    """FLOPs of all matrix products and convolutions of a function, loops multiplied out: the useful work in it."""
+    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _jaxpr_flops(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * equation.outvars[0].aval.size * kernel.size // outputs
+        inner = sum(_jaxpr_flops(sub) for sub in _sub_jaxprs(params))
+        total += inner * (params["length"] if name == "scan" else 1)
+    return total
+
+
+def _sub_jaxprs(params: dict[str, Any]) -> list[Any]:
+    found: list[Any] = []
+    for name, value in params.items():
+        values: Sequence[Any] = value if isinstance(value, (tuple, list)) else (value,)
+        jaxprs = [getattr(x, "jaxpr", x) for x in values if hasattr(x, "jaxpr") or hasattr(x, "eqns")]
+        # Of a conditional one branch runs; they do the same work here (attention in the form of each platform).
+        found += jaxprs[-1:] if name == "branches" else jaxprs
+    return found
+
+
+def single_device(shape: Sequence[int], dtype: Any, device: Any) -> jax.ShapeDtypeStruct:
+    """An array on one chip of a topology."""
+    return jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=jax.sharding.SingleDeviceSharding(device))

@@ -1,0 +1,106 @@
+"""Compiles a training step for a TPU topology that is not there, and says what it would need."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from sam_jax import sharding, tpu_estimates
+from sam_jax.config import StageConfig, TrainConfig
+from sam_jax.models.sam import Sam, init_variables
+from sam_jax.training.optimizer import make_optimizer
+from sam_jax.training.placement import abstract_state
+from sam_jax.training.step import forward_with_loss, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class StepEstimate:
+    """A training step's compiler estimate, and the model FLOPs utilisation that would follow from it."""
+
+    topology: str
+    chips: int
+    estimate: tpu_estimates.Estimate
+    hbm: float
+    useful_flops: float
+    mfu: float
+
+
+def estimate_step(config: TrainConfig, stage: StageConfig, topology: str) -> StepEstimate:
+    """Compiles one stage's step.
+
+    Useful FLOPs per chip are three times the matrix products of one forward pass: recomputation does not count.
+
+    Raises:
+      tpu_estimates.TopologyError: the topology cannot be compiled for.
+      ValueError: the mesh or the batch does not divide over the topology's chips.
+    """
+    chip, devices = tpu_estimates.topology_devices(topology)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+    sharding.check_batch(mesh, stage.batch_size, config.accumulate)
+    model = Sam(config.sam)
+    optimizer = make_optimizer(config.optim, config.sam, config.num_steps)
+    state = abstract_state(config, model, optimizer, mesh)
+    batch = _abstract_batch(stage, sharding.batch_sharding(mesh))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
+    out = jax.tree.map(lambda x: x.sharding, state)
+    step = jax.jit(partial(train_step, model, config, optimizer), donate_argnums=0, out_shardings=(out, None))
+    estimate = tpu_estimates.compile_for(chip, step, state, batch, key)
+    share = dataclasses.replace(stage, batch_size=1)
+    useful = 3 * stage.batch_size / len(devices) * _forward_flops(config, share)
+    return StepEstimate(
+        topology, len(devices), estimate, chip.hbm, useful, useful / chip.flops / max(estimate.seconds, 1e-9)
+    )
+
+
+def describe(config: TrainConfig, topology: str) -> str:
+    """A table of every stage's estimate, for people."""
+    encoder = config.sam.image_encoder
+    mesh = f"fsdp {config.mesh.fsdp}, data {'all the rest' if config.mesh.data == -1 else config.mesh.data}"
+    lines = [
+        f"{encoder.depth} blocks of width {encoder.embed_dim}, {config.interaction.num_steps} interactions, {mesh}",
+        "These are estimates of the TPU compiler; nothing was run.",
+    ]
+    for stage in config.stages:
+        found = estimate_step(config, stage, topology)
+        e = found.estimate
+        fits = "fits" if e.peak <= found.hbm else "DOES NOT FIT"
+        lines += [
+            f"{topology} ({found.chips} chips), {stage.image_size} px, batch {stage.batch_size}, "
+            f"{stage.masks_per_image} masks per image:",
+            f"  HBM per chip     {e.peak:7.2f} GiB of {found.hbm:.2f}: {fits} "
+            f"(state and batch {e.arguments:.2f}, temporaries {e.temporaries:.2f})",
+            f"  step             {e.seconds * 1e3:7.0f} ms estimated"
+            + (f", without {e.kernels} kernel calls" if e.kernels else ""),
+            f"  useful work      {found.useful_flops / 1e12:7.2f} TFLOP per chip, estimated MFU {found.mfu:.1%}",
+            f"  collectives      {', '.join(f'{n} {kind}' for kind, n in e.collectives.items()) or 'none'}",
+            f"  compiled in      {e.compile_seconds:7.0f} s",
+        ]
+    return "\n".join(lines)
+
+
+def _abstract_batch(stage: StageConfig, where: jax.sharding.NamedSharding | None) -> dict[str, jax.ShapeDtypeStruct]:
+    b, k, s = stage.batch_size, stage.masks_per_image, stage.image_size
+    shapes = {
+        "image": ((b, s, s, 3), np.uint8),
+        "input_size": ((b, 2), np.int32),
+        "masks": ((b, k, s // 4, s // 4), np.bool_),
+        "mask_valid": ((b, k), np.bool_),
+    }
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
+
+
+def _forward_flops(config: TrainConfig, stage: StageConfig) -> int:
+    """FLOPs of one image's forward pass through all interactions."""
+    model = Sam(config.sam)
+    variables = jax.eval_shape(partial(init_variables, model), jax.random.key(0))
+    arguments = variables["params"], variables["constants"], _abstract_batch(stage, None)
+
+    def forward(params: Any, constants: Any, batch: Any) -> Any:
+        return forward_with_loss(model, config, params, constants, batch, jax.random.key(0), deterministic=True)
+
+    return tpu_estimates.matmul_flops(forward, *arguments)

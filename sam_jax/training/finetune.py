@@ -1,0 +1,67 @@
+"""Which parameters learn: all of them, some of them, or low-rank changes of some (LoRA).
+
+A training state keeps two trees: `params`, which the optimizer sees, and `frozen`. `assemble` puts them together to the
+tree that the model takes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sam_jax.config import FinetuneConfig
+
+LORA = "lora"  # the sub-tree of `params` with the low-rank factors
+_LORA_TARGET = re.compile(r"image_encoder/blocks_\d+/attn/qkv/kernel")
+
+
+def split_params(config: FinetuneConfig, params: Any, key: jax.Array) -> tuple[Any, Any]:
+    """A model's whole parameter tree -> (params that learn, frozen).
+
+    Raises:
+      ValueError: a pattern of `config.frozen` matches nothing, or nothing is left to learn.
+    """
+    flat = flatten_dict(params, sep="/")
+    for pattern in config.frozen:
+        if not any(re.fullmatch(pattern, path) for path in flat):
+            raise ValueError(f"finetune.frozen {pattern!r} matches no parameter; paths look like {next(iter(flat))!r}")
+    patterns = (*config.frozen, "image_encoder/.*") if config.lora_rank else config.frozen
+    frozen = {path: x for path, x in flat.items() if any(re.fullmatch(pattern, path) for pattern in patterns)}
+    learning = {path: x for path, x in flat.items() if path not in frozen}
+    if config.lora_rank:
+        learning |= _lora_factors(config.lora_rank, flat, key)
+    if not learning:
+        raise ValueError(f"finetune.frozen {config.frozen} leaves no parameter to learn")
+    return unflatten_dict(learning, sep="/"), unflatten_dict(frozen, sep="/")
+
+
+def assemble(config: FinetuneConfig, params: Any, frozen: Any) -> Any:
+    """The whole tree that the model takes: the inverse of `split_params`, with low-rank changes merged in."""
+    if not frozen:
+        return params
+    whole = flatten_dict(frozen, sep="/") | flatten_dict(params, sep="/")
+    factors = {path: whole.pop(path) for path in list(whole) if path.startswith(f"{LORA}/")}
+    for path in {path.removeprefix(f"{LORA}/").rsplit("/", 1)[0] for path in factors}:
+        down, up = factors[f"{LORA}/{path}/down"], factors[f"{LORA}/{path}/up"]
+        whole[path] = whole[path] + config.lora_alpha / config.lora_rank * (down @ up)
+    return unflatten_dict(whole, sep="/")
+
+
+def encoder_is_frozen(config: FinetuneConfig) -> bool:
+    """Whether image embeddings stay the same throughout training."""
+    return not config.lora_rank and "image_encoder/.*" in config.frozen
+
+
+def _lora_factors(rank: int, flat: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+    """Factors whose product is zero at the start: `down` (C, rank) random, `up` (rank, 3 C) zero."""
+    targets = [path for path in sorted(flat) if _LORA_TARGET.fullmatch(path)]
+    factors = {}
+    for path, sub in zip(targets, jax.random.split(key, len(targets)), strict=True):
+        inputs, outputs = flat[path].shape
+        factors[f"{LORA}/{path}/down"] = jax.random.normal(sub, (inputs, rank)) * inputs**-0.5
+        factors[f"{LORA}/{path}/up"] = jnp.zeros((rank, outputs))
+    return factors

@@ -1,0 +1,54 @@
+"""Pictures of predictions for people who watch a run: prompt, truth and answer side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sam_jax.config import TrainConfig
+from sam_jax.models.sam import Sam
+from sam_jax.ops.transforms import normalize_batch
+from sam_jax.training.prompts import STRIDE, first_prompts
+from sam_jax.training.step import Batch, TrainState, model_variables
+
+ROWS, MASKS = 4, 3  # images, and masks of each
+_COLOURS = np.array([[230, 60, 60], [60, 160, 240], [250, 200, 40]], np.float32)
+
+
+def predict_clicks(
+    model: Sam, config: TrainConfig, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One click into each mask: the points (B, N, 2) in the input frame, the most confident masks (B, N, S/4, S/4)."""
+    variables = model_variables(config, state)
+    prompts = first_prompts(dataclasses.replace(config.interaction, box_probability=0.0), key, batch["masks"])
+    if "image_embeddings" in batch:
+        embeddings = batch["image_embeddings"].astype(jnp.float32)
+    else:
+        images = normalize_batch(batch["image"], batch["input_size"], model.config.pixel_mean, model.config.pixel_std)
+        embeddings = model.apply(variables, images, method="encode_image")  # type: ignore[assignment]
+    predictions = model.apply(variables, embeddings, prompts, method="predict_masks")
+    best = 1 + predictions.iou_predictions[..., 1:].argmax(axis=-1)  # type: ignore[union-attr]
+    masks = jnp.take_along_axis(predictions.low_res_masks, best[..., None, None, None], axis=2)  # type: ignore[union-attr]
+    assert prompts.point_coords is not None
+    return prompts.point_coords[:, :, 0], masks[:, :, 0] > 0
+
+
+def draw(batch: dict[str, np.ndarray], points: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8: a row for each of the first images, with the photo, its masks, and what one click each gave."""
+    rows = []
+    for b in range(min(ROWS, len(batch["image"]))):
+        photo = batch["image"][b].astype(np.float32)
+        count = min(MASKS, int(batch["mask_valid"][b].sum()))
+        truth, answer = photo.copy(), photo.copy()
+        for n in range(count):
+            for canvas, mask in ((truth, batch["masks"][b, n]), (answer, masks[b, n])):
+                inside = mask.repeat(STRIDE, 0).repeat(STRIDE, 1)
+                canvas[inside] = canvas[inside] * 0.45 + _COLOURS[n] * 0.55
+            x, y = points[b, n].astype(int)
+            side = max(2, photo.shape[0] // 100)
+            answer[max(0, y - side) : y + side, max(0, x - side) : x + side] = 255
+        rows.append(np.concatenate([photo, truth, answer], axis=1))
+    return np.concatenate(rows).astype(np.uint8)

@@ -1,0 +1,69 @@
+"""The first state of a run, placed on its mesh piece by piece: no device ever holds more of it than its share."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from sam_jax import sharding
+from sam_jax.checkpoint import load_model
+from sam_jax.config import SamConfig, TrainConfig
+from sam_jax.models.sam import Sam, init_variables
+from sam_jax.training.step import TrainState, create_state
+
+
+def abstract_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state as `jax.ShapeDtypeStruct`s that carry their shardings; nothing is computed."""
+    shapes = jax.eval_shape(partial(_from_seed, config, model, optimizer))
+    shardings = sharding.tree_shardings(mesh, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def initial_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first step, from `config.init_from` or from the seed; the same on any mesh.
+
+    Raises:
+      ValueError: `init_from` holds another network.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, optimizer, mesh))
+    if config.init_from is None:
+        state: TrainState = jax.jit(partial(_from_seed, config, model, optimizer), out_shardings=shardings)()
+        return state
+    stored, variables = load_model(config.init_from)
+    if not same_network(stored.config, config.sam):
+        raise ValueError(f"init_from {config.init_from} holds {stored.config}, but this run trains {config.sam}")
+    placed = _place(variables, sharding.tree_shardings(mesh, variables))
+    create = partial(create_state, optimizer=optimizer, finetune=config.finetune, key=jax.random.key(config.seed))
+    loaded: TrainState = jax.jit(create, out_shardings=shardings)(placed)
+    return loaded
+
+
+def _from_seed(config: TrainConfig, model: Sam, optimizer: optax.GradientTransformation) -> TrainState:
+    key = jax.random.key(config.seed)
+    return create_state(init_variables(model, key), optimizer, config.finetune, key)
+
+
+def _place(tree: Any, shardings: Any) -> Any:
+    """Each host hands its devices their pieces of what it has read."""
+
+    def place(x: jax.Array, where: jax.sharding.NamedSharding) -> jax.Array:
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def same_network(one: SamConfig, other: SamConfig) -> bool:
+    """Whether weights of one config fit another: all but what may differ between two trainings of them is equal."""
+    return _bare(one) == _bare(other)
+
+
+def _bare(sam: SamConfig) -> SamConfig:
+    encoder = dataclasses.replace(sam.image_encoder, drop_path_rate=0.0, remat=False)
+    return dataclasses.replace(sam, image_encoder=encoder, dtype="float32")

@@ -1,0 +1,74 @@
+"""Reading what the compiler says; the real compiler where libtpu is installed."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sam_jax import tpu_estimates
+
+HLO = """
+HloModule step
+
+%fused (p: f32[8]) -> f32[8] {
+  %limit = s32[] constant(7)
+  ROOT %x = f32[8]{0} add(f32[8] %p, f32[8] %p)
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = f32[8]{0} fusion(%p), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"100"}
+  %g = f32[16]{0} all-gather-start(%a), dimensions={0}
+  ROOT %k = (s32[], f32[8]) custom-call(%a), custom_call_target="tpu_custom_call"
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(5)
+  ROOT %lt = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%t), condition=%condition, body=%body
+  %v = (s32[], f32[8]) while(%t), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"2"}}
+  %r = f32[8]{0} all-reduce(%w), to_apply=%fused, backend_config={"estimated_cycles":"30"}
+  ROOT %o = f32[8]{0} copy(%r), backend_config={"estimated_cycles":"4"}
+}
+"""
+
+
+def test_loops_are_multiplied_out():
+    cycles, counts = tpu_estimates.estimate_cycles(HLO)
+    assert cycles == (5 + 2) * 100 + 30 + 4
+    assert counts == {"all-gather": 7, "kernel": 7, "all-reduce": 1}
+
+
+def test_matmul_flops_counts_products_convolutions_and_loops():
+    def function(x, kernel, w):
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        def body(carry, _):
+            return jax.jit(jnp.matmul)(carry, w), None
+
+        return jax.lax.scan(body, y.reshape(-1, 6), None, length=3)[0]
+
+    shapes = [(2, 8, 8, 4), (3, 3, 4, 6), (6, 6)]
+    found = tpu_estimates.matmul_flops(function, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    assert found == 2 * (2 * 8 * 8 * 6) * (3 * 3 * 4) + 3 * 2 * (2 * 8 * 8) * 6 * 6
+
+
+def test_an_unknown_topology_is_one_clear_line():
+    with pytest.raises(tpu_estimates.TopologyError, match=r"'v9:2x2' is not known; expected one of v5e"):
+        tpu_estimates.topology_devices("v9:2x2")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_the_real_compiler():
+    chip, devices = tpu_estimates.topology_devices("v5e:2x2")
+    assert len(devices) == 4
+    x = tpu_estimates.single_device((4096, 4096), jnp.bfloat16, devices[0])
+    found = tpu_estimates.compile_for(chip, jax.jit(jnp.matmul), x, x)
+    assert 0.9 < found.seconds / (2 * 4096**3 / chip.flops) < 1.3
+    assert found.arguments == pytest.approx(2 * 4096**2 * 2 / 2**30)
+    assert found.peak >= found.arguments + 4096**2 * 2 / 2**30
+    with pytest.raises(tpu_estimates.TopologyError, match="cannot compile for 'v5e:3x7'"):
+        tpu_estimates.topology_devices("v5e:3x7")
