@@ -1,11 +1,20 @@
-"""Segment a photo with prompts.
+"""Segment photos: everything in them, or what prompts say.
 
     python infer.py PHOTO --point 500,375               one point: three masks, from part to whole
     python infer.py PHOTO --point 500,375 --point 520,300,0    a second point that is off the object
     python infer.py PHOTO --box 425,600,700,875 --box 75,275,1725,850    one object per box
     python infer.py PHOTO --point 500,375 --mask-input logits.npy        refine an earlier mask
 
-Coordinates are pixels of the photo. Results go to --out: PHOTO.masks.json (COCO RLE), a PNG per mask, an overlay.
+    python infer.py PHOTO --format overlay              everything mode: masks of all that is in the photo
+    python infer.py photos/ more/*.jpg @list.txt        of many photos; again to go on after a stop
+    python infer.py photos/ --prompts boxes.json        masks of what each photo's boxes or points mean
+    python infer.py plan.tif --tile 1024                a picture too large to be looked at at once
+    python infer.py gs://BUCKET/photos --out gs://BUCKET/masks --distributed    the same command on every host
+
+Coordinates are pixels of the photo. Results go to --out. With --point, --box or --mask-input they are PHOTO.masks.json
+(COCO RLE), a PNG per mask and an overlay. Otherwise PHOTO.json in SA-1B's format, for photos of sub-directories in the
+same sub-directories, and what --format adds: png (one per mask), overlay, coco (coco_results.json of all photos).
+failures.jsonl lists photos that cannot be done. Exit codes: 0 all done, 1 some photos are not, 2 wrong input.
 """
 
 from __future__ import annotations
@@ -13,84 +22,65 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import NoReturn
-
-import numpy as np
 
 import sam_jax
-from sam_jax.inference.prompted import PhotoPrompts, segment_photo, write_results
-from sam_jax.runtime import use_compilation_cache
+from sam_jax import runtime
+from sam_jax.inference import batch_run, command_line, prompted
+from sam_jax.inference.photo_list import find_photos
+from sam_jax.inference.result_files import OutputError, ResultFiles
 
 
-def numbers(text: str, counts: tuple[int, ...], form: str) -> list[float]:
-    """Parses comma-separated numbers. Raises ValueError that shows the expected form."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) not in counts:
-        raise ValueError(f"{text!r} is not of the form {form}")
-    return values
-
-
-def parse_prompts(args: argparse.Namespace) -> PhotoPrompts:
-    """The prompts of the command line."""
-    points = [numbers(text, (2, 3), "X,Y or X,Y,LABEL") for text in args.point]
-    boxes = [numbers(text, (4,), "X0,Y0,X1,Y1") for text in args.box]
-    return PhotoPrompts(
-        points=np.array([p[:2] for p in points]) if points else None,
-        labels=np.array([p[2] if len(p) == 3 else 1 for p in points]) if points else None,
-        boxes=np.array(boxes) if boxes else None,
-        mask_input=sam_jax.read_mask_input(args.mask_input) if args.mask_input else None,
-    )
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as all others of this script."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exits with code 2."""
-        self.exit(2, f"infer.py: {message} (see --help)\n")
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photo", help="JPEG, PNG, WebP, ...; local or gs://")
-    parser.add_argument("--point", action="append", default=[], metavar="X,Y[,L]", help="label 1 on, 0 off the object")
-    parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="corners; repeat for objects")
-    parser.add_argument("--mask-input", metavar="M.npy", help="(1, 4h, 4w) float logits of an earlier prediction")
-    parser.add_argument("--checkpoint", metavar="DIR", help="model directory; default: the bundled vit_tiny")
-    parser.add_argument("--out", default="sam_out", metavar="DIR", help="where results go (default: sam_out)")
-    return parser.parse_args()
-
-
-def run(args: argparse.Namespace) -> None:
-    """Segments, writes and says so in two lines."""
-    use_compilation_cache()
-    prompts = parse_prompts(args)
-    if prompts.is_empty:
-        raise ValueError("nothing to segment: give --point X,Y or --box X0,Y0,X1,Y1 (see --help)")
-    image = sam_jax.read_image(args.photo)
-    predictor = sam_jax.SamPredictor(*sam_jax.load_model(args.checkpoint))
+def segment_one(args: argparse.Namespace, prompts: prompted.PhotoPrompts) -> None:
+    """Segments one photo by the prompts of the command line, writes and says so in two lines."""
+    (photo,) = args.photos
+    image = sam_jax.read_image(photo)
+    predictor = sam_jax.SamPredictor(*sam_jax.load_model(args.checkpoint, args.dtype))
     start = time.perf_counter()
-    predicted = segment_photo(predictor, image, prompts)
+    predicted = prompted.segment_photo(predictor, image, prompts)
     seconds = time.perf_counter() - start
-    overlay = write_results(args.out, args.photo, image, prompts, predicted)
+    overlay = prompted.write_results(args.out, photo, image, prompts, predicted)
     scores = ", ".join(f"{iou:.2f}" for iou in predicted.iou_predictions)
     h, w = image.shape[:2]
-    print(f"{args.photo} ({w}x{h}): {len(predicted.masks)} masks in {seconds:.1f} s, predicted IoU {scores}")
+    print(f"{photo} ({w}x{h}): {len(predicted.masks)} masks in {seconds:.1f} s, predicted IoU {scores}")
     print(f"wrote {overlay}, with {overlay.stem.removesuffix('.overlay')}.masks.json and a PNG per mask beside it")
+
+
+def segment_many(args: argparse.Namespace) -> int:
+    """Segments all photos that are not finished; returns the exit code."""
+    host, hosts = getattr(args, "host", 0), getattr(args, "num_hosts", 1)
+    if hasattr(args, "distributed"):
+        host, hosts = runtime.connect_hosts(
+            *(getattr(args, name, None) for name in ("coordinator", "num_hosts", "host"))
+        )
+    options, formats = command_line.run_options(args, host, hosts), command_line.formats(args)
+    photos = find_photos(args.photos, exclude=args.out)
+    prompts = command_line.read_prompt_file(args)
+    files = ResultFiles(args.out, formats, command_line.result_settings(args))
+    segmenter = command_line.build_segmenter(args, *sam_jax.load_model(args.checkpoint, args.dtype))
+    summary = batch_run.run_photos(photos, segmenter, files, prompts, options)
+    print(summary.text(files.out / options.failures_file))
+    if hasattr(args, "distributed"):
+        runtime.wait_for_hosts()
+    if "coco" in formats and host == 0 and (hosts == 1 or hasattr(args, "distributed")):
+        print(f"wrote {batch_run.write_coco(files, photos, prompts)}")
+    return 1 if summary.failures else 0
 
 
 def main() -> int:
     """Runs the command; bad input ends in one line on stderr and exit code 2."""
-    args = parse_arguments()
+    args = command_line.parse_arguments(__doc__ or "")
     try:
-        run(args)
+        runtime.use_compilation_cache()
+        prompts = command_line.one_photo_prompts(args)
+        if prompts.is_empty:
+            return segment_many(args)
+        segment_one(args, prompts)
     except (ValueError, OSError) as error:
         print(f"infer.py: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, OutputError) else 2
+    except KeyboardInterrupt:
+        print("infer.py: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 

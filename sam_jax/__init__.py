@@ -9,6 +9,7 @@ masks, iou_predictions, low_res_masks = predictor.predict(point_coords, point_la
 
 from sam_jax.checkpoint import CheckpointError, load_model, save_model
 from sam_jax.config import SamConfig, vit_b, vit_h, vit_l, vit_tiny
+from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.images import ImageError, read_image, read_mask_input
 from sam_jax.inference.predictor import PredictedMasks, SamPredictor
 from sam_jax.models.sam import Sam, init_variables
@@ -21,6 +22,7 @@ __all__ = [
     "PredictedMasks",
     "Prompts",
     "Sam",
+    "SamAutomaticMaskGenerator",
     "SamConfig",
     "SamPredictor",
     "init_variables",

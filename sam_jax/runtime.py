@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 
+_WEEK = 7 * 24 * 3600
+
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a script's second start does not compile again.
@@ -18,3 +20,19 @@ def use_compilation_cache() -> None:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(root / "sam_jax" / "jit"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def connect_hosts(coordinator: str | None, num_hosts: int | None, host: int | None) -> tuple[int, int]:
+    """Joins this process with those of the other hosts; which one this is, and how many there are.
+
+    All None where the machines can find out themselves, as TPU VMs, Slurm and Kubernetes can. Comes before anything
+    that uses a device.
+    """
+    # A host that is done early waits for the others, however long they take: it may be the coordinator.
+    jax.distributed.initialize(coordinator, num_hosts, host, shutdown_timeout_seconds=_WEEK)
+    return jax.process_index(), jax.process_count()
+
+
+def wait_for_hosts() -> None:
+    """Returns when all hosts have called it. They know nothing of each other any more from then on."""
+    jax.distributed.shutdown()

@@ -69,8 +69,10 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
     if kind not in CHIPS:
         raise TopologyError(f"topology {name!r} is not known; expected one of {', '.join(CHIPS)} and a grid: v5e:4x4")
     # Without a TPU, libtpu asks the cloud's metadata server in vain, and refuses to be loaded by two processes.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    settings = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    settings |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for variable, value in settings.items():
+        os.environ.setdefault(variable, value)
     try:
         described = topologies.get_topology_desc(topology_name=name, platform="tpu")
     except Exception as error:  # jaxlib raises its own runtime errors, and ImportError without libtpu

@@ -192,7 +192,6 @@ POINT = ("--point", "50,37")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), ["nothing to segment", "--point X,Y", "--box X0,Y0,X1,Y1", "--help"]),
         (("--point", "50"), ["'50' is not of the form X,Y or X,Y,LABEL"]),
         (("--point", "50,37,1,0"), ["'50,37,1,0' is not of the form X,Y"]),
         (("--point", "50;37"), ["'50;37' is not of the form"]),
@@ -216,6 +215,9 @@ POINT = ("--point", "50,37")
         ((*POINT, "--box", "1,2,30,40", "--box", "5,6,70,50"), ["2 boxes", "give one box with them, or boxes alone"]),
         ((*POINT, "--mask-input", "nowhere.npy"), ["nowhere.npy does not exist"]),
         ((*POINT, "--mask-input", "."), ["not a .npy array"]),
+        ((*POINT, "--format", "png"), ["--format does not go with --point"]),
+        ((*POINT, "--points-per-side", "8"), ["--points-per-side does not go with --point"]),
+        ((*POINT, "other.png"), ["--point is for one photo, not 2; use --prompts FILE"]),
     ],
 )
 def test_mistakes_in_prompts(run, photo, tmp_path, arguments, words):

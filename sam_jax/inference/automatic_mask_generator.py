@@ -91,23 +91,31 @@ class SamAutomaticMaskGenerator:
 
     def records(self, found: Candidates, size: tuple[int, int]) -> list[Record]:
         """The host's part of `generate`: pixels, run lengths and records. `size` is the picture's (H, W)."""
-        masks = [_uncrop(found.mask(i), found.crop_boxes[i], size) for i in range(len(found))]
-        boxes, area = found.boxes, found.area
-        if self.config.min_mask_region_area > 0:
-            masks, boxes, area, kept = self._remove_regions(masks, boxes, area)
-            found = found.select(kept)
-        rles = [encode_mask(mask) for mask in masks]
-        chosen = range(len(masks))
-        if self.config.mask_nms_thresh is not None:
-            chosen = _mask_nms(rles, found.iou, self.config.mask_nms_thresh)  # type: ignore[assignment]
+        config = self.config
+        boxes, area, unchanged = found.boxes.copy(), found.area.copy(), np.ones(len(found), np.float32)
+        masks: dict[int, np.ndarray] = {}  # only where they are asked for: all together may not fit into memory
+        rles = []
+        for i in range(len(found)):
+            mask = _uncrop(found.mask(i), found.crop_boxes[i], size)
+            if config.min_mask_region_area > 0:
+                mask, changed = remove_small_regions(mask, config.min_mask_region_area)
+                boxes[i], area[i], unchanged[i] = mask_to_box(mask), mask.sum(), not changed
+            rles.append(encode_mask(mask))
+            if config.output_mode in ("binary_mask", "uncompressed_rle"):
+                masks[i] = mask
+        chosen = np.arange(len(found))
+        if config.min_mask_region_area > 0:  # made duplicates go, and those that needed no change win
+            chosen = nms(boxes, unchanged, max(config.box_nms_thresh, config.crop_nms_thresh))
+        if config.mask_nms_thresh is not None:
+            chosen = chosen[_mask_nms([rles[i] for i in chosen], found.iou[chosen], config.mask_nms_thresh)]
         records = []
-        for i in chosen:
+        for i in chosen.tolist():
             segmentation = {
                 "binary_mask": lambda i: masks[i],
                 "coco_rle": lambda i: rles[i],
                 "uncompressed_rle": lambda i: {"size": list(size), "counts": run_lengths(masks[i])},
                 "low_res": found.low_res,
-            }[self.config.output_mode](i)
+            }[config.output_mode](i)
             records.append(
                 {
                     "segmentation": segmentation,
@@ -120,19 +128,6 @@ class SamAutomaticMaskGenerator:
                 }
             )
         return records
-
-    def _remove_regions(
-        self, masks: list[np.ndarray], boxes: np.ndarray, area: np.ndarray
-    ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
-        """Fills small holes, removes small islands, and drops the duplicates that come of it; also what stays."""
-        config = self.config
-        cleaned = [remove_small_regions(mask, config.min_mask_region_area) for mask in masks]
-        boxes = np.array([mask_to_box(mask) for mask, _ in cleaned], np.int64).reshape(-1, 4)
-        # Masks that needed no change win over those that did.
-        scores = np.array([not changed for _, changed in cleaned], np.float32)
-        kept = nms(boxes, scores, max(config.box_nms_thresh, config.crop_nms_thresh))
-        new = [cleaned[i][0] for i in kept]
-        return new, boxes[kept], np.array([mask.sum() for mask in new], np.int64), kept
 
 
 def _point_grids(config: AmgConfig, given: Sequence[np.ndarray] | None) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 
 import numpy as np
@@ -11,6 +12,33 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Larger photos are more likely an attack or a mistake than a photo; about 13,000 x 13,000.
 MAX_PIXELS = 178_956_970
+
+
+class _Quiet:
+    """While any thread is in it, Pillow warns of nothing (odd tags do not matter here) and has no limit of its own
+    (ours names the remedy). Both settings are the whole process's: the last thread to leave restores them."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                self._warnings = warnings.catch_warnings()
+                self._warnings.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._warnings.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_QUIET = _Quiet()
 
 
 class ImageError(ValueError):
@@ -34,10 +62,8 @@ def read_image(path: epath.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray
         raise ImageError(f"{path} does not exist; expected a photo (JPEG, PNG, WebP, ...)")
     if file.is_dir():
         raise ImageError(f"{path} is a directory; expected a photo (JPEG, PNG, WebP, ...)")
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own check names the remedy
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(file.read_bytes())) as image:
-            warnings.simplefilter("ignore")  # odd tags in EXIF or TIFF do not matter here
+        with _QUIET, Image.open(io.BytesIO(file.read_bytes())) as image:
             _check_size(path, image.size, max_pixels)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
@@ -47,8 +73,6 @@ def read_image(path: epath.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{path} is broken ({error}); fetch or export it again") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _check_size(path: epath.PathLike, size: tuple[int, int], max_pixels: int) -> None:

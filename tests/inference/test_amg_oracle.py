@@ -1,15 +1,34 @@
 """Everything mode against the official generator, record by record."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from sam_jax.checkpoint import load_model
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
+from sam_jax.inference.images import read_image
 from sam_jax.models.sam import Sam
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.oracle
 SHAPES = [(70, 110), (120, 90), (40, 40), (300, 200)]
+PHOTOS = sorted((Path(__file__).parents[1] / "devset_mini").glob("*.jpg"))
+# Noise as the random model's masks are spreads over the whole picture. Of its peaks alone many boxes are small; the
+# official class fails where no crop finds anything.
+THRESHOLD = 0.7
+OPTIONS = dict(
+    points_per_side=6,
+    points_per_batch=16,
+    pred_iou_thresh=0.2,
+    stability_score_thresh=0.2,
+    stability_score_offset=0.05,
+    box_nms_thresh=0.9,
+    crop_nms_thresh=0.8,
+    crop_n_points_downscale_factor=2,
+)
 
 
 def compare(found, expected, share=0.995):
@@ -20,30 +39,49 @@ def compare(found, expected, share=0.995):
     rles = [coco.encode(np.asfortranarray(r["segmentation"], np.uint8)) for r in found]
     others = [coco.encode(np.asfortranarray(r["segmentation"], np.uint8)) for r in expected]
     overlaps = coco.iou(rles, others, [0] * len(others))
-    agree, used = 0, set()
+    disagree, used = [], set()
     for i, record in enumerate(found):
-        j = int(overlaps[i].argmax())
-        other = expected[j]
-        used.add(j)
-        agree += (
-            overlaps[i, j] >= 0.999
-            and np.abs(np.subtract(record["bbox"], other["bbox"])).max() <= 1
-            and abs(record["predicted_iou"] - other["predicted_iou"]) <= 1e-3
-            and abs(record["stability_score"] - other["stability_score"]) <= 1e-3
-            and record["crop_box"] == other["crop_box"]
-            and np.allclose(record["point_coords"], other["point_coords"])
-        )
-    assert agree >= share * len(found), f"{agree} of {len(found)} agree"
+        # Several points may give the same mask: of those, the one of this point.
+        equal = np.flatnonzero(overlaps[i] >= overlaps[i].max() - 1e-9)
+        j = next((k for k in equal if agrees(record, expected[k], overlaps[i, k])), None)
+        if j is None:
+            disagree.append((record, expected[equal[0]], overlaps[i, equal[0]]))
+        else:
+            used.add(int(j))
+    text = "\n".join(f"{fields(one)} IoU {iou:.4f} {fields(other)}" for one, other, iou in disagree)
+    assert len(disagree) <= (1 - share) * len(found), text
     assert len(used) >= share * len(found)
+
+
+def agrees(record, other, iou):
+    return (
+        iou >= 0.999
+        and np.abs(np.subtract(record["bbox"], other["bbox"])).max() <= 1
+        and abs(record["area"] - other["area"]) <= 1e-3 * other["area"]
+        and abs(record["predicted_iou"] - other["predicted_iou"]) <= 1e-3
+        and abs(record["stability_score"] - other["stability_score"]) <= 1e-3
+        and record["crop_box"] == other["crop_box"]
+        and np.allclose(record["point_coords"], other["point_coords"])
+    )
+
+
+def fields(record):
+    return {key: value for key, value in record.items() if key != "segmentation"}
 
 
 @pytest.fixture(scope="module")
 def pair():
+    """The official model and ours, with random weights and predicted IoUs around a half."""
+    import torch
+
     from convert.torch_to_flax import to_variables
     from tests.oracle import build_official
 
     official = build_official(TINY)
-    return official, to_variables(TINY, official.state_dict())
+    official.mask_threshold = THRESHOLD
+    with torch.no_grad():
+        official.mask_decoder.iou_prediction_head.layers[-1].bias += 1.5
+    return official, Sam(dataclasses.replace(TINY, mask_threshold=THRESHOLD)), to_variables(TINY, official.state_dict())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -52,18 +90,58 @@ def pair():
 def test_records_are_those_of_the_official_generator(pair, shape, layers, region):
     from tests.oracle import build_generator
 
-    official, variables = pair
+    official, model, variables = pair
+    options = OPTIONS | {"crop_n_layers": layers, "min_mask_region_area": region}
+    photo = np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8)
+    expected = build_generator(official, **options).generate(photo)
+    assert len(expected) > 1
+    compare(SamAutomaticMaskGenerator(model, variables, **options).generate(photo), expected)
+
+
+@pytest.mark.parametrize("mode", ["coco_rle", "uncompressed_rle"])
+def test_run_lengths_are_those_of_the_official_generator(pair, mode):
+    from tests.oracle import build_generator
+
+    official, model, variables = pair
+    photo = np.random.default_rng(1).integers(0, 255, (70, 110, 3), np.uint8)
+    expected = build_generator(official, **OPTIONS, output_mode=mode).generate(photo)
+    found = SamAutomaticMaskGenerator(model, variables, **OPTIONS, output_mode=mode).generate(photo)
+    assert [record["segmentation"] for record in found] == [record["segmentation"] for record in expected]
+    for record, other in zip(found, expected, strict=True):
+        assert list(record) == list(other)
+        assert {key: type(value) for key, value in record.items()} == {key: type(value) for key, value in other.items()}
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    """The model that ships with the package, on both sides."""
+    from convert.flax_to_torch import to_state_dict
+    from tests.oracle import build_official
+
+    model, variables = load_model(dtype="float32")
+    official = build_official(model.config)
+    official.load_state_dict(to_state_dict(variables))
+    return official, model, variables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("layers", [0, 1, 2])
+@pytest.mark.parametrize("region", [0, 100])
+def test_records_on_photos(bundled, photo, layers, region):
+    """Thresholds are low, so that a weak model's masks pass, too."""
+    from tests.oracle import build_generator
+
+    official, model, variables = bundled
     options = dict(
-        points_per_side=6,
-        points_per_batch=16,
+        points_per_side=16,
         pred_iou_thresh=0.1,
-        stability_score_thresh=0.3,
+        stability_score_thresh=0.05,
         crop_n_layers=layers,
         crop_n_points_downscale_factor=2,
         min_mask_region_area=region,
     )
-    photo = np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8)
-    expected = build_generator(official, **options).generate(photo)
-    found = SamAutomaticMaskGenerator(Sam(TINY), variables, **options).generate(photo)
-    assert layers or region or expected
-    compare(found, expected)
+    image = read_image(photo)
+    expected = build_generator(official, **options).generate(image)
+    assert len(expected) > 10
+    compare(SamAutomaticMaskGenerator(model, variables, **options).generate(image), expected)

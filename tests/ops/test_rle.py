@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sam_jax.ops.rle import decode_mask, encode_mask
+from sam_jax.ops.rle import decode_mask, encode_mask, encode_placed
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,18 @@ def test_views_are_encoded_as_they_look():
     for view in (mask.T, mask[::-1, ::2], np.asfortranarray(mask)):
         assert encode_mask(view) == encode_mask(np.ascontiguousarray(view))
         np.testing.assert_array_equal(decode_mask(encode_mask(view)), view)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (3, 2), (1500, 0), (0, 7)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_placed_crop_is_the_crop_in_an_empty_picture(corner, share):
+    x0, y0 = corner
+    crop = np.random.default_rng(0).random((13, 1100)) < share
+    whole = np.zeros((20, 2600), bool)
+    whole[y0 : y0 + 13, x0 : x0 + 1100] = crop
+    assert encode_placed(crop, corner, whole.shape) == encode_mask(whole)
+
+
+def test_a_placed_crop_may_be_the_picture():
+    for crop in (np.ones((5, 7), bool), np.zeros((5, 7), bool), np.eye(5, 7, dtype=bool)):
+        assert encode_placed(crop, (0, 0), (5, 7)) == encode_mask(crop)

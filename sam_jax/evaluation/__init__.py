@@ -1,0 +1,23 @@
+"""How good are the masks? The SAM paper's interactive protocol on anybody's labelled photographs.
+
+`python -m sam_jax.evaluation DATA... --checkpoint DIR --out report/` measures, prints and writes a report.
+"""
+
+from sam_jax.evaluation.image_sets import ImageSet, LabelledImage, RecordImages, open_image_set
+from sam_jax.evaluation.options import EvaluationOptions
+from sam_jax.evaluation.paper_sets import PAPER_SETS, open_paper_set
+from sam_jax.evaluation.protocol import evaluate
+from sam_jax.evaluation.results import EvaluationResult, average_over_sets
+
+__all__ = [
+    "PAPER_SETS",
+    "EvaluationOptions",
+    "EvaluationResult",
+    "ImageSet",
+    "LabelledImage",
+    "RecordImages",
+    "average_over_sets",
+    "evaluate",
+    "open_image_set",
+    "open_paper_set",
+]

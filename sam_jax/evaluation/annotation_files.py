@@ -1,0 +1,189 @@
+"""Annotation files that hold the masks of many images: COCO, LVIS, YouTube-VIS, VIA, VISOR, WoodScape.
+
+Each function lists pictures with their segmentations; `segmentations.to_rles` makes masks of those when an image's turn
+comes. Pictures are not opened here.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sam_jax.data.records import DataError
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """A picture and its labels: segmentations, or the path of what holds them.
+
+    `member` is the picture's name inside `picture` where that is a zip.
+    """
+
+    picture: epath.Path
+    labels: Any
+    member: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.picture}: {self.member}" if self.member else str(self.picture)
+
+    def read(self) -> bytes:
+        """The encoded picture. Raises DataError."""
+        try:
+            if self.member is None:
+                return self.picture.read_bytes()
+            with self.picture.open("rb") as file, zipfile.ZipFile(file) as archive:
+                found = [name for name in archive.namelist() if name.rpartition("/")[2] == self.member]
+                return archive.read(found[0] if found else self.member)
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.name} cannot be read ({error}); is it where its annotations say?") from None
+
+
+def read_json(path: epath.Path) -> Any:
+    """The content of a JSON file. Raises DataError."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); fetch the file again") from None
+
+
+def _lists(path: epath.Path, *names: str) -> list[list[dict[str, Any]]]:
+    """The named lists of objects of a JSON file."""
+    document = read_json(path)
+    found = [document.get(name) if isinstance(document, dict) else None for name in names]
+    for name, entries in zip(names, found, strict=True):
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise DataError(f"{path} has no list {name!r} of objects; expected a file as its data set publishes it")
+    return found  # type: ignore[return-value]
+
+
+def coco_files(path: epath.Path, image_dirs: Sequence[epath.PathLike] = ()) -> list[LabelledFile]:
+    """Images of a COCO instances or LVIS file (https://cocodataset.org/#format-data) that have an annotation.
+
+    Crowds are left out. LVIS names its images by the last two parts of `coco_url`, "val2017/000000000139.jpg".
+
+    Args:
+      path: the file.
+      image_dirs: where pictures may lie; none means `images` beside the file, the file's directory and the one above.
+    """
+    images, annotations = _lists(path, "images", "annotations")
+    groups: dict[Any, list[Any]] = {}
+    for annotation in annotations:
+        if not annotation.get("iscrowd"):
+            groups.setdefault(annotation.get("image_id"), []).append(annotation.get("segmentation"))
+    near = image_dirs or (path.parent / "images", path.parent, path.parent.parent)
+    folders = [epath.Path(folder) for folder in near]
+    files, found = [], None
+    for image in images:
+        if segmentations := groups.get(image.get("id")):
+            names = _names(path, image)
+            # Where the first one lies the others do too: asking for each would take minutes on gs://.
+            found = found or _find(path, folders, names)
+            files.append(LabelledFile(found[0] / names[found[1]], segmentations))
+    if not files:
+        raise DataError(f"{path}: none of its {len(annotations)} annotations is a mask in one of its images")
+    return files
+
+
+def _names(path: epath.Path, image: dict[str, Any]) -> list[str]:
+    """What a picture's file may be called, below the directory of pictures."""
+    names = [image["file_name"]] if isinstance(image.get("file_name"), str) else []
+    if isinstance(url := image.get("coco_url"), str):
+        names += ["/".join(url.split("/")[-2:]), url.split("/")[-1]]
+    if not names:
+        raise DataError(f"{path}: image {image.get('id')!r} has neither file_name nor coco_url")
+    return names
+
+
+def _find(path: epath.Path, folders: Sequence[epath.Path], names: Sequence[str]) -> tuple[epath.Path, int]:
+    for folder in folders:
+        for number, name in enumerate(names):
+            if (folder / name).exists():
+                return folder, number
+    places = ", ".join(map(str, folders))
+    raise DataError(f"{path}: its image {names[0]} is in none of {places}; say where the pictures lie")
+
+
+def youtube_vis_files(path: epath.Path, frames: epath.Path) -> list[LabelledFile]:
+    """Frames of a YouTube-VIS file, such as OVIS has: `file_names` of each video, one segmentation per frame."""
+    videos, annotations = _lists(path, "videos", "annotations")
+    tracks: dict[Any, list[list[Any]]] = {}
+    for annotation in annotations:
+        if not annotation.get("iscrowd"):
+            tracks.setdefault(annotation.get("video_id"), []).append(annotation.get("segmentations") or [])
+    files = []
+    for video in videos:
+        for number, name in enumerate(video.get("file_names") or []):
+            masks = [track[number] for track in tracks.get(video.get("id"), []) if number < len(track)]
+            if masks := [mask for mask in masks if mask is not None]:
+                files.append(LabelledFile(frames / name, masks))
+    return files
+
+
+def via_files(path: epath.Path, pictures: epath.Path) -> list[LabelledFile]:
+    """Pictures of a VGG Image Annotator file: {key: {"filename", "regions": list or object of regions}}.
+
+    Polygons, polylines and rectangles are masks; other shapes have none.
+    """
+    document = read_json(path)
+    document = document.get("_via_img_metadata", document) if isinstance(document, dict) else None
+    if not isinstance(document, dict) or not all(isinstance(e, dict) and "filename" in e for e in document.values()):
+        raise DataError(f"{path} is no file of the VGG Image Annotator; expected objects with 'filename' and 'regions'")
+    files = []
+    for entry in document.values():
+        regions = entry.get("regions") or []
+        shapes = [region["shape_attributes"] for region in (regions.values() if isinstance(regions, dict) else regions)]
+        if masks := [polygon for polygon in map(_via_polygon, shapes) if polygon]:
+            files.append(LabelledFile(pictures / entry["filename"], masks))
+    return files
+
+
+def _via_polygon(shape: dict[str, Any]) -> list[list[list[float]]]:
+    """One object's polygons, [[[x, y], ...]]; empty for shapes without an area."""
+    if shape.get("name") == "rect":
+        x, y, w, h = (shape[key] for key in ("x", "y", "width", "height"))
+        return [[[x, y], [x + w, y], [x + w, y + h], [x, y + h]]]
+    xs, ys = shape.get("all_points_x", ()), shape.get("all_points_y", ())
+    return [np.stack([xs, ys], axis=1).tolist()] if len(xs) == len(ys) > 2 else []
+
+
+def visor_files(annotations: Sequence[epath.Path], frames: epath.Path) -> list[LabelledFile]:
+    """Frames of EPIC-KITCHENS VISOR: `segments` of each annotation are polygons [[x, y], ...].
+
+    Frames lie in PARTICIPANT/VIDEO.zip as released, or unpacked in PARTICIPANT/VIDEO/.
+    """
+    files = []
+    for path in annotations:
+        (entries,) = _lists(path, "video_annotations")
+        folder = frames / path.stem.split("_")[0] / path.stem
+        unpacked = folder.is_dir()
+        for entry in entries:
+            name = entry["image"]["name"]
+            masks = [annotation.get("segments") for annotation in entry.get("annotations", [])]
+            if masks := [mask for mask in masks if mask]:
+                archive = folder.parent / f"{folder.name}.zip"
+                files.append(LabelledFile(folder / name, masks) if unpacked else LabelledFile(archive, masks, name))
+    return files
+
+
+def woodscape_segmentations(path: epath.Path) -> list[list[Any]]:
+    """Objects of one WoodScape file: {picture: {"annotation": [{"tags", "segmentation": [[x, y], ...]}]}}.
+
+    Those with several tags are left out, as by the authors' `image_annotator.parse_annotation`.
+    """
+    document = read_json(path)
+    found = []
+    for picture in document.values() if isinstance(document, dict) else ():
+        if not isinstance(picture, dict) or not isinstance(picture.get("annotation"), list):
+            raise DataError(f"{path} has no list 'annotation'; expected a file of WoodScape's instance_annotations")
+        found += [[item["segmentation"]] for item in picture["annotation"] if len(item.get("tags", ())) == 1]
+    return found

@@ -1,0 +1,124 @@
+"""The compiled part: encode a batch of images, decode prompts of many objects, enlarge masks to the photo.
+
+Shapes are fixed or rounded up to few sizes, so that a whole set of images of all sizes runs as a handful of programs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sam_jax.models.sam import Sam
+from sam_jax.ops.masks import axis_matrix
+from sam_jax.ops.transforms import normalize_batch
+from sam_jax.structs import MaskPredictions, Prompts
+
+# Sides of photos are rounded up to these: 64 pixels apart at first, then about an eighth.
+_SMALL_STEP = 64
+_SLOTS = (1, 4, 16, 64)
+
+
+@partial(jax.jit, static_argnums=0)
+def encode(model: Sam, variables: Any, pictures: jax.Array, input_sizes: jax.Array) -> jax.Array:
+    """Padded pictures (B, S, S, 3) uint8, valid to `input_sizes` (B, 2) -> embeddings (B, h, w, C)."""
+    config = model.config
+    images = normalize_batch(pictures, input_sizes, config.pixel_mean, config.pixel_std)
+    embeddings: Any = model.apply(variables, images, method="encode_image")
+    return embeddings
+
+
+@partial(jax.jit, static_argnums=0)
+def decode(model: Sam, variables: Any, embeddings: jax.Array, image_of: jax.Array, prompts: Prompts) -> MaskPredictions:
+    """All masks that the decoder has for prompts.
+
+    Args:
+      embeddings: (B, h, w, C).
+      image_of: (R,) int, the image of each row of prompts.
+      prompts: (R, N, ...) in the input frame.
+
+    Returns:
+      low_res_masks (R, N, M, 4h, 4w), iou_predictions (R, N, M); the mask for unambiguous prompts comes first.
+    """
+    predictions: Any = model.apply(variables, embeddings[image_of], prompts, method="predict_masks")
+    return predictions
+
+
+@jax.jit
+def choose(predictions: MaskPredictions, chosen: jax.Array) -> MaskPredictions:
+    """One mask of each prompt, `chosen` (R, N) int: low_res_masks (R, N, 1, 4h, 4w), iou_predictions (R, N, 1)."""
+    take = chosen[..., None]
+    masks = jnp.take_along_axis(predictions.low_res_masks, take[..., None, None], axis=2)
+    return MaskPredictions(masks, jnp.take_along_axis(predictions.iou_predictions, take, axis=2))
+
+
+@jax.jit
+def enlarge(low_res_masks: jax.Array, rows: jax.Array, cols: jax.Array, threshold: float) -> jax.Array:
+    """Logits on the decoder's grid -> masks in the photo, eight pixels to a byte.
+
+    The same two small matrices per photo as in `ops.masks.postprocess_masks`, but as arguments: one program serves
+    photos of all sizes that round up to the same one.
+
+    Args:
+      low_res_masks: (R, N, M, l, l) float32 logits.
+      rows: (R, H, l); cols: (R, W, l): `enlarging_matrices`. W is a multiple of 8.
+      threshold: a pixel belongs to the mask where its logit is above.
+
+    Returns:
+      (R, N, M, H, W / 8) uint8 for numpy.unpackbits.
+    """
+
+    def one(argument: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        logits, down, across = argument
+        tall = jnp.einsum("yh,mhw->myw", down, logits, precision="highest")
+        return jnp.packbits(jnp.einsum("myw,xw->myx", tall, across, precision="highest") > threshold, axis=-1)
+
+    def row(argument: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        logits, down, across = argument
+        # One object after the other: logits of all at the photo's size would fill the memory.
+        return jax.lax.map(lambda x: one((x, down, across)), logits)
+
+    return jax.lax.map(row, (low_res_masks, rows, cols))
+
+
+def enlarging_matrices(
+    low_res: int, image_size: int, input_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `enlarge` needs for photos (R): rows (R, H, l) and cols (R, W, l) float32, H and W rounded up, zeros there.
+
+    Args:
+      low_res: side l of the decoder's masks.
+      image_size: side of the padded input frame, pixels.
+      input_sizes: (h, w) of each photo inside the input frame.
+      original_sizes: (h, w) of each photo.
+    """
+    matrices = []
+    for axis in (0, 1):
+        side = _rounded_up(max(size[axis] for size in original_sizes))
+        out = np.zeros((len(original_sizes), side, low_res), np.float32)
+        for number, (inner, outer) in enumerate(zip(input_sizes, original_sizes, strict=True)):
+            out[number, : outer[axis]] = _axis_matrix(low_res, image_size, inner[axis], outer[axis])
+        matrices.append(out)
+    return matrices[0], matrices[1]
+
+
+@lru_cache(maxsize=64)
+def _axis_matrix(low_res: int, image_side: int, input_side: int, original_side: int) -> np.ndarray:
+    return axis_matrix(low_res, image_side, input_side, original_side)
+
+
+def _rounded_up(side: int) -> int:
+    step = _SMALL_STEP
+    while step * 8 < side:
+        step *= 2
+    return -(-side // step) * step
+
+
+def slots_per_row(masks_per_image: list[int], prompts: int) -> int:
+    """N, prompts per row: what most images of a batch need, so that few slots stay empty; R x N = `prompts`."""
+    usual = float(np.median(masks_per_image))
+    fitting = [size for size in _SLOTS if size <= prompts]
+    return next((size for size in fitting if size >= usual), fitting[-1])

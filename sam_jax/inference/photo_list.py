@@ -1,0 +1,229 @@
+"""Which photos to work on: files, directories, patterns and lists, as one list in one order, none of them twice."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from etils import epath
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif")
+)
+_PATTERN = re.compile(r"[*?\[]")
+# What a run with --format png,overlay leaves beside a photo when it writes into the photos' own directory.
+_OUR_PICTURE = re.compile(r"(.+)\.(?:overlay|mask_\d+)")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo, and what its results are called.
+
+    Attributes:
+      path: where it is read from, local or gs://.
+      file_name: its path below the directory that holds all photos of the run: "sub/cat.jpg".
+      name: where its results go below the output directory, without a suffix: "sub/cat". Photos of one directory that
+        differ in their suffix alone keep it: "sub/cat.jpg" and "sub/cat.png".
+      image_id: for COCO files.
+    """
+
+    path: str
+    file_name: str
+    name: str
+    image_id: int
+
+    @classmethod
+    def single(cls, path: epath.PathLike, image_id: int = 1) -> Photo:
+        """A photo on its own."""
+        file = PurePosixPath(os.fspath(path))
+        return cls(os.fspath(path), file.name, file.stem, image_id)
+
+
+class PhotoList(Sequence[Photo]):
+    """Photos of a run, in order. Keeps no more than their paths, so that millions fit into memory.
+
+    `image_id` is the number in which a file's name ends (000000000139.jpg, sa_223750.jpg) where every name ends in one
+    and no two agree; otherwise it is the place in the list, from 1.
+    """
+
+    def __init__(self, paths: Sequence[str], root: str) -> None:
+        self._paths, self._root = paths, root
+        self._numbers = range(len(paths))
+        stems = Counter(_stem(self._file_name(path)) for path in paths)
+        self._ambiguous = {stem for stem, count in stems.items() if count > 1}
+        ids = {_final_number(stem) for stem in stems}
+        self._has_ids = None not in ids and len(ids) == len(paths)
+
+    def share(self, host: int, hosts: int) -> PhotoList:
+        """Every `hosts`-th photo, from number `host` on: shares of all hosts are disjoint and cover everything."""
+        part = PhotoList.__new__(PhotoList)
+        part.__dict__.update(self.__dict__, _numbers=self._numbers[host::hosts])
+        return part
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = self._numbers[index]
+        path = self._paths[number]
+        file_name = self._file_name(path)
+        stem = _stem(file_name)
+        image_id = _final_number(stem) if self._has_ids else None
+        return Photo(
+            path,
+            file_name,
+            name=file_name if stem in self._ambiguous else stem,
+            image_id=number + 1 if image_id is None else image_id,
+        )
+
+    def _file_name(self, path: str) -> str:
+        return absolute(path)[len(self._root) :].lstrip("/").replace("://", "/")
+
+
+def find_photos(inputs: Sequence[str], exclude: epath.PathLike | None = None) -> PhotoList:
+    """Photos that the inputs stand for.
+
+    Args:
+      inputs: any of
+        - a file, whatever its suffix;
+        - a directory, local or gs://: pictures in it and below it, told by their suffix. What is hidden (begins with a
+          dot) and links to other directories are passed over;
+        - a pattern such as photos/2024-*/*.jpg: files that match; only pictures where it ends in *. `**` goes through
+          sub-directories of a local path. (Neither takes cat.overlay.jpg and cat.mask_0.png where there is a cat.jpg);
+        - @list.txt: a text file with one of the above a line; empty lines and those that begin with # do not count.
+      exclude: the output directory: pictures below it are no photos.
+
+    Returns:
+      Inputs in the given order, each input's files sorted. Names of results are relative to the deepest directory
+      that holds all inputs.
+
+    Raises:
+      ValueError: an input does not exist, or there is no photo at all.
+    """
+    files: dict[str, str] = {}  # absolute -> as given: no photo twice, however it is spelt
+    explicit: set[str] = set()
+    roots: set[str] = set()
+    for source, listed in _sources(inputs):
+        root, found = _expand(source, listed, None if exclude is None else absolute(os.fspath(exclude)))
+        roots.add(absolute(root))
+        if len(found) == 1 and found[0] == source:
+            explicit.add(absolute(source))
+        for path in found:
+            files.setdefault(absolute(path), path)
+    stems = {_stem(key) for key in files}
+    for key in list(files):
+        ours = _OUR_PICTURE.fullmatch(_stem(key))
+        if ours and ours[1] in stems and key not in explicit:
+            del files[key]
+    if not files:
+        raise ValueError(f"no photos in {', '.join(inputs)}; looked for {' '.join(sorted(SUFFIXES))}")
+    return PhotoList(list(files.values()), _common_directory(roots))
+
+
+def absolute(path: str) -> str:
+    """A path that does not depend on the current directory; gs:// paths are such."""
+    return path.rstrip("/") if "://" in path else os.path.abspath(path)
+
+
+def _stem(file_name: str) -> str:
+    directory, slash, name = file_name.rpartition("/")
+    stem, dot, _ = name.rpartition(".")
+    return directory + slash + (stem if dot and stem else name)
+
+
+def _final_number(stem: str) -> int | None:
+    digits = re.search(r"\d+$", stem)
+    return int(digits[0]) if digits else None
+
+
+def _common_directory(roots: set[str]) -> str:
+    first, *others = ([*root.split("/")] for root in roots)
+    for parts in others:
+        first = [
+            one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, parts, strict=False))
+        ]
+    return "/".join(first)
+
+
+def _sources(inputs: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Inputs with lists opened, and whether each comes from a list."""
+    for source in inputs:
+        if not source.startswith("@"):
+            yield source, False
+            continue
+        file = epath.Path(source[1:])
+        if not file.exists() or file.is_dir():
+            raise ValueError(f"{source}: {file} is not a file; expected a text file with a photo a line")
+        try:
+            lines = file.read_text().splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source}: {file} is not a text file; expected one photo a line") from error
+        for line in lines:
+            if line.strip() and not line.startswith("#"):
+                yield line.strip(), True
+
+
+def _expand(source: str, listed: bool, exclude: str | None) -> tuple[str, list[str]]:
+    """The directory that an input's names start from, and its files, sorted."""
+    if listed and not _PATTERN.search(source) and PurePosixPath(source).suffix.lower() in SUFFIXES:
+        return _parent(source), [source]  # no look at the disk for each of a million lines
+    path = epath.Path(source)
+    if path.is_dir():
+        return source, sorted(_walk(source, exclude))
+    if path.exists() or (listed and not _PATTERN.search(source)):
+        return _parent(source), [source]
+    if not _PATTERN.search(source):
+        raise ValueError(
+            f"{source} does not exist; expected a photo, a directory, a pattern such as 'dir/*.jpg' or @LIST"
+        )
+    found = sorted(_match(source, exclude))
+    if not found:
+        raise ValueError(f"{source} matches no file")
+    return _parent(source[: _PATTERN.search(source).start()] + "x"), found  # type: ignore[union-attr]
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
+
+
+def _is_picture(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _walk(directory: str, exclude: str | None) -> Iterator[str]:
+    def complain(error: OSError) -> None:
+        raise ValueError(f"{directory}: a directory in it cannot be read ({error})") from error
+
+    local = "://" not in directory
+    walk: Any = os.walk(directory, onerror=complain) if local else epath.Path(directory).walk()
+    for root, directories, names in walk:
+        base = os.fspath(root)
+        directories[:] = [
+            name for name in directories if not name.startswith(".") and absolute(os.path.join(base, name)) != exclude
+        ]
+        yield from (os.path.join(base, name) for name in names if _is_picture(name))
+
+
+def _match(pattern: str, exclude: str | None) -> Iterator[str]:
+    """Files that match, as paths that begin as the pattern does."""
+    fixed = _parent(pattern[: _PATTERN.search(pattern).start()] + "x")  # type: ignore[union-attr]
+    inside = None if exclude is None or absolute(fixed) == exclude else exclude + "/"
+    if "://" not in pattern:
+        found: Any = glob.iglob(pattern, recursive=True)
+    elif "**" in pattern:
+        raise ValueError(f"{pattern}: ** is for local paths; give the directory, which takes all below it")
+    else:
+        found = map(os.fspath, epath.Path(fixed).glob(pattern[len(fixed) :].lstrip("/")))
+    for path in found:
+        wanted = _is_picture(os.path.basename(path)) if pattern.endswith("*") else not epath.Path(path).is_dir()
+        if wanted and not (inside and absolute(path).startswith(inside)):
+            yield path

@@ -1,0 +1,485 @@
+"""The script over many photos, end to end: faults, stops, devices, hosts, full disks. On the tiny model."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+import infer
+from sam_jax.checkpoint import save_model
+from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
+from sam_jax.inference.predictor import SamPredictor
+from sam_jax.models.sam import Sam
+from sam_jax.ops.rle import decode_mask
+from tests.tiny import TINY
+
+ROOT = Path(__file__).parents[1]
+H, W = 48, 80
+# The tiny model is random: everything passes, box NMS leaves a few.
+LOOSE = dict(points_per_side=2, points_per_batch=4, pred_iou_thresh=-100.0, stability_score_thresh=0.0)
+OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in LOOSE.items()]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(variables, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(path, TINY, variables)
+    return path
+
+
+@pytest.fixture
+def run(checkpoint, tmp_path, monkeypatch, capsys):
+    """run(*arguments) -> (exit code, stdout, stderr lines), with results in tmp_path / "out"."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set")  # the session's own stays
+    one = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one)  # each device compiles for itself, which takes time
+
+    def call(*arguments, out=tmp_path / "out", options=OPTIONS, devices=None):
+        if devices:
+            monkeypatch.setattr(jax, "local_devices", lambda: devices)
+        argv = ["infer.py", *arguments, *options, "--checkpoint", checkpoint, "--out", out]
+        monkeypatch.setattr(sys, "argv", list(map(str, argv)))
+        try:
+            code = infer.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return call
+
+
+def noise(seed, shape=(H, W)):
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+
+
+def save(path, seed, mode=None, shape=(H, W), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(noise(seed, shape))
+    (picture.convert(mode) if mode else picture).save(path, **options)
+
+
+def folder(root, count, start=0):
+    for number in range(start, start + count):
+        save(root / ("sub" if number % 2 else "") / f"p{number}.png", number)
+    return root
+
+
+def contents(out, without=()):
+    """What lies below a directory: relative path -> bytes."""
+    files = (path for path in out.rglob("*") if path.is_file())
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in files
+        if not path.name.startswith(tuple(without))
+    }
+
+
+def failures(out, name="failures.jsonl"):
+    path = out / name
+    return {line["photo"]: line["error"] for line in map(json.loads, path.read_text().splitlines())}
+
+
+def test_everything_is_the_default(run, tmp_path, variables):
+    save(tmp_path / "p/sub/cat.png", 3)
+    code, out, err = run(tmp_path / "p/sub/cat.png")
+    assert (code, err) == (0, [])
+    assert out.startswith("1 photo done with ")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == [
+        "stage",
+        "read",
+        "device",
+        "records",
+        "write",
+        "devices",
+    ]
+    content = json.loads((tmp_path / "out/cat.json").read_text())
+    assert content["image"] == {"image_id": 1, "width": W, "height": H, "file_name": "cat.png"}
+    generator = SamAutomaticMaskGenerator(Sam(TINY), variables, **LOOSE, output_mode="coco_rle")
+    assert content["annotations"] == [
+        {"id": index, **record} for index, record in enumerate(generator.generate(noise(3)))
+    ]
+    assert len(content["annotations"]) > 0
+    assert set(contents(tmp_path / "out")) == {"cat.json"}
+
+
+def test_all_formats(run, tmp_path):
+    photos = folder(tmp_path / "p", 3)
+    code, out, _ = run(photos, "--format", "json,png,overlay,coco")
+    assert code == 0
+    assert out.splitlines()[-1] == f"wrote {tmp_path}/out/coco_results.json"
+    names = set(contents(tmp_path / "out"))
+    expected = {"coco_results.json"}
+    total = 0
+    for name in ("p0", "sub/p1", "p2"):
+        annotations = json.loads((tmp_path / "out" / f"{name}.json").read_text())["annotations"]
+        expected |= {f"{name}.json", f"{name}.overlay.jpg"}
+        expected |= {f"{name}.mask_{i}.png" for i in range(len(annotations))}
+        total += len(annotations)
+        for index, annotation in enumerate(annotations):
+            with Image.open(tmp_path / "out" / f"{name}.mask_{index}.png") as image:
+                np.testing.assert_array_equal(np.array(image) == 255, decode_mask(annotation["segmentation"]))
+    assert names == expected
+    results = json.loads((tmp_path / "out/coco_results.json").read_text())
+    assert len(results) == total
+    assert {result["image_id"] for result in results} == {0, 1, 2}  # p0, p1, p2
+
+
+def test_a_second_run_does_what_is_left(run, tmp_path, monkeypatch):
+    photos = folder(tmp_path / "p", 2)
+    assert run(photos)[0] == 0
+    folder(photos, 1, start=2)
+    asked = []
+    find = SamAutomaticMaskGenerator.find
+    monkeypatch.setattr(SamAutomaticMaskGenerator, "find", lambda self, image: asked.append(image) or find(self, image))
+    code, out, _ = run(photos)
+    assert code == 0
+    assert "1 photo done" in out
+    assert "finished before: 2" in out
+    assert len(asked) == 1
+    assert "finished before: 3" in run(photos)[1]
+    assert len(asked) == 1
+    run(photos, "--max-mask-area", "5")  # other settings, other results
+    assert len(asked) == 4
+    run(photos, "--max-mask-area", "5", "--overwrite")
+    assert len(asked) == 7
+
+
+def faulty_folder(root, good):
+    """A folder of good photos among which all kinds of bad and of odd ones lie."""
+    folder(root, good)
+    save(root / "whole.jpg", 100, quality=95)
+    cut = (root / "whole.jpg").read_bytes()
+    for part in (0.3, 0.6, 0.9):
+        (root / f"cut{int(part * 10)}.jpg").write_bytes(cut[: int(part * len(cut))])
+    (root / "text.jpg").write_text("Dear diary,\n")
+    (root / "empty.png").write_bytes(b"")
+    save(root / "one.png", 101, shape=(1, 1))
+    save(root / "cmyk.jpg", 102, "CMYK")
+    Image.fromarray(np.random.default_rng(0).integers(0, 65536, (H, W), np.uint16)).save(root / "deep.png")
+    save(root / "grey.png", 103, "L")
+    save(root / "alpha.png", 104, "RGBA")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(root / "turned.jpg", 105, exif=exif)
+    (root / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    save(root / "locked.png", 106)
+    return ["cut3.jpg", "cut6.jpg", "cut9.jpg", "text.jpg", "empty.png", "gone.jpg", "locked.png"]
+
+
+def test_bad_photos_are_listed_and_the_rest_are_done(run, tmp_path, monkeypatch):
+    photos = tmp_path / "p"
+    bad = faulty_folder(photos, 186)
+    monkeypatch.setattr("sam_jax.inference.batch_run.SAVE_SECONDS", 0.0)
+    path_type = type(epath.Path(photos))
+    read = path_type.read_bytes
+
+    def refuse(path):
+        if path.name == "locked.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(path_type, "read_bytes", refuse)
+    assert len([path for path in photos.rglob("*") if path.is_file() or path.is_symlink()]) == 200
+    code, out, err = run(photos)
+    assert (code, err) == (1, [])
+    done = {name for name in contents(tmp_path / "out") if name.endswith(".json")}
+    assert len(done) == 200 - len(bad)
+    assert "193 photos done" in out
+    assert "7 photos failed, listed in" in out
+    listed = failures(tmp_path / "out")
+    assert set(listed) == {str(photos / name) for name in bad}
+    assert "Permission denied" in listed[str(photos / "locked.png")]
+    assert "is broken" in listed[str(photos / "cut6.jpg")]
+    assert "does not exist" in listed[str(photos / "gone.jpg")]
+    turned = json.loads((tmp_path / "out/turned.json").read_text())
+    assert (turned["image"]["width"], turned["image"]["height"]) == (H, W)
+    assert all(str(photos) in line for line in out.split("listed in")[1].splitlines()[1:])
+
+    for name in bad:  # the photos are mended, and the list goes
+        (photos / name).unlink()
+        save(photos / name, 1)
+    monkeypatch.setattr(path_type, "read_bytes", read)
+    code, out, _ = run(photos)
+    assert code == 0
+    assert "7 photos done" in out
+    assert not (tmp_path / "out/failures.jsonl").exists()
+
+
+def test_prompts_of_each_photo(run, tmp_path, variables):
+    photos = folder(tmp_path / "p", 3)
+    boxes = [[10.0, 5.0, 50.0, 30.0], [30.0, 20.0, 70.0, 47.0]]
+    prompts = {
+        "p0.png": [{"box": box, "category_id": 5, "score": 0.5} for box in boxes],
+        "p1.png": [{"points": [[200, 3]]}],
+    }
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    code, out, _ = run(photos, "--prompts", tmp_path / "prompts.json", "--format", "coco", options=())
+    assert code == 1
+    assert "without any mask: 1 photo" in out
+    assert "point 200,3 lies outside the photo" in failures(tmp_path / "out")[str(photos / "sub/p1.png")]
+    annotations = json.loads((tmp_path / "out/p0.json").read_text())["annotations"]
+    predictor = SamPredictor(Sam(TINY), variables)
+    predictor.set_image(noise(0))
+    expected = predictor.predict_many(boxes=np.array(boxes), multimask_output=False)
+    for annotation, box, mask in zip(annotations, boxes, expected.masks[:, 0], strict=True):
+        assert annotation["box"] == box
+        assert (annotation["category_id"], annotation["score"]) == (5, 0.5)
+        assert (decode_mask(annotation["segmentation"]) != mask).mean() < 1e-3
+    results = json.loads((tmp_path / "out/coco_results.json").read_text())
+    assert [(result["category_id"], result["score"]) for result in results] == [(5, 0.5)] * 2
+
+    prompts["p1.png"] = []  # the prompts of one photo change: that one is done again
+    prompts["p0.png"].pop()
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    code, out, _ = run(photos, "--prompts", tmp_path / "prompts.json", options=())
+    assert code == 0
+    assert "finished before: 1" in out
+    assert len(json.loads((tmp_path / "out/p0.json").read_text())["annotations"]) == 1
+
+
+def test_nothing_passes(run, tmp_path):
+    code, out, _ = run(folder(tmp_path / "p", 2), "--pred-iou-thresh", "100")
+    assert code == 0
+    assert out.startswith("2 photos done with 0 masks")
+    assert "without any mask: 2 photos; more pass with a lower --pred-iou-thresh" in out
+    assert json.loads((tmp_path / "out/p0.json").read_text())["annotations"] == []
+
+
+def test_boxes_of_a_detector(run, tmp_path):
+    photos = folder(tmp_path / "p", 2)
+    images = [{"id": 71, "file_name": "p0.png"}, {"id": 72, "file_name": "sub/p1.png"}]
+    boxes = [
+        {"image_id": 72, "bbox": [5, 5, 30, 20], "category_id": 3, "score": 0.8},
+        {"image_id": 72, "bbox": [5] * 3 + [0]},
+    ]
+    (tmp_path / "instances.json").write_text(json.dumps({"images": images, "annotations": []}))
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    arguments = ("--prompts", tmp_path / "boxes.json", "--image-ids", tmp_path / "instances.json", "--format", "coco")
+    code, out, _ = run(photos, *arguments, options=())
+    assert code == 0
+    assert "left out, being empty or crowds: 1 box\n" in out
+    (result,) = json.loads((tmp_path / "out/coco_results.json").read_text())
+    assert (result["image_id"], result["category_id"], result["score"]) == (72, 3, 0.8)
+    assert result["file_name"] == "sub/p1.png"
+
+
+def test_tiles(run, tmp_path):
+    save(tmp_path / "plan.tif", 5, shape=(100, 170))
+    code, _, _ = run(tmp_path / "plan.tif", "--tile", "64", "--tile-overlap", "16")
+    assert code == 0
+    annotations = json.loads((tmp_path / "out/plan.json").read_text())["annotations"]
+    assert annotations
+    for annotation in annotations:
+        mask = decode_mask(annotation["segmentation"])
+        assert mask.shape == (100, 170)
+        assert mask.sum() == annotation["area"]
+
+
+def test_eight_devices_do_what_one_does(run, tmp_path):
+    photos = folder(tmp_path / "p", 12)
+    assert run(photos, "--format", "coco,png", out=tmp_path / "one")[0] == 0
+    assert run(photos, "--format", "coco,png", out=tmp_path / "eight", devices=jax.devices())[0] == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "eight")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere.png",), "nowhere.png does not exist; expected a photo, a directory, a pattern"),
+        (("{p}", "--format", "pgn"), "unknown format 'pgn'; expected some of json, png, overlay, coco"),
+        (("{p}", "--points-per-side", "0"), "points_per_side must be positive, not 0"),
+        (("{p}", "--points-per-side", "many"), "argument --points-per-side: invalid int value: 'many'"),
+        (("{p}", "--skip-full-image"), "set crop_n_layers"),
+        (
+            ("{p}", "--tile", "64", "--tile-overlap", "40"),
+            "tile_overlap must be from 1 to below half of tile (64), not 40",
+        ),
+        (("{p}", "--tile-overlap", "40"), "tile_overlap says nothing without tile"),
+        (("{p}", "--workers", "0"), "workers must be 1 or more, not 0"),
+        (("{p}", "--image-ids", "x.json"), "--image-ids goes with --prompts"),
+        (("{p}", "--prompts", "nowhere.json"), "nowhere.json is not a file; expected a JSON file of prompts"),
+        (("{p}", "--prompts", "x.json", "--tile", "64"), "--tile is for everything mode, which --prompts switches off"),
+        (("{p}", "--host", "0"), "--host and --num-hosts go together"),
+        (("{p}", "--host", "2", "--num-hosts", "2"), "host 2 of 2 does not exist; they count from 0"),
+        (("{p}", "--coordinator", "localhost:1"), "--coordinator goes with --distributed"),
+        ((), "the following arguments are required: PHOTOS"),
+    ],
+)
+def test_mistakes(run, tmp_path, arguments, words):
+    photos = folder(tmp_path / "p", 1)
+    code, out, err = run(*(photos if argument == "{p}" else argument for argument in arguments), options=())
+    assert (code, out) == (2, "")
+    assert len(err) == 1
+    assert err[0].startswith("infer.py: ")
+    assert words in err[0]
+    assert not contents(tmp_path / "out")
+
+
+def test_files_of_others_stay(run, tmp_path):
+    """Results beside the photos, as SA-1B has them: what is there already is not ours to replace."""
+    photos = folder(tmp_path / "p", 3)
+    (photos / "p0.json").write_text('{"image": {}, "annotations": []}')
+    code, _, _ = run(photos, out=photos)
+    assert code == 1
+    assert "p0.json exists and was not written by this program" in failures(photos)[str(photos / "p0.png")]
+    assert (photos / "p0.json").read_text() == '{"image": {}, "annotations": []}'
+    assert (photos / "sub/p1.json").exists()
+    assert run(photos, "--format", "overlay,png", out=photos)[0] == 1
+    assert "finished before: 2" in run(photos, "--format", "overlay,png", out=photos)[1]
+
+
+def test_a_disk_that_fills_up(run, tmp_path, monkeypatch):
+    photos = folder(tmp_path / "p", 6)
+    path_type = type(epath.Path(tmp_path))
+    write, written = path_type.write_bytes, []
+
+    def fill_up(path, content):
+        written.append(path)
+        if len(written) > 3:
+            write(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(path_type, "write_bytes", fill_up)
+    code, out, err = run(photos, "--workers", "1")
+    assert (code, out, len(err)) == (1, "", 1)
+    assert "No space left on device" in err[0]
+    assert "make space and give the same command again" in err[0]
+    assert len(contents(tmp_path / "out")) == 3
+    monkeypatch.setattr(path_type, "write_bytes", write)
+    code, out, _ = run(photos, "--workers", "1")
+    assert code == 0
+    assert "finished before: 3" in out
+    assert len(contents(tmp_path / "out")) == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 40 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "none", str(place)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_real_disk_that_is_full(run, tmp_path, small_disk):
+    photos = folder(tmp_path / "p", 6)
+    (small_disk / "ballast").write_bytes(bytes(28_000))
+    code, out, err = run(photos, out=small_disk / "out")
+    assert (code, out, len(err)) == (1, "", 1)
+    assert "No space left on device" in err[0]
+    before = contents(small_disk / "out")
+    assert len(before) < 6
+    assert all(json.loads(content)["annotations"] for content in before.values())
+    (small_disk / "ballast").unlink()
+    code, out, err = run(photos, out=small_disk / "out")
+    assert (code, err) == (0, [])
+    assert f"finished before: {len(before)}" in out or not before
+    assert set(contents(small_disk / "out")) == {f"{'sub/' if i % 2 else ''}p{i}.json" for i in range(6)}
+
+
+# The script in processes of its own, which can be killed and can be several hosts.
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Where these processes keep compiled programs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+def start(checkpoint, compiled, out, *arguments, devices=1):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, ROOT / "infer.py", *arguments, *OPTIONS, "--checkpoint", checkpoint, "--out", out]
+    return subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_killed_and_started_again(checkpoint, compiled, tmp_path):
+    photos = folder(tmp_path / "p", 60)
+    out = tmp_path / "out"
+    process = start(checkpoint, compiled, out, photos, "--format", "png,coco")
+    while process.poll() is None and len(list(out.rglob("*.json"))) < 8:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    assert 8 <= len(before) < 60
+    for path in before:
+        json.loads(path.read_text())  # whole
+    process = start(checkpoint, compiled, out, photos, "--format", "png,coco")
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    assert f"finished before: {len(before)}" in text
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())  # no photo twice
+    alone = tmp_path / "alone"
+    process = start(checkpoint, compiled, alone, photos, "--format", "png,coco")
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    assert contents(out) == contents(alone)  # none missing, none half
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_hosts_write_what_one_does(checkpoint, compiled, tmp_path):
+    photos = folder(tmp_path / "p", 9)
+    (photos / "bad.jpg").write_text("no picture")
+    alone = start(checkpoint, compiled, tmp_path / "alone", photos, "--format", "coco,png")
+    text = alone.communicate()[0]
+    assert alone.returncode == 1, text
+    port = free_port()
+    hosts = [
+        start(
+            *(checkpoint, compiled, tmp_path / "pair", photos, "--format", "coco,png", "--distributed"),
+            *("--coordinator", f"localhost:{port}", "--num-hosts", 2, "--host", host),
+            devices=2,
+        )
+        for host in range(2)
+    ]
+    texts = [process.communicate()[0] for process in hosts]
+    assert sorted(process.returncode for process in hosts) == [0, 1], texts
+    assert contents(tmp_path / "pair", ["failures"]) == contents(tmp_path / "alone", ["failures"])
+    lists = [path.name for path in (tmp_path / "pair").glob("failures*")]
+    assert len(lists) == 1
+    assert lists[0] in ("failures_0.jsonl", "failures_1.jsonl")
+    assert failures(tmp_path / "pair", lists[0]) == failures(tmp_path / "alone")
+
+
+def test_hosts_that_do_not_know_each_other(run, tmp_path):
+    """Each does its share whenever it likes; a run that has all of them finds everything done, and puts it together."""
+    photos = folder(tmp_path / "p", 5)
+    assert run(photos, "--format", "coco")[0] == 0
+    for host, done in ((1, 2), (0, 3)):
+        code, out, _ = run(photos, "--format", "coco", "--num-hosts", 2, "--host", host, out=tmp_path / "shared")
+        assert code == 0
+        assert f"{done} photos done" in out
+    assert not (tmp_path / "shared/coco_results.json").exists()
+    assert "finished before: 5" in run(photos, "--format", "coco", out=tmp_path / "shared")[1]
+    assert contents(tmp_path / "shared") == contents(tmp_path / "out")

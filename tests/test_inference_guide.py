@@ -1,0 +1,57 @@
+"""What docs/inference.md says can be run, runs: each Python block, and each command of the script."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import pytest
+
+import infer
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "inference.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """A directory that looks like the repository's root, where things may be written."""
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (prompts,) = blocks("json")
+    (tmp_path / "prompts.json").write_text(prompts)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set")  # the session's own stays
+    one = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one)  # each device compiles for itself, which takes time
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_blocks_run(block, capsys):
+    exec(compile(block, "inference.md", "exec"), {})
+    assert "Error" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [line for block in blocks("bash") for line in block.splitlines()])
+def test_commands_run(command, here, monkeypatch, capsys):
+    words = shlex.split(command)
+    assert words[:2] == ["python", "infer.py"]
+    monkeypatch.setattr("sys.argv", words[1:])
+    assert infer.main() == 0, capsys.readouterr().out
+    out = here / (words[words.index("--out") + 1] if "--out" in words else "sam_out")
+    names = {path.name for path in out.iterdir()}
+    assert any(name.endswith(".json") for name in names)
+    assert ("coco_results.json" in names) == ("coco" in command)
+
+
+def test_every_option_that_is_named_exists(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["infer.py", "--help"])
+    with pytest.raises(SystemExit):
+        infer.main()
+    known = set(re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out))
+    commands_of_others = {"--zone", "--worker", "--command", "--help"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", GUIDE)) - commands_of_others <= known
