@@ -251,7 +251,7 @@ def test_prompts_of_each_photo(run, tmp_path, variables):
 
 
 def test_nothing_passes(run, tmp_path):
-    code, out, _ = run(folder(tmp_path / "p", 2), "--pred-iou-thresh", "100")
+    code, out, _ = run(folder(tmp_path / "p", 2), options=["--points-per-side=2", "--pred-iou-thresh=100"])
     assert code == 0
     assert out.startswith("2 photos done with 0 masks")
     assert "without any mask: 2 photos; more pass with a lower --pred-iou-thresh" in out

@@ -207,6 +207,8 @@ def _walk(directory: str, exclude: str | None) -> Iterator[str]:
     walk: Any = os.walk(directory, onerror=complain) if local else epath.Path(directory).walk()
     for root, directories, names in walk:
         base = os.fspath(root)
+        if not local and "://" not in base:  # some file systems leave it out
+            base = f"{directory.partition('://')[0]}://{base.lstrip('/')}"
         directories[:] = [
             name for name in directories if not name.startswith(".") and absolute(os.path.join(base, name)) != exclude
         ]

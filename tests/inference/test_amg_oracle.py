@@ -134,7 +134,7 @@ def test_records_on_photos(bundled, photo, layers, region):
 
     official, model, variables = bundled
     options = dict(
-        points_per_side=16,
+        points_per_side=12,
         pred_iou_thresh=0.1,
         stability_score_thresh=0.05,
         crop_n_layers=layers,

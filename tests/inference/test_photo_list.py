@@ -131,6 +131,40 @@ def test_paths_of_other_systems_are_not_resolved():
     assert [photo.name for photo in PhotoList(["gs://bucket/a/x.jpg", "/a/x.jpg"], "")] == ["gs/bucket/a/x", "a/x"]
 
 
+class Bucket:
+    """gs://bucket/p, as a file system shows it that names directories without gs://."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def is_dir(self):
+        return self.path.rstrip("/") == "gs://bucket/p"
+
+    def exists(self):
+        return self.is_dir()
+
+    def walk(self):
+        yield "bucket/p", ["sub", ".thumbs"], ["b.jpg", "notes.txt"]
+        yield "bucket/p/sub", [], ["a.jpg"]
+
+    def glob(self, pattern):
+        assert (self.path, pattern) == ("gs://bucket/p", "*.jpg")
+        return [Bucket("gs://bucket/p/b.jpg")]
+
+    def __fspath__(self):
+        return self.path
+
+
+@pytest.mark.parametrize("prefix", ["gs://bucket/p", "gs://bucket/p/"])
+def test_buckets(monkeypatch, prefix):
+    monkeypatch.setattr("sam_jax.inference.photo_list.epath.Path", Bucket)
+    everything = [("gs://bucket/p/b.jpg", "b"), ("gs://bucket/p/sub/a.jpg", "sub/a")]
+    assert described(find_photos([prefix])) == everything
+    assert described(find_photos(["gs://bucket/p/*.jpg", prefix])) == everything
+    with pytest.raises(ValueError, match="for local paths"):
+        find_photos(["gs://bucket/p/**/*.jpg"])
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
