@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import tyro
 
 from sam_jax.config import TrainConfig
+from sam_jax.runtime import connect_hosts
 from sam_jax.training import dry_run, interruption, loop
 
 
@@ -62,7 +62,7 @@ def load_config_file(path: str) -> TrainConfig:
 def run(command: Command) -> None:
     """Does what the command line asks for."""
     if command.distributed:
-        jax.distributed.initialize(command.coordinator, command.num_hosts, command.host)
+        connect_hosts(command.coordinator, command.num_hosts, command.host)
     if command.dry_run:
         print(dry_run.describe(command.config, command.topology))
     else:

@@ -4,8 +4,6 @@
 learns through low-rank changes (LoRA), the rest in full, which fits one 16 GB chip. Less: configs/decoder_only.py.
 """
 
-import dataclasses
-
 from sam_jax.config import (
     FinetuneConfig,
     InteractionConfig,
@@ -13,16 +11,15 @@ from sam_jax.config import (
     RecordDataConfig,
     StageConfig,
     TrainConfig,
+    for_training,
     vit_b,
 )
 
 
 def get_config() -> TrainConfig:
     """A few thousand steps from the official weights, with jitter, since own data sets are small."""
-    sam = vit_b()
-    encoder = dataclasses.replace(sam.image_encoder, remat=True)
     return TrainConfig(
-        sam=dataclasses.replace(sam, image_encoder=encoder, dtype="bfloat16"),
+        sam=for_training(vit_b()),
         stages=(StageConfig(image_size=1024, batch_size=8, masks_per_image=16, num_steps=3_000),),
         data=RecordDataConfig(path="data/coco/instances.json", hold_out=0.1, jitter=(0.5, 2.0), num_workers=4),
         interaction=InteractionConfig(num_points=4, num_mask_only_steps=1),

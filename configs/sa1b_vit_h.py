@@ -5,22 +5,13 @@ drop path .4, up to 64 masks per image.
 The encoder starts from MAE weights: python -m convert.mae_to_flax mae_pretrain_vit_huge.pth checkpoints/mae_vit_h
 """
 
-import dataclasses
-
-from sam_jax.config import MeshConfig, OptimConfig, RecordDataConfig, SamConfig, StageConfig, TrainConfig, vit_h
-
-
-def sam() -> SamConfig:
-    """ViT-H as it trains: bfloat16 arithmetic, drop path, blocks recomputed in the backward pass."""
-    config = vit_h()
-    encoder = dataclasses.replace(config.image_encoder, drop_path_rate=0.4, remat=True)
-    return dataclasses.replace(config, image_encoder=encoder, dtype="bfloat16")
+from sam_jax.config import MeshConfig, OptimConfig, RecordDataConfig, StageConfig, TrainConfig, for_training, vit_h
 
 
 def get_config() -> TrainConfig:
     """One image per chip on 256 chips, or several on fewer."""
     return TrainConfig(
-        sam=sam(),
+        sam=for_training(vit_h(), drop_path_rate=0.4),
         stages=(StageConfig(image_size=1024, batch_size=256, masks_per_image=64, num_steps=90_000),),
         data=RecordDataConfig(path="data/sa1b", num_workers=8),
         optim=OptimConfig(learning_rate=8e-4, weight_decay=0.1, layer_decay=0.8, warmup_steps=250),

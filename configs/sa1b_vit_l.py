@@ -6,22 +6,13 @@ The encoder starts from MAE weights: python -m convert.mae_to_flax mae_pretrain_
 The paper does not say when ViT-L's learning rate drops; ViT-H's shares of the training are kept.
 """
 
-import dataclasses
-
-from sam_jax.config import MeshConfig, OptimConfig, RecordDataConfig, SamConfig, StageConfig, TrainConfig, vit_l
-
-
-def sam() -> SamConfig:
-    """ViT-L as it trains: bfloat16 arithmetic, drop path, blocks recomputed in the backward pass."""
-    config = vit_l()
-    encoder = dataclasses.replace(config.image_encoder, drop_path_rate=0.4, remat=True)
-    return dataclasses.replace(config, image_encoder=encoder, dtype="bfloat16")
+from sam_jax.config import MeshConfig, OptimConfig, RecordDataConfig, StageConfig, TrainConfig, for_training, vit_l
 
 
 def get_config() -> TrainConfig:
     """One image per chip on 128 chips, or several on fewer."""
     return TrainConfig(
-        sam=sam(),
+        sam=for_training(vit_l(), drop_path_rate=0.4),
         stages=(StageConfig(image_size=1024, batch_size=128, masks_per_image=64, num_steps=180_000),),
         data=RecordDataConfig(path="data/sa1b", num_workers=8),
         optim=OptimConfig(learning_rate=4e-4, weight_decay=0.1, layer_decay=0.8, warmup_steps=250),

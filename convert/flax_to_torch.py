@@ -7,17 +7,16 @@ Every value stays bit for bit what it is.
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from convert.errors import ConversionError, one_line_errors
+from convert.command_line import make_parser, run
+from convert.errors import ConversionError
 from convert.rules import expected_leaves, official_key
 from sam_jax.checkpoint import Variables, load_config, load_variables
 
@@ -62,17 +61,9 @@ def save_official(path: str | os.PathLike[str], state: dict[str, torch.Tensor]) 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.flax_to_torch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", help="model directory, local or gs://")
-    parser.add_argument("target", help=".pth file to write; must not exist yet")
-    args = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # leaves the accelerator alone
-    with one_line_errors():
-        _convert(args.source, args.target)
+    source, target = "model directory, local or gs://", ".pth file to write; must not exist yet"
+    parser = make_parser("python -m convert.flax_to_torch", __doc__, source, target)
+    run(lambda args: _convert(args.source, args.target), parser.parse_args(argv))
 
 
 def _convert(source: str, target: str) -> None:

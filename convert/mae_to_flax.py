@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from etils import epath
 
-from convert.errors import ConversionError, one_line_errors
+from convert.command_line import MODEL_DIRECTORY, check_new_directory, make_parser, run
+from convert.errors import ConversionError
 from convert.flax_to_torch import to_state_dict
 from convert.rules import expected_leaves, official_key
 from convert.torch_files import read_state_dict
 from convert.torch_to_flax import to_variables, torch_shape
-from sam_jax.checkpoint import CheckpointError, Variables, save_model
+from sam_jax.checkpoint import Variables, save_model
 from sam_jax.config import SamConfig, vit_b, vit_h, vit_l
 from sam_jax.models.layers import resize_pos_embed
 from sam_jax.models.sam import Sam, init_variables
@@ -144,23 +144,18 @@ def _resize(table: torch.Tensor, side: int) -> torch.Tensor:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.mae_to_flax",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        "python -m convert.mae_to_flax",
+        __doc__,
+        "official MAE weights of ViT-B, ViT-L or ViT-H, .pth or .safetensors",
+        MODEL_DIRECTORY,
     )
-    parser.add_argument("source", help="official MAE weights of ViT-B, ViT-L or ViT-H, .pth or .safetensors")
-    parser.add_argument("target", help="model directory to write, local or gs://; must not exist yet")
     parser.add_argument("--seed", type=int, default=0, help="of the parts that MAE lacks (default: 0)")
-    args = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # leaves the accelerator alone
-    with one_line_errors():
-        _convert(args)
+    run(_convert, parser.parse_args(argv))
 
 
 def _convert(args: argparse.Namespace) -> None:
-    if epath.Path(args.target).exists():  # save_model says so too, but only after the work
-        raise CheckpointError(f"{args.target} exists already; remove it or choose another directory")
+    check_new_directory(args.target)
     config, variables = load_mae(args.source, args.seed)
     save_model(args.target, config, variables)
     name = next(name for name, known in SIZES.items() if known == config)

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from convert.errors import ConversionError, one_line_errors
+from convert.command_line import MODEL_DIRECTORY, check_new_directory, make_parser, run
+from convert.errors import ConversionError
 from convert.rules import Axes, expected_leaves, official_key, official_name
 from convert.sizes import infer_config
 from convert.torch_files import read_decoder_heads, read_state_dict
 from sam_jax import config as configs
-from sam_jax.checkpoint import CheckpointError, Variables, save_model
+from sam_jax.checkpoint import Variables, save_model
 from sam_jax.config import SamConfig
 
 if TYPE_CHECKING:
@@ -132,27 +132,22 @@ def _describe(config: SamConfig) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.torch_to_flax",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        "python -m convert.torch_to_flax",
+        __doc__,
+        "official or Hugging Face SAM weights, .pth or .safetensors",
+        MODEL_DIRECTORY,
     )
-    parser.add_argument("source", help="official or Hugging Face SAM weights, .pth or .safetensors")
-    parser.add_argument("target", help="model directory to write, local or gs://; must not exist yet")
     parser.add_argument(
         "--decoder-num-heads",
         type=int,
         help="attention heads of the mask decoder (default: config.json beside a Hugging Face file, else 8)",
     )
-    args = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # leaves the accelerator alone
-    with one_line_errors():
-        _convert(args)
+    run(_convert, parser.parse_args(argv))
 
 
 def _convert(args: argparse.Namespace) -> None:
-    if epath.Path(args.target).exists():  # save_model says so too, but only after the work
-        raise CheckpointError(f"{args.target} exists already; remove it or choose another directory")
+    check_new_directory(args.target)
     config, variables = load_official(args.source, args.decoder_num_heads)
     leaves: list[Any] = jax.tree.leaves(variables)
     save_model(args.target, config, variables)

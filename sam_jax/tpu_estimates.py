@@ -6,18 +6,19 @@ cycles that it notes beside each instruction of the optimised program, loops mul
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 GIB = 2**30
 
@@ -86,7 +87,9 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
 def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
     """Compiles a jitted function for arguments given as `jax.ShapeDtypeStruct`s with shardings of the topology."""
     started = time.perf_counter()
-    compiled = function.lower(*arguments).compile()
+    lowered = function.lower(*arguments)
+    with _no_compilation_cache():
+        compiled = lowered.compile()
     elapsed = time.perf_counter() - started
     memory = compiled.memory_analysis()
     cycles, counts = estimate_cycles(compiled.as_text())
@@ -107,6 +110,19 @@ def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
         collectives=dict(sorted(counts.items())),
         compile_seconds=elapsed,
     )
+
+
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """A program for chips that are not there can be written to the cache, but not read back from it."""
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it looks at the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def estimate_cycles(hlo: str) -> tuple[int, Counter[str]]:
@@ -209,8 +225,3 @@ def _sub_jaxprs(params: dict[str, Any]) -> list[Any]:
         # Of a conditional one branch runs; they do the same work here (attention in the form of each platform).
         found += jaxprs[-1:] if name == "branches" else jaxprs
     return found
-
-
-def single_device(shape: Sequence[int], dtype: Any, device: Any) -> jax.ShapeDtypeStruct:
-    """An array on one chip of a topology."""
-    return jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype), sharding=jax.sharding.SingleDeviceSharding(device))

@@ -16,7 +16,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_SCRIPT_LINES = 100
 
-_BASE = {"config", "structs", "ops", "ops/attention", "models", "sharding", "checkpoint"}
+_BASE = {"config", "structs", "ops", "ops/attention", "models", "sharding", "checkpoint", "files"}
 _LIBRARY = _BASE | {
     "sam_jax",
     "runtime",
@@ -40,6 +40,7 @@ ALLOWED = {
     "tpu_estimates": set(),
     "checkpoint": {"config", "structs", "models"},
     "runtime": set(),
+    "files": set(),
     "inference": _BASE,
     "training": _BASE | {"tpu_estimates"},
     "training/loop": _BASE | {"training", "data", "data/pipeline", "evaluation"},
@@ -69,6 +70,7 @@ THIRD_PARTY = {
     "tpu_estimates": {"jax", "numpy"},
     "checkpoint": {"jax", "numpy", "flax", "orbax", "etils"},
     "runtime": {"jax"},
+    "files": {"etils"},
     "inference": _ARRAYS | _HOST,
     "training": _ARRAYS | {"flax", "optax", "etils", "tqdm", "PIL", "tensorboardX"},
     "training/loop": _ARRAYS | {"flax", "optax", "etils", "tqdm"},

@@ -65,7 +65,8 @@ def test_an_unknown_topology_is_one_clear_line():
 def test_the_real_compiler():
     chip, devices = tpu_estimates.topology_devices("v5e:2x2")
     assert len(devices) == 4
-    x = tpu_estimates.single_device((4096, 4096), jnp.bfloat16, devices[0])
+    one_chip = jax.sharding.SingleDeviceSharding(devices[0])
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=one_chip)
     found = tpu_estimates.compile_for(chip, jax.jit(jnp.matmul), x, x)
     assert 0.9 < found.seconds / (2 * 4096**3 / chip.flops) < 1.3
     assert found.arguments == pytest.approx(2 * 4096**2 * 2 / 2**30)

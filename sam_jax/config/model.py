@@ -157,6 +157,12 @@ def vit_tiny() -> SamConfig:
     )
 
 
+def for_training(config: SamConfig, drop_path_rate: float = 0.0) -> SamConfig:
+    """A network as it trains on TPUs: bfloat16 arithmetic, drop path, blocks recomputed in the backward pass."""
+    encoder = dataclasses.replace(config.image_encoder, drop_path_rate=drop_path_rate, remat=True)
+    return dataclasses.replace(config, image_encoder=encoder, dtype="bfloat16")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested plain dictionaries, ready for JSON."""
     return dataclasses.asdict(config)

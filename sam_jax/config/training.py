@@ -162,7 +162,8 @@ class TrainConfig:
 
     Attributes:
       workdir: local or gs://; receives `config.json`, `log.jsonl`, TensorBoard files, `pictures/`, `logs/` (one per
-        host), `state/` and `best/` (checkpoints) and, at the end, `model/` (for `load_model`).
+        host), `state/` (checkpoints) and, at the end, `model/` and, where evaluation found an earlier state better,
+        `best/` (both for `load_model`).
       init_from: a model directory to start from; None starts from scratch.
       storage_dtype: how the finished model's parameters are stored, "float32" or, at half the size, "float16".
       remat_interactions: recompute each decoder pass in the backward pass: memory stays that of one interaction, the

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import grain
@@ -21,6 +22,7 @@ from sam_jax.data.cutout_pool import load_pool
 from sam_jax.data.example import MASK_STRIDE
 from sam_jax.data.open_records import open_records
 from sam_jax.data.record_stream import RecordStream
+from sam_jax.data.records import RecordSource
 
 log = logging.getLogger(__name__)
 
@@ -68,38 +70,55 @@ def make_batches(
     return iter(stream)
 
 
-def held_out_batches(
-    config: CompositeDataConfig | RecordDataConfig,
-    stage: StageConfig,
-    seed: int,
-    count: int,
-    shard: tuple[int, int] = (0, 1),
-    embeddings: str | None = None,
-) -> Iterator[Batch]:
+class HeldOutBatches:
     """About `count` examples that training does not see, always the same, as `make_batches` yields them.
 
-    The last batch is filled up with examples whose masks are all invalid.
+    The last batch is filled up with examples whose masks are all invalid. Data is opened when it is first iterated
+    over, once.
     """
-    host, hosts = shard
-    size = stage.batch_size // hosts
-    if isinstance(config, CompositeDataConfig):
-        composites = CompositeSource(load_pool(config.pool, "val"), _composite_config(config, stage), seed=seed)
-        example_at = composites.__getitem__
-    else:
-        records = open_stream(config, stage, seed, held_out=True, embeddings=embeddings)
-        count = min(count, len(records))
 
-        def example_at(position: int) -> Batch:
-            return records.draw(position, position)
+    def __init__(
+        self,
+        config: CompositeDataConfig | RecordDataConfig,
+        stage: StageConfig,
+        seed: int,
+        count: int,
+        shard: tuple[int, int] = (0, 1),
+        embeddings: str | None = None,
+    ) -> None:
+        self._config, self._stage, self._seed, self._count = config, stage, seed, count
+        self._shard, self._embeddings = shard, embeddings
 
-    for start in range(0, count, stage.batch_size):
-        rows = []
-        for position in range(start + host * size, start + (host + 1) * size):
-            example = example_at(position % count)
-            rows.append(
-                example if position < count else {**example, "mask_valid": np.zeros_like(example["mask_valid"])}
-            )
-        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    @cached_property
+    def _composites(self) -> CompositeSource:
+        assert isinstance(self._config, CompositeDataConfig)
+        pool = load_pool(self._config.pool, "val")
+        return CompositeSource(pool, _composite_config(self._config, self._stage), seed=self._seed)
+
+    @cached_property
+    def _records(self) -> RecordSource:
+        assert isinstance(self._config, RecordDataConfig)
+        return open_records(self._config.path, self._config.image_dir)
+
+    def _examples(self) -> tuple[Callable[[int], Batch], int]:
+        """An example by its number, and how many there are."""
+        if isinstance(self._config, CompositeDataConfig):
+            return self._composites.__getitem__, self._count
+        # A stream of its own for each pass: what one cannot read does not count against the next.
+        stream = RecordStream(self._records, self._config, self._stage, self._seed, True, self._embeddings)
+        return lambda position: stream.draw(position, position), min(self._count, len(stream))
+
+    def __iter__(self) -> Iterator[Batch]:
+        example_at, count = self._examples()
+        host, hosts = self._shard
+        size = self._stage.batch_size // hosts
+        for start in range(0, count, self._stage.batch_size):
+            rows = []
+            for position in range(start + host * size, start + (host + 1) * size):
+                example = example_at(position % count)
+                unused = {} if position < count else {"mask_valid": np.zeros_like(example["mask_valid"])}
+                rows.append({**example, **unused})
+            yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def open_stream(

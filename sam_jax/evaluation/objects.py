@@ -13,6 +13,7 @@ import numpy as np
 
 from sam_jax.evaluation import programs
 from sam_jax.evaluation.metrics import mask_boundary, mask_iou
+from sam_jax.inference.predictor import encode_images
 from sam_jax.models.sam import Sam
 from sam_jax.ops.masks import mask_to_box
 from sam_jax.ops.rle import decode_mask
@@ -49,7 +50,7 @@ class Engine:
         sizes = np.full((batch, 2), side, np.int32)
         for number, resized in enumerate(self.map(lambda image: resize_longest_side(image, side), images)):
             pictures[number], sizes[number] = pad_to_square(resized, side), resized.shape[:2]
-        return programs.encode(self.model, self.variables, pictures, sizes)
+        return encode_images(self.model, self.variables, pictures, sizes)
 
 
 class Target:

@@ -1,4 +1,4 @@
-"""The compiled part: encode a batch of images, decode prompts of many objects, enlarge masks to the photo.
+"""The compiled part: decode prompts of many objects, enlarge masks to the photo.
 
 Shapes are fixed or rounded up to few sizes, so that a whole set of images of all sizes runs as a handful of programs.
 """
@@ -14,21 +14,11 @@ import numpy as np
 
 from sam_jax.models.sam import Sam
 from sam_jax.ops.masks import axis_matrix
-from sam_jax.ops.transforms import normalize_batch
 from sam_jax.structs import MaskPredictions, Prompts
 
 # Sides of photos are rounded up to these: 64 pixels apart at first, then about an eighth.
 _SMALL_STEP = 64
 _SLOTS = (1, 4, 16, 64)
-
-
-@partial(jax.jit, static_argnums=0)
-def encode(model: Sam, variables: Any, pictures: jax.Array, input_sizes: jax.Array) -> jax.Array:
-    """Padded pictures (B, S, S, 3) uint8, valid to `input_sizes` (B, 2) -> embeddings (B, h, w, C)."""
-    config = model.config
-    images = normalize_batch(pictures, input_sizes, config.pixel_mean, config.pixel_std)
-    embeddings: Any = model.apply(variables, images, method="encode_image")
-    return embeddings
 
 
 @partial(jax.jit, static_argnums=0)

@@ -13,7 +13,7 @@ from sam_jax.evaluation.case_pictures import Case
 from sam_jax.evaluation.charts import Line, line_chart
 from sam_jax.evaluation.options import click_column
 from sam_jax.evaluation.results import EvaluationResult, average_over_sets
-from sam_jax.inference.outputs import write_atomically
+from sam_jax.files import write_atomically
 
 FORMAT = "sam_jax.evaluation.v1"
 _STYLE = """

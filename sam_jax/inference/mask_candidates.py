@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam_jax.config import AmgConfig
+from sam_jax.inference.predictor import encode_images
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
 from sam_jax.ops.masks import axis_matrix
-from sam_jax.ops.transforms import normalize_batch, pad_to_square, resize_longest_side, to_input_frame
+from sam_jax.ops.transforms import pad_to_square, resize_longest_side, to_input_frame
 from sam_jax.structs import Prompts
 
 # Sides of enlarged masks are padded to multiples of this: photos of similar size share programs, and bits fill bytes.
@@ -116,14 +117,6 @@ def concatenate(parts: list[Candidates]) -> Candidates:
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode(model: Sam, variables: Any, images: jax.Array, input_sizes: jax.Array) -> jax.Array:
-    config = model.config
-    normalised = normalize_batch(images, input_sizes, config.pixel_mean, config.pixel_std)
-    embeddings: Any = model.apply(variables, normalised, method="encode_image")
-    return embeddings
-
-
-@partial(jax.jit, static_argnums=0)
 def _decode(model: Sam, variables: Any, embedding: jax.Array, points: jax.Array) -> tuple[jax.Array, jax.Array]:
     """An embedding (h, w, C) and points (P, 2) in the input frame -> three masks of each (3 P, 4h, 4w), IoU (3 P,)."""
     prompts = Prompts(point_coords=points[None, :, None], point_labels=jnp.ones((1, len(points), 1), jnp.int32))
@@ -161,12 +154,11 @@ def _examine(
     across, down = mask.any(axis=2), mask.any(axis=1)
     last = jnp.stack([across.shape[1] - 1 - across[:, ::-1].argmax(1), down.shape[1] - 1 - down[:, ::-1].argmax(1)], 1)
     boxes = jnp.concatenate([jnp.stack([across.argmax(1), down.argmax(1)], 1), last], axis=1)
-    weights = jnp.asarray([128, 64, 32, 16, 8, 4, 2, 1], jnp.uint8)
     return {
         "stability": above(levels[1]).sum(axis=(1, 2)) / above(levels[2]).sum(axis=(1, 2)),
         "boxes": jnp.where(area[:, None] > 0, boxes, 0),
         "area": area,
-        "bits": (mask.reshape(*mask.shape[:2], -1, 8) * weights).sum(axis=-1, dtype=jnp.uint8),
+        "bits": jnp.packbits(mask, axis=-1),
         "low_res": chosen,
     }
 
@@ -180,7 +172,8 @@ def encode_crops(model: Sam, variables: Any, image: np.ndarray, boxes: list[Box]
         resized = [resize_longest_side(np.ascontiguousarray(image[y0:y1, x0:x1]), side) for x0, y0, x1, y1 in part]
         filled = resized + resized[:1] * (at_once - len(part))  # the same program for the last, smaller part
         sizes = np.array([picture.shape[:2] for picture in filled], np.int32)
-        embeddings = _encode(model, variables, np.stack([pad_to_square(picture, side) for picture in filled]), sizes)
+        frames = np.stack([pad_to_square(picture, side) for picture in filled])
+        embeddings = encode_images(model, variables, frames, sizes)
         for number, box in enumerate(part):
             yield Crop(box, image.shape[:2], resized[number].shape[:2], embeddings[number])
 
@@ -233,8 +226,8 @@ def _chunks(
 ) -> Iterator[Chunk]:
     """Examines those masks of a batch whose predicted IoU is high enough."""
     scores = np.asarray(iou)
-    passed = np.flatnonzero(scores > config.pred_iou_thresh if config.pred_iou_thresh > 0 else scores == scores)
-    numbers = start + passed // 3  # three masks per point
+    passed = np.flatnonzero(scores > config.pred_iou_thresh if config.pred_iou_thresh > 0 else ~np.isnan(scores))
+    numbers = start + passed // (len(scores) // config.points_per_batch)  # several masks per point
     passed, numbers = passed[numbers < num_points], numbers[numbers < num_points]
     pixels = len(enlarge["rows"]) * len(enlarge["columns"])
     largest = int(np.clip(2 ** int(np.log2(max(1, CHUNK_PIXELS // pixels))), 1, MAX_CHUNK))

@@ -12,6 +12,7 @@ from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from sam_jax.files import write_atomically
 from sam_jax.ops.masks import mask_to_box
 from sam_jax.ops.rle import encode_mask
 
@@ -19,18 +20,6 @@ from sam_jax.ops.rle import encode_mask
 COLOURS = ((0, 158, 255), (255, 140, 0), (0, 200, 120), (240, 80, 160), (250, 230, 60), (160, 100, 255), (90, 220, 255))
 FOREGROUND, BACKGROUND = (40, 220, 80), (235, 50, 50)
 _OPACITY = 0.5
-
-
-def write_atomically(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it."""
-    target = epath.Path(path)
-    unfinished = target.parent / f".{target.name}.unfinished"
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(target)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def mask_record(index: int, mask: np.ndarray, predicted_iou: float, prompt: dict[str, Any]) -> dict[str, Any]:

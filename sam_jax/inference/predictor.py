@@ -42,9 +42,10 @@ class PredictedMasks(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode(model: Sam, variables: Any, image: jax.Array, input_size: jax.Array) -> jax.Array:
+def encode_images(model: Sam, variables: Any, pictures: jax.Array, input_sizes: jax.Array) -> jax.Array:
+    """Padded pictures (B, S, S, 3) uint8, valid to `input_sizes` (B, 2) -> embeddings (B, h, w, C)."""
     config = model.config
-    images = normalize_batch(image[None], input_size[None], config.pixel_mean, config.pixel_std)
+    images = normalize_batch(pictures, input_sizes, config.pixel_mean, config.pixel_std)
     embeddings: Any = model.apply(variables, images, method="encode_image")
     return embeddings
 
@@ -106,7 +107,8 @@ class SamPredictor:
         side = self.model.config.image_size
         resized = resize_longest_side(np.ascontiguousarray(image), side)
         input_size = np.array(resized.shape[:2], np.int32)
-        self._image_embeddings = _encode(self.model, self.variables, pad_to_square(resized, side), input_size)
+        pictures = pad_to_square(resized, side)[None]
+        self._image_embeddings = encode_images(self.model, self.variables, pictures, input_size[None])
         self.original_size = image.shape[:2]
         self.input_size = resized.shape[:2]
 

@@ -22,7 +22,8 @@ import numpy as np
 from etils import epath
 from pycocotools import mask as coco
 
-from sam_jax.inference.outputs import overlay_masks, write_atomically, write_picture
+from sam_jax.files import write_atomically
+from sam_jax.inference.outputs import overlay_masks, write_picture
 from sam_jax.inference.photo_list import Photo
 from sam_jax.inference.prompt_files import PhotoObjects
 from sam_jax.ops.rle import decode_mask

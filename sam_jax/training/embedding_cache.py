@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Callable
@@ -14,8 +15,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from sam_jax.files import write_atomically
 from sam_jax.models.sam import Sam
-from sam_jax.ops.transforms import normalize_batch
+from sam_jax.training.step import image_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +52,9 @@ class EmbeddingCache:
 
     def write(self, image_id: int, embedding: np.ndarray) -> None:
         """Keeps one embedding, atomically."""
-        unfinished = self.path / f".{image_id}.unfinished"
-        with unfinished.open("wb") as file:
-            np.save(file, embedding.astype(np.float16))
-        unfinished.replace(self.path / f"{image_id}.npy")
+        buffer = io.BytesIO()
+        np.save(buffer, embedding.astype(np.float16))
+        write_atomically(self.path / f"{image_id}.npy", buffer.getvalue())
 
     def fill(
         self,
@@ -73,7 +74,7 @@ class EmbeddingCache:
         todo = todo[todo % jax.process_count() == jax.process_index()]
         if not len(todo):
             return
-        encode = jax.jit(partial(_encode, model))
+        encode = jax.jit(partial(image_embeddings, model))
         log.info("computing %d of %d image embeddings into %s", len(todo), len(image_ids), self.path)
         bar = tqdm(total=len(todo), desc="embeddings", unit="image", disable=jax.process_index() != 0)
         for start in range(0, len(todo), batch_size):
@@ -81,8 +82,8 @@ class EmbeddingCache:
             good = [(image_id, row) for image_id, row in rows if row is not None]
             if good:
                 padded = [row for _, row in good] + [good[0][1]] * (batch_size - len(good))
-                image, size = (np.stack([row[name] for row in padded]) for name in ("image", "input_size"))
-                embeddings = np.asarray(encode(variables, image, size))
+                batch = {name: np.stack([row[name] for row in padded]) for name in ("image", "input_size")}
+                embeddings = np.asarray(encode(variables, batch))
                 for (image_id, _), embedding in zip(good, embeddings, strict=False):
                     self.write(image_id, embedding)
             bar.update(len(rows))
@@ -95,9 +96,3 @@ def fingerprint(params: Any) -> str:
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _encode(model: Sam, variables: Any, image: jax.Array, input_size: jax.Array) -> jax.Array:
-    images = normalize_batch(image, input_size, model.config.pixel_mean, model.config.pixel_std)
-    embeddings: Any = model.apply(variables, images, method="encode_image")
-    return embeddings

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from sam_jax import sharding
 from sam_jax.checkpoint import StateStore, load_model, save_model
 from sam_jax.config import RecordDataConfig, StageConfig, TrainConfig, to_dict
-from sam_jax.data.pipeline import held_out_batches, make_batches, open_stream
+from sam_jax.data.pipeline import HeldOutBatches, make_batches, open_stream
+from sam_jax.files import write_atomically
 from sam_jax.models.sam import Sam
 from sam_jax.training.embedding_cache import EmbeddingCache
 from sam_jax.training.finetune import encoder_is_frozen
@@ -99,6 +100,10 @@ class _Run:
         self.optimizer = make_optimizer(config.optim, config.sam, config.num_steps)
         self.schedule = learning_rate_schedule(config.optim, config.num_steps)
         self.key = jax.random.key(config.seed)
+        self.evaluation_step = jax.jit(partial(evaluation_step, self.model, config))
+        self.predict_clicks = jax.jit(
+            partial(predict_clicks, self.model, config), out_shardings=sharding.replicated(self.mesh)
+        )
         self.pending: list[tuple[int, Any, np.ndarray]] = []  # step, metrics on the device, image ids
 
     def go(self) -> epath.Path:
@@ -113,8 +118,8 @@ class _Run:
         log.info("host %d of %d: %s", jax.process_index(), jax.process_count(), jax.local_devices())
         with MetricWriter(self.workdir, self.step) as self.writer:
             if self.options.eval_only:
-                self.embeddings = _fill_embedding_cache(self.config, self.config.stages[-1])
-                self._evaluate(self.config.stages[-1])
+                self._open_held_out(self.config.stages[-1])
+                self._evaluate()
                 return self.workdir
             first = 0
             for index, stage in enumerate(self.config.stages):
@@ -133,20 +138,19 @@ class _Run:
         )
         end = first + stage.num_steps
         shard = jax.process_index(), jax.process_count()
-        self.embeddings = _fill_embedding_cache(config, stage)
+        self._open_held_out(stage)
         batches = make_batches(config.data, stage, config.seed + index, self.step - first, shard, self.embeddings)
         clock = _Clock(self.step)
         for _ in self._progress(stage, first, end):
             with clock.waiting():
                 batch = next(batches)
             self._profile()
-            ids = batch.pop("image_id")
-            self.state, metrics = step_fn(self.state, sharding.to_global(self.mesh, batch), self.key)
+            self.state, metrics = step_fn(self.state, self._placed(batch), self.key)
             self.step += 1
-            self.pending.append((self.step, metrics, ids))
+            self.pending.append((self.step, metrics, batch["image_id"]))
             if self._due(config.log_every) or self.step == end:
                 self._log(clock, stage)
-            self._save_and_show(stage)
+            self._save_and_show()
             if self.interruption.requested(self.step):
                 self._stop()
 
@@ -186,37 +190,34 @@ class _Run:
         self.pending = []
         return row
 
-    def _save_and_show(self, stage: StageConfig) -> None:
+    def _save_and_show(self) -> None:
         config = self.config
-        miou = self._evaluate(stage) if self._due(config.eval_every) else None
+        miou = self._evaluate() if self._due(config.eval_every) else None
         if miou is not None or self._due(config.checkpoint_every):
             self._newest_metrics()  # never keep a broken state
             self.store.save(self.step, self.state, miou)
-        if self._due(config.picture_every):
-            batch = next(iter(self._held_out(stage)))
-            if "image" in batch:
-                predict = partial(predict_clicks, self.model, config)
-                clicks = jax.jit(predict, out_shardings=sharding.replicated(self.mesh))(
-                    self.state, sharding.to_global(self.mesh, batch), self.key
-                )
-                # Host 0 holds the first images of every batch.
-                self.writer.picture(self.step, draw(batch, *map(np.asarray, clicks)))
+        if self._due(config.picture_every) and self.embeddings is None:
+            batch = next(iter(self.held_out))
+            clicks = self.predict_clicks(self.state, self._placed(batch), self.key)
+            # Host 0 holds the first images of every batch.
+            self.writer.picture(self.step, draw(batch, *map(np.asarray, clicks)))
 
-    def _held_out(self, stage: StageConfig) -> Iterator[dict[str, np.ndarray]]:
+    def _open_held_out(self, stage: StageConfig) -> None:
+        """Held-out data of a stage; nothing is read before it is evaluated on."""
+        config = self.config
         shard = jax.process_index(), jax.process_count()
-        count = self.config.eval_images
-        for batch in held_out_batches(self.config.data, stage, self.config.seed, count, shard, self.embeddings):
-            batch.pop("image_id")
-            yield batch
+        self.embeddings = _fill_embedding_cache(config, stage)
+        self.held_out = HeldOutBatches(config.data, stage, config.seed, config.eval_images, shard, self.embeddings)
 
-    def _evaluate(self, stage: StageConfig) -> float:
+    def _placed(self, batch: dict[str, np.ndarray]) -> Any:
+        """A host's batch on the devices; image ids stay behind."""
+        return sharding.to_global(self.mesh, {name: x for name, x in batch.items() if name != "image_id"})
+
+    def _evaluate(self) -> float:
         """Writes mean metrics over the held-out masks; returns the mean IoU after the last interaction."""
-        if not hasattr(self, "_evaluation_step"):
-            self._evaluation_step = jax.jit(partial(evaluation_step, self.model, self.config))
         sums: dict[str, float] = {}
-        for batch in self._held_out(stage):
-            arrays = sharding.to_global(self.mesh, batch)
-            metrics = jax.device_get(self._evaluation_step(self.state, arrays, self.key))
+        for batch in self.held_out:
+            metrics = jax.device_get(self.evaluation_step(self.state, self._placed(batch), self.key))
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in metrics.items()}
         count = max(1.0, sums.pop("count"))
         row = {name: float(f"{value / count:.5g}") for name, value in sums.items()}
@@ -317,9 +318,7 @@ def _check_same_run(config: TrainConfig, workdir: epath.Path) -> None:
     mine = json.loads(json.dumps(to_dict(config)))
     if not file.exists():
         if jax.process_index() == 0:
-            unfinished = workdir / ".config.json.unfinished"
-            unfinished.write_text(json.dumps(mine, indent=2) + "\n")
-            unfinished.rename(file)
+            write_atomically(file, (json.dumps(mine, indent=2) + "\n").encode())
         return
     theirs = json.loads(file.read_text())
     differences = [

@@ -13,6 +13,8 @@ from etils import epath
 from PIL import Image
 from tensorboardX import SummaryWriter
 
+from sam_jax.files import write_atomically
+
 _SECONDS_BETWEEN_UPLOADS = 60
 
 
@@ -51,9 +53,7 @@ class LineFile:
         if self._remote:
             self._path.write_text(text)
         else:
-            unfinished = self._path.with_name(f".{self._path.name}.unfinished")
-            unfinished.write_text(text)
-            unfinished.replace(self._path)
+            write_atomically(self._path, text.encode())
         self._written = time.monotonic()
 
 

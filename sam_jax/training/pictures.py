@@ -10,9 +10,8 @@ import numpy as np
 
 from sam_jax.config import TrainConfig
 from sam_jax.models.sam import Sam
-from sam_jax.ops.transforms import normalize_batch
 from sam_jax.training.prompts import STRIDE, first_prompts
-from sam_jax.training.step import Batch, TrainState, model_variables
+from sam_jax.training.step import Batch, TrainState, image_embeddings, model_variables
 
 ROWS, MASKS = 4, 3  # images, and masks of each
 _COLOURS = np.array([[230, 60, 60], [60, 160, 240], [250, 200, 40]], np.float32)
@@ -24,11 +23,7 @@ def predict_clicks(
     """One click into each mask: the points (B, N, 2) in the input frame, the most confident masks (B, N, S/4, S/4)."""
     variables = model_variables(config, state)
     prompts = first_prompts(dataclasses.replace(config.interaction, box_probability=0.0), key, batch["masks"])
-    if "image_embeddings" in batch:
-        embeddings = batch["image_embeddings"].astype(jnp.float32)
-    else:
-        images = normalize_batch(batch["image"], batch["input_size"], model.config.pixel_mean, model.config.pixel_std)
-        embeddings = model.apply(variables, images, method="encode_image")  # type: ignore[assignment]
+    embeddings = image_embeddings(model, variables, batch)
     predictions = model.apply(variables, embeddings, prompts, method="predict_masks")
     best = 1 + predictions.iou_predictions[..., 1:].argmax(axis=-1)  # type: ignore[union-attr]
     masks = jnp.take_along_axis(predictions.low_res_masks, best[..., None, None, None], axis=2)  # type: ignore[union-attr]

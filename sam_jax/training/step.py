@@ -130,11 +130,7 @@ def forward_with_loss(
     """
     variables = {"params": params, "constants": constants}
     drop_key, prompt_key, affinity_key = jax.random.split(key, 3)
-    if "image_embeddings" in batch:
-        embeddings: Any = batch["image_embeddings"].astype(jnp.float32)
-    else:
-        images = normalize_batch(batch["image"], batch["input_size"], model.config.pixel_mean, model.config.pixel_std)
-        embeddings = model.apply(variables, images, deterministic, method="encode_image", rngs={"drop_path": drop_key})
+    embeddings = image_embeddings(model, variables, batch, None if deterministic else drop_key)
 
     def decode(prompts: Prompts) -> MaskPredictions:
         predictions: Any = model.apply(variables, embeddings, prompts, method="predict_masks")
@@ -152,6 +148,21 @@ def forward_with_loss(
         metrics["affinity"] = affinity
         loss = loss + config.loss.affinity_weight * affinity
     return loss, metrics
+
+
+def image_embeddings(
+    model: Sam, variables: dict[str, Any], batch: Batch, drop_key: jax.Array | None = None
+) -> jax.Array:
+    """Embeddings (B, h, w, C) float32 of a batch: those that it carries, or else of its pictures.
+
+    `drop_key` draws the drop path; None means that there is none.
+    """
+    if "image_embeddings" in batch:
+        return batch["image_embeddings"].astype(jnp.float32)
+    images = normalize_batch(batch["image"], batch["input_size"], model.config.pixel_mean, model.config.pixel_std)
+    rngs = None if drop_key is None else {"drop_path": drop_key}
+    embeddings: Any = model.apply(variables, images, drop_key is None, method="encode_image", rngs=rngs)
+    return embeddings
 
 
 def evaluation_step(model: Sam, config: TrainConfig, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:

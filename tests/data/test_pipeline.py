@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam_jax.config import RecordDataConfig, StageConfig
-from sam_jax.data.pipeline import held_out_batches, make_batches
+from sam_jax.data.pipeline import HeldOutBatches, make_batches
 from sam_jax.data.record_stream import chosen_indices, image_hash
 from sam_jax.data.records import DataError
 from tests.tiny_sa1b import write_folder, write_tar
@@ -67,13 +67,13 @@ def test_hosts_share_each_batch(folder):
 def test_held_out_images_are_never_trained_on(folder):
     config = config_of(folder, hold_out=0.4)
     trained = set(ids_of(take(make_batches(config, STAGE, 0, 0), 12)))
-    evaluated = list(held_out_batches(config, STAGE, 0, 1000))
+    evaluated = list(HeldOutBatches(config, STAGE, 0, 1000))
     valid = np.concatenate([batch["mask_valid"].any(axis=1) for batch in evaluated])
     held_out = ids_of(evaluated)[valid]
     assert len(set(held_out)) == len(held_out) > 0
     assert trained | set(held_out) == set(range(1, 25))
     assert not trained & set(held_out)
-    parts = [list(held_out_batches(config, STAGE, 0, 1000, (host, 2))) for host in range(2)]
+    parts = [list(HeldOutBatches(config, STAGE, 0, 1000, (host, 2))) for host in range(2)]
     for batch, first, second in zip(evaluated, *parts, strict=True):
         same(batch, {name: np.concatenate([first[name], second[name]]) for name in first})
 
@@ -117,4 +117,4 @@ def test_bad_images_are_named_and_replaced_up_to_a_share(tmp_path, caplog):
 
 def test_no_image_left_is_an_error(folder):
     with pytest.raises(DataError, match="leaves no held-out image"):
-        list(held_out_batches(config_of(folder), STAGE, 0, 4))
+        list(HeldOutBatches(config_of(folder), STAGE, 0, 4))

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from sam_jax.evaluation import programs
+from sam_jax.inference.predictor import encode_images
 from sam_jax.models.sam import Sam
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side
 from sam_jax.structs import Prompts
@@ -66,7 +67,7 @@ class SlowSam:
         resized = resize_longest_side(image, self.side)
         self.input = resized.shape[:2]
         picture, size = pad_to_square(resized, self.side)[None], np.array([self.input], np.int32)
-        self.embedding = programs.encode(self.model, variables, picture, size)
+        self.embedding = encode_images(self.model, variables, picture, size)
 
     def predict(self, clicks=(), box=None, logits=None, slots=1):
         """Masks (4, H, W) bool, low-res logits (4, l, l) and predicted IoU (4,); the unambiguous mask first."""

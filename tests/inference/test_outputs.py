@@ -1,8 +1,6 @@
 """Files on disk appear whole or not at all; pictures show what the masks say."""
 
-import contextlib
 import json
-import resource
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from sam_jax.inference.outputs import (
     mask_record,
     overlay_masks,
     side_by_side,
-    write_atomically,
     write_picture,
     write_records,
 )
@@ -31,40 +28,6 @@ def rectangle(y0, x0, y1, x1, shape=(40, 60)):
     mask = np.zeros(shape, bool)
     mask[y0:y1, x0:x1] = True
     return mask
-
-
-def test_write_atomically_leaves_one_whole_file(tmp_path):
-    write_atomically(tmp_path / "a.bin", b"first, longer")
-    write_atomically(str(tmp_path / "a.bin"), b"second")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
-    assert (tmp_path / "a.bin").read_bytes() == b"second"
-
-
-@contextlib.contextmanager
-def a_full_disk(limit):
-    """Writes past so many bytes of a file fail, after the bytes before have been written."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_a_failed_write_leaves_what_was_there(tmp_path, there):
-    if there:
-        (tmp_path / "a.bin").write_bytes(b"before")
-    with a_full_disk(1000), pytest.raises(OSError, match="File too large"):
-        write_atomically(tmp_path / "a.bin", bytes(10_000))
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == ({"a.bin": b"before"} if there else {})
-
-
-def test_a_failed_rename_leaves_nothing(tmp_path):
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError, match="taken"):
-        write_atomically(tmp_path / "taken", b"content")
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 def test_mask_record():
