@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from sam_jax.config.checks import require
+from sam_jax.config.model import SamConfig
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle", "low_res")
 
@@ -18,8 +20,10 @@ class AmgConfig:
     Attributes:
       points_per_side: points along each side of the grid over the whole picture.
       points_per_batch: points decoded at once.
-      pred_iou_thresh: masks whose predicted IoU is not above this are dropped; 0 switches the filter off.
-      stability_score_thresh: masks below this stability score are dropped; 0 switches the filter off.
+      pred_iou_thresh: masks whose predicted IoU is not above this are dropped; 0 switches the filter off. None takes
+        the model's own, `SamConfig.pred_iou_thresh`: 0.88 for the published sizes.
+      stability_score_thresh: masks below this stability score are dropped; 0 switches the filter off. None takes the
+        model's own, `SamConfig.stability_score_thresh`: 0.95 for the published sizes.
       stability_score_offset: the score is the IoU of the masks at `mask_threshold` plus and minus this many logits.
       box_nms_thresh: of two masks of one crop whose *boxes* overlap by more than this IoU, the one with the lower
         predicted IoU is dropped.
@@ -40,8 +44,8 @@ class AmgConfig:
 
     points_per_side: int | None = 32
     points_per_batch: int = 64
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
+    pred_iou_thresh: float | None = None
+    stability_score_thresh: float | None = None
     stability_score_offset: float = 1.0
     box_nms_thresh: float = 0.7
     crop_n_layers: int = 0
@@ -73,3 +77,8 @@ class AmgConfig:
             not self.skip_full_image or self.crop_n_layers > 0,
             "skip_full_image leaves nothing to look at: set crop_n_layers",
         )
+
+    def of_model(self, sam: SamConfig) -> AmgConfig:
+        """These settings with the model's own thresholds where none are given."""
+        names = ("pred_iou_thresh", "stability_score_thresh")
+        return dataclasses.replace(self, **{name: getattr(sam, name) for name in names if getattr(self, name) is None})

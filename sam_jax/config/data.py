@@ -14,6 +14,7 @@ class CompositeConfig:
     Attributes:
       image_size: side S of the padded square, in pixels; a multiple of 4.
       masks_per_image: K, masks kept of each picture; a random K where there are more.
+      mask_stride: pixels per cell of the masks, as in `StageConfig`.
       length: examples in one pass: what `len` says.
       labelled: share of examples that are labelled photographs, where the pool has any.
       mosaics: share of examples that are mosaics: pictures cut into surfaces, without objects.
@@ -33,6 +34,7 @@ class CompositeConfig:
 
     image_size: int = 256
     masks_per_image: int = 16
+    mask_stride: int = 4
     length: int = 1_000_000
     labelled: float = 0.07
     mosaics: float = 0.15

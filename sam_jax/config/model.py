@@ -91,6 +91,8 @@ class SamConfig:
       prompt_embed_dim: width of image embeddings, prompts and mask decoder.
       pixel_mean, pixel_std: RGB statistics on the 0..255 scale.
       mask_threshold: a pixel belongs to a mask where its logit is above this.
+      pred_iou_thresh, stability_score_thresh: everything mode's own where its caller names none. They cut what this
+        model's IoU head and logits say, so that they belong to the weights; the published sizes have the official ones.
       dtype: compute dtype, "float32" or "bfloat16". Parameters are float32 in any case; softmax, normalisation
         statistics and positional encoding stay in float32.
     """
@@ -102,6 +104,8 @@ class SamConfig:
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     mask_threshold: float = 0.0
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
     dtype: str = "float32"
 
     def __post_init__(self) -> None:

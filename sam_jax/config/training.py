@@ -14,6 +14,9 @@ class StageConfig:
     """A stretch of training at one image size. Batches are per step over all devices.
 
     Attributes:
+      mask_stride: pixels of the picture per cell of the masks that the loss compares. 4 (default) is the decoder's own
+        grid, a quarter of the picture: no more detail than the decoder can say, at a sixteenth of the memory. 2 and 1
+        enlarge its logits bilinearly, as SAM 2's training code does; SAM's paper does not say.
       num_points: where given, takes the place of `InteractionConfig.num_points` in this stage.
       mosaics: where given, takes the place of `CompositeConfig.mosaics` in this stage.
       num_examples: composites made for this stage and kept in memory; then they come again. None makes new ones
@@ -24,6 +27,7 @@ class StageConfig:
     batch_size: int = 256
     masks_per_image: int = 64
     num_steps: int = 90_000
+    mask_stride: int = 4
     num_points: int | None = None
     mosaics: float | None = None
     num_examples: int | None = None
@@ -32,6 +36,7 @@ class StageConfig:
         for name in ("image_size", "batch_size", "masks_per_image", "num_steps", "num_examples"):
             value = getattr(self, name)
             require(value is None or value > 0, f"stage {name} must be positive, not {value}")
+        require(self.mask_stride in (1, 2, 4), f"stage mask_stride must be 4, 2 or 1, not {self.mask_stride}")
 
 
 @dataclass(frozen=True)

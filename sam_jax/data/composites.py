@@ -58,7 +58,7 @@ class CompositeSource:
         while True:
             image, masks = self._draw(rng)
             masks = masks[rng.permutation(len(masks))[: config.masks_per_image]]
-            example = make_example(image, masks, index, config.image_size, config.masks_per_image)
+            example = make_example(image, masks, index, config.image_size, config.masks_per_image, config.mask_stride)
             if example.mask_valid.any():
                 return example.to_dict()
 

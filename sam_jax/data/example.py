@@ -9,13 +9,19 @@ MASK_STRIDE = 4  # masks live on the decoder's grid, a quarter of the image side
 MIN_CELLS = 8  # a mask of fewer cells of that grid is hardly a shape
 
 
+def min_cells(stride: int) -> int:
+    """As many cells of `stride` pixels as MIN_CELLS of the decoder's grid."""
+    return MIN_CELLS * (MASK_STRIDE // stride) ** 2
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
     """A picture padded to a square, with up to K masks.
 
     Attributes:
         image: (S, S, 3) uint8 RGB, padded right and bottom with PIXEL_MEAN_RGB.
-        masks: (K, S // 4, S // 4) bool, all False where mask_valid is False.
+        masks: (K, S // stride, S // stride) bool, all False where mask_valid is False; stride is 4 unless a stage's
+            `mask_stride` says otherwise.
         mask_valid: (K,) bool.
         input_size: (2,) int32, (h, w) of the unpadded picture inside the square, in pixels.
         image_id: () int64.
@@ -42,36 +48,42 @@ def pad_image(image: np.ndarray, image_size: int) -> np.ndarray:
     return padded
 
 
-def reduce_masks(masks: np.ndarray, image_size: int) -> np.ndarray:
+def reduce_masks(masks: np.ndarray, image_size: int, stride: int = MASK_STRIDE) -> np.ndarray:
     """Pads (n, h, w) bool masks to the square and reduces them by area average > 0.5.
 
-    Returns (n, image_size // 4, image_size // 4) bool.
+    Returns (n, image_size // stride, image_size // stride) bool.
     """
     n, h, w = masks.shape
     padded = np.zeros((n, image_size, image_size), np.uint8)
     padded[:, :h, :w] = masks
-    grid = image_size // MASK_STRIDE
-    rows = padded.reshape(n, grid, MASK_STRIDE, image_size).sum(axis=2, dtype=np.uint8)
-    cells = rows.reshape(n, grid, grid, MASK_STRIDE).sum(axis=3, dtype=np.uint8)
-    return cells > MASK_STRIDE**2 // 2
+    grid = image_size // stride
+    rows = padded.reshape(n, grid, stride, image_size).sum(axis=2, dtype=np.uint8)
+    cells = rows.reshape(n, grid, grid, stride).sum(axis=3, dtype=np.uint8)
+    return cells > stride**2 // 2
 
 
-def make_example(image: np.ndarray, masks: np.ndarray, image_id: int, image_size: int, masks_per_image: int) -> Example:
+def make_example(
+    image: np.ndarray,
+    masks: np.ndarray,
+    image_id: int,
+    image_size: int,
+    masks_per_image: int,
+    stride: int = MASK_STRIDE,
+) -> Example:
     """Pads an (h, w, 3) uint8 picture and its (n, h, w) bool masks, n <= masks_per_image.
 
     Masks that all but vanish on the reduced grid are dropped; the rest are moved to the front.
     """
-    reduced = reduce_masks(masks, image_size)
-    reduced = reduced[reduced.sum(axis=(1, 2)) >= MIN_CELLS]
+    reduced = reduce_masks(masks, image_size, stride)
+    reduced = reduced[reduced.sum(axis=(1, 2)) >= min_cells(stride)]
     return pack_example(image, reduced, image_id, image_size, masks_per_image)
 
 
 def pack_example(
     image: np.ndarray, reduced: np.ndarray, image_id: int, image_size: int, masks_per_image: int
 ) -> Example:
-    """Pads an (h, w, 3) uint8 picture, and masks (n, image_size // 4, image_size // 4) bool to masks_per_image."""
-    grid = image_size // MASK_STRIDE
-    padded = np.zeros((masks_per_image, grid, grid), bool)
+    """Pads an (h, w, 3) uint8 picture, and reduced masks (n, S // stride, S // stride) bool to masks_per_image."""
+    padded = np.zeros((masks_per_image, *reduced.shape[1:]), bool)
     padded[: len(reduced)] = reduced
     return Example(
         image=pad_image(image, image_size),

@@ -19,7 +19,6 @@ import numpy as np
 from sam_jax.config import CompositeConfig, CompositeDataConfig, RecordDataConfig, StageConfig
 from sam_jax.data.composites import CompositeSource
 from sam_jax.data.cutout_pool import load_pool
-from sam_jax.data.example import MASK_STRIDE
 from sam_jax.data.open_records import open_records
 from sam_jax.data.record_stream import RecordStream
 from sam_jax.data.records import RecordSource
@@ -133,6 +132,7 @@ def _composite_config(config: CompositeDataConfig, stage: StageConfig) -> Compos
         config.composite,
         image_size=stage.image_size,
         masks_per_image=stage.masks_per_image,
+        mask_stride=stage.mask_stride,
         mosaics=config.composite.mosaics if stage.mosaics is None else stage.mosaics,
     )
 
@@ -159,5 +159,5 @@ class InMemory:
             example = self._source[index]
             self._kept[index] = {**example, "masks": np.packbits(example["masks"], axis=-1)}
         kept = self._kept[index]
-        columns = kept["image"].shape[1] // MASK_STRIDE
+        columns = kept["image"].shape[1] // self._source.config.mask_stride
         return {**kept, "masks": np.unpackbits(kept["masks"], axis=-1, count=columns).astype(bool)}

@@ -12,7 +12,7 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from sam_jax.data.example import MASK_STRIDE, MIN_CELLS, Example, pack_example
+from sam_jax.data.example import MASK_STRIDE, MIN_CELLS, Example, min_cells, pack_example
 from sam_jax.data.records import DataError, NoMaskError, Record
 from sam_jax.data.rle_grid import Placement, Size, decode_runs, reduce_runs
 
@@ -29,6 +29,7 @@ class ExampleMaker:
         seed: of the masks and of the jitter.
         max_mask_share: masks that cover more of the picture than this are dropped.
         jitter: (smallest, largest) scale of large-scale jitter, or None.
+        mask_stride: pixels of the square's side per cell of the masks: 4, 2 or 1.
     """
 
     image_size: int
@@ -36,6 +37,7 @@ class ExampleMaker:
     seed: int = 0
     max_mask_share: float = 1.0
     jitter: tuple[float, float] | None = None
+    mask_stride: int = MASK_STRIDE
 
     def __post_init__(self) -> None:
         if self.image_size <= 0 or self.image_size % MASK_STRIDE:
@@ -52,7 +54,9 @@ class ExampleMaker:
           DataError: as `to_example`.
         """
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, int(index)))))
-        return to_example(record, rng, self.image_size, self.masks_per_image, self.max_mask_share, self.jitter)
+        return to_example(
+            record, rng, self.image_size, self.masks_per_image, self.max_mask_share, self.jitter, self.mask_stride
+        )
 
 
 def to_example(
@@ -62,6 +66,7 @@ def to_example(
     masks_per_image: int,
     max_mask_share: float = 1.0,
     jitter: tuple[float, float] | None = None,
+    mask_stride: int = MASK_STRIDE,
 ) -> Example:
     """One training example of a record; see `ExampleMaker` for the arguments.
 
@@ -76,7 +81,7 @@ def to_example(
             if jitter is not None:
                 placements = [jittered(rng, size, image_size, jitter) for _ in range(_JITTER_DRAWS)] + placements
             for placement in placements:
-                masks = draw_masks(rng, record, placement, image_size, masks_per_image, max_mask_share)
+                masks = draw_masks(rng, record, placement, image_size, masks_per_image, max_mask_share, mask_stride)
                 if len(masks):
                     image = read_frame(picture, placement, image_size)
                     return pack_example(image, masks, record.image_id, image_size, masks_per_image)
@@ -116,24 +121,25 @@ def draw_masks(
     image_size: int,
     masks_per_image: int,
     max_mask_share: float,
+    mask_stride: int = MASK_STRIDE,
 ) -> np.ndarray:
-    """Up to `masks_per_image` random masks that can be trained on: (n, image_size // 4, image_size // 4) bool.
+    """Up to `masks_per_image` random masks that can be trained on: (n, S // mask_stride, S // mask_stride) bool.
 
     Masks are decoded in random order until enough are left, so that what is never used costs nothing.
     """
     h, w = placement.size
-    grid_size = image_size // MASK_STRIDE
+    grid_size, fewest = image_size // mask_stride, min_cells(mask_stride)
     # No grid cell is won with half of it or less: smaller masks vanish for certain.
     ratio = (placement.resized[0] / h) * (placement.resized[1] / w)
-    smallest, largest = MIN_CELLS * MASK_STRIDE**2 / (2 * ratio), max_mask_share * h * w
+    smallest, largest = fewest * mask_stride**2 / (2 * ratio), max_mask_share * h * w
     order = rng.permutation(len(record.segmentations))
     found, missing = [np.zeros((0, grid_size, grid_size), bool)], masks_per_image
     while len(order) and missing:
         chosen, order = np.split(order, [missing])
         runs = decode_runs([record.segmentations[number] for number in chosen], placement.size)
         runs = runs.select((runs.areas >= smallest) & (runs.areas <= largest))
-        reduced = reduce_runs(runs, placement, grid_size)
-        found.append(reduced[np.count_nonzero(reduced, axis=(1, 2)) >= MIN_CELLS])
+        reduced = reduce_runs(runs, placement, grid_size, mask_stride)
+        found.append(reduced[np.count_nonzero(reduced, axis=(1, 2)) >= fewest])
         missing -= len(found[-1])
     return np.concatenate(found)
 

@@ -197,25 +197,25 @@ def reduce_rles(segmentations: Sequence[dict[str, Any]], placement: Placement, g
     return reduce_runs(decode_runs(segmentations, placement.size), placement, grid_size)
 
 
-def reduce_runs(runs: Runs, placement: Placement, grid_size: int) -> np.ndarray:
+def reduce_runs(runs: Runs, placement: Placement, grid_size: int, stride: int = MASK_STRIDE) -> np.ndarray:
     """Area averages of masks over the cells of the frame's grid, > 0.5.
 
-    A cell is MASK_STRIDE x MASK_STRIDE pixels of the frame; it averages over every source pixel that it touches,
+    A cell is `stride` x `stride` pixels of the frame; it averages over every source pixel that it touches,
     weighted by the share it touches. What lies beyond the picture counts as not in the mask.
 
     Returns:
       (n, grid_size, grid_size) bool.
     """
-    (h, w), cell_area = placement.size, MASK_STRIDE**2 * placement.size[0] * placement.size[1]
+    (h, w), cell_area = placement.size, stride**2 * placement.size[0] * placement.size[1]
     grids = np.zeros((len(runs.areas), grid_size, grid_size), bool)
-    edges = _edges(h, placement.resized[0], placement.offset[0], grid_size)
-    left, widths = _column_cells(w, placement.resized[1], placement.offset[1], grid_size)
+    edges = _edges(h, placement.resized[0], placement.offset[0], grid_size * stride)
+    left, widths = _column_cells(w, placement.resized[1], placement.offset[1], grid_size * stride, stride)
     owner, column, top, bottom = runs.strips()
     seen = (edges[top] < edges[bottom]) & (widths.max(axis=0)[column] > 0)
     if not seen.any():
         return grids
     owner, column, top, bottom = owner[seen], column[seen], edges[top[seen]], edges[bottom[seen]]
-    (first_row, upper), (last_row, lower) = (np.divmod(edge, MASK_STRIDE * h) for edge in (top, bottom))
+    (first_row, upper), (last_row, lower) = (np.divmod(edge, stride * h) for edge in (top, bottom))
     # Every mask gets a window of its own, column after column, that ends in a row of zeros.
     begins = np.flatnonzero(np.diff(owner, prepend=-1))
     row = np.minimum.reduceat(first_row, begins)
@@ -229,7 +229,7 @@ def reduce_runs(runs: Runs, placement: Placement, grid_size: int) -> np.ndarray:
     for tap, width in enumerate(widths[:, column]):
         start, end = (corner + tap * rows[window] + edge_row for edge_row in (first_row, last_row))
         keys += [start, start + 1, end, end + 1]
-        weights += [width * (MASK_STRIDE * h - upper), width * upper, width * (lower - MASK_STRIDE * h), -width * lower]
+        weights += [width * (stride * h - upper), width * upper, width * (lower - stride * h), -width * lower]
     # Whole numbers far below 2**53, which float64 adds without rounding; no window leaks into the next.
     area = np.cumsum(np.bincount(np.concatenate(keys), np.concatenate(weights), stop[-1]))
     for number, mask in enumerate(owner[begins]):
@@ -239,17 +239,17 @@ def reduce_runs(runs: Runs, placement: Placement, grid_size: int) -> np.ndarray:
     return grids
 
 
-def _edges(side: int, resized: int, offset: int, grid_size: int) -> np.ndarray:
+def _edges(side: int, resized: int, offset: int, frame: int) -> np.ndarray:
     """(side + 1,) int64: where pixel edges lie in the frame, in units of 1 / side of its pixels, clipped to it."""
-    return np.clip(np.arange(side + 1) * resized - offset * side, 0, grid_size * MASK_STRIDE * side)
+    return np.clip(np.arange(side + 1) * resized - offset * side, 0, frame * side)
 
 
-def _column_cells(side: int, resized: int, offset: int, grid_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _column_cells(side: int, resized: int, offset: int, frame: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """The cells below each pixel along an axis: the first one (side,), and what it covers of it and the next (t, side).
 
     int64, in the units of `_edges`; t is as many as any pixel touches, two unless the picture was much enlarged.
     """
-    edges, cell = _edges(side, resized, offset, grid_size), MASK_STRIDE * side
+    edges, cell = _edges(side, resized, offset, frame), stride * side
     begin, end = edges[:-1], edges[1:]
     first = begin // cell
     taps = int(np.maximum((end - 1) // cell - first, 0).max()) + 1

@@ -228,7 +228,7 @@ def main() -> None:
         directory = prepare_tars(args.tars, args.out, args.shards, args.limit, beam_options if args.beam else None)
         print(f"{len(TfdsSa1b(directory))} images in {directory}")
     except DataError as error:
-        parser.exit(1, f"{error}\n")
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ class SamAutomaticMaskGenerator:
         known = {field.name for field in dataclasses.fields(AmgConfig)}
         if unknown := sorted(options.keys() - known):
             raise ValueError(f"unknown options {unknown}; known are {sorted(known)}")
-        self.model, self.variables, self.config = model, variables, AmgConfig(**options)
+        self.model, self.variables = model, variables
+        self.config = AmgConfig(**options).of_model(model.config)
         self.point_grids = _point_grids(self.config, point_grids)
 
     def generate(self, image: np.ndarray) -> list[Record]:

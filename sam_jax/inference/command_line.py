@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from sam_jax.config import AmgConfig
+from sam_jax.config import AmgConfig, SamConfig
 from sam_jax.inference.batch_run import RunOptions
 from sam_jax.inference.images import MAX_PIXELS, read_mask_input
 from sam_jax.inference.prompt_files import PromptTable, read_prompts
@@ -157,13 +157,13 @@ def _add_everything_options(group: Any) -> None:
     texts, hints = _field_help(), typing.get_type_hints(AmgConfig)
     for field in everything_options():
         flag, text = "--" + field.name.replace("_", "-"), texts.get(field.name, "")
-        kind = hints[field.name]
+        kind, own = hints[field.name], hasattr(SamConfig, field.name)
         if isinstance(kind, types.UnionType):
             kind = next(part for part in typing.get_args(kind) if part is not type(None))
         if kind is bool:
             group.add_argument(flag, action="store_true", help=text)
         else:
-            shown = "off" if field.default is None else f"{field.default:.4g}"
+            shown = f"{field.default:.4g}" if field.default is not None else "the model's own" if own else "off"
             group.add_argument(flag, type=kind, metavar="N" if kind is int else "X", help=f"{text} (default: {shown})")
 
 

@@ -225,6 +225,7 @@ def _chunks(
     config: AmgConfig, start: int, low_res: jax.Array, iou: jax.Array, num_points: int, enlarge: Enlargement
 ) -> Iterator[Chunk]:
     """Examines those masks of a batch whose predicted IoU is high enough."""
+    assert config.pred_iou_thresh is not None
     scores = np.asarray(iou)
     passed = np.flatnonzero(scores > config.pred_iou_thresh if config.pred_iou_thresh > 0 else ~np.isnan(scores))
     numbers = start + passed // (len(scores) // config.points_per_batch)  # several masks per point
@@ -246,6 +247,7 @@ def _filter(
     stability, boxes, area = (np.asarray(found[name])[:count] for name in ("stability", "boxes", "area"))
     h, w = crop.image_size
     kept = ~near_crop_edge(boxes, np.array(crop.box), np.array([0, 0, w, h]))
+    assert config.stability_score_thresh is not None
     if config.stability_score_thresh > 0:
         kept &= stability >= config.stability_score_thresh  # an empty mask's NaN is not
     kept &= (area >= config.min_mask_area) & (area <= config.max_mask_cover * h * w)

@@ -85,10 +85,11 @@ def describe(config: TrainConfig, topology: str) -> str:
 
 def _abstract_batch(stage: StageConfig, where: jax.sharding.NamedSharding | None) -> dict[str, jax.ShapeDtypeStruct]:
     b, k, s = stage.batch_size, stage.masks_per_image, stage.image_size
+    grid = s // stage.mask_stride
     shapes = {
         "image": ((b, s, s, 3), np.uint8),
         "input_size": ((b, 2), np.int32),
-        "masks": ((b, k, s // 4, s // 4), np.bool_),
+        "masks": ((b, k, grid, grid), np.bool_),
         "mask_valid": ((b, k), np.bool_),
     }
     return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in shapes.items()}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from sam_jax.config import LossConfig
+from sam_jax.ops.masks import bilinear_matrix
 
 
 class MaskLosses(NamedTuple):
@@ -49,6 +50,16 @@ def mask_iou(logits: jax.Array, targets: jax.Array) -> jax.Array:
     target = targets > 0.5
     union = (predicted | target).sum(axis=(-2, -1))
     return jnp.where(union > 0, (predicted & target).sum(axis=(-2, -1)) / jnp.maximum(union, 1), 1.0)
+
+
+def enlarge(logits: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """(..., h, w) -> (..., H, W) for `size` = (H, W), bilinearly as torch does; untouched where they are that large."""
+    if logits.shape[-2:] == size:
+        return logits
+    rows, cols = (
+        jnp.asarray(bilinear_matrix(*sides), logits.dtype) for sides in zip(size, logits.shape[-2:], strict=True)
+    )
+    return jnp.einsum("yh,...hw,xw->...yx", rows, logits, cols)
 
 
 def mask_losses(config: LossConfig, logits: jax.Array, iou_predictions: jax.Array, targets: jax.Array) -> MaskLosses:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sam_jax.config import TrainConfig
 from sam_jax.models.sam import Sam
-from sam_jax.training.prompts import STRIDE, first_prompts
+from sam_jax.training.prompts import first_prompts, reduce_masks
 from sam_jax.training.step import Batch, TrainState, image_embeddings, model_variables
 
 ROWS, MASKS = 4, 3  # images, and masks of each
@@ -22,8 +22,9 @@ def predict_clicks(
 ) -> tuple[jax.Array, jax.Array]:
     """One click into each mask: the points (B, N, 2) in the input frame, the most confident masks (B, N, S/4, S/4)."""
     variables = model_variables(config, state)
-    prompts = first_prompts(dataclasses.replace(config.interaction, box_probability=0.0), key, batch["masks"])
     embeddings = image_embeddings(model, variables, batch)
+    targets = reduce_masks(batch["masks"], batch["masks"].shape[2] // (4 * embeddings.shape[1]))
+    prompts = first_prompts(dataclasses.replace(config.interaction, box_probability=0.0), key, targets)
     predictions = model.apply(variables, embeddings, prompts, method="predict_masks")
     best = 1 + predictions.iou_predictions[..., 1:].argmax(axis=-1)  # type: ignore[union-attr]
     masks = jnp.take_along_axis(predictions.low_res_masks, best[..., None, None, None], axis=2)  # type: ignore[union-attr]
@@ -40,7 +41,8 @@ def draw(batch: dict[str, np.ndarray], points: np.ndarray, masks: np.ndarray) ->
         truth, answer = photo.copy(), photo.copy()
         for n in range(count):
             for canvas, mask in ((truth, batch["masks"][b, n]), (answer, masks[b, n])):
-                inside = mask.repeat(STRIDE, 0).repeat(STRIDE, 1)
+                stride = len(photo) // len(mask)
+                inside = mask.repeat(stride, 0).repeat(stride, 1)
                 canvas[inside] = canvas[inside] * 0.45 + _COLOURS[n] * 0.55
             x, y = points[b, n].astype(int)
             side = max(2, photo.shape[0] // 100)

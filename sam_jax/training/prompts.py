@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import reduce
 
 from sam_jax.config import InteractionConfig
 from sam_jax.structs import Prompts
 
 # The mask decoder predicts on a grid of patch_size / 4 = 4 pixels (SAM's patch size is 16).
 STRIDE = 4
+
+
+def reduce_masks(masks: jax.Array, factor: int) -> jax.Array:
+    """(B, N, factor * h, factor * w) bool -> (B, N, h, w): cells that a mask fills by more than half."""
+    if factor == 1:
+        return masks
+    share = reduce(masks.astype(jnp.float32), "b n (h i) (w j) -> b n h w", "mean", i=factor, j=factor)
+    return share > 0.5
 
 
 def first_prompts(config: InteractionConfig, key: jax.Array, targets: jax.Array) -> Prompts:

@@ -18,8 +18,8 @@ from sam_jax.models.sam import Sam
 from sam_jax.ops.transforms import normalize_batch
 from sam_jax.structs import MaskPredictions, Prompts
 from sam_jax.training.finetune import assemble, split_params
-from sam_jax.training.losses import affinity_loss, mask_losses, prompt_loss
-from sam_jax.training.prompts import add_error_points, first_prompts
+from sam_jax.training.losses import affinity_loss, enlarge, mask_losses, prompt_loss
+from sam_jax.training.prompts import add_error_points, first_prompts, reduce_masks
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -120,7 +120,7 @@ def forward_with_loss(
 
     Args:
       batch: `image` (B, S, S, 3) uint8 and `input_size` (B, 2) int32 (h, w), or `image_embeddings` (B, h, w, C);
-        `masks` (B, N, S/4, S/4) bool, `mask_valid` (B, N) bool.
+        `masks` (B, N, S/4, S/4) bool, or finer, `mask_valid` (B, N) bool.
       count: what to divide by where the batch is a piece of a larger one: that one's number of valid masks.
       deterministic: no drop path.
 
@@ -136,7 +136,8 @@ def forward_with_loss(
         predictions: Any = model.apply(variables, embeddings, prompts, method="predict_masks")
         return predictions
 
-    scores = interact(config, decode, batch["masks"], prompt_key)
+    low_res = 4 * embeddings.shape[1]  # the decoder's own grid
+    scores = interact(config, decode, batch["masks"], prompt_key, batch["masks"].shape[2] // low_res)
     count = batch["mask_valid"].sum() if count is None else count
     weight = batch["mask_valid"] / jnp.maximum(count, 1)
     sums = Scores(*((x * weight).sum(axis=(1, 2)) for x in scores))
@@ -175,14 +176,18 @@ def evaluation_step(model: Sam, config: TrainConfig, state: TrainState, batch: B
     return metrics | {"count": batch["mask_valid"].sum()}
 
 
-def interact(config: TrainConfig, decode: Any, targets: jax.Array, key: jax.Array) -> Scores:
-    """All interactions of one step, each prompted with the error of the one before."""
+def interact(config: TrainConfig, decode: Any, targets: jax.Array, key: jax.Array, factor: int = 1) -> Scores:
+    """All interactions of one step, each prompted with the error of the one before.
+
+    `factor` cells of the targets make one of the decoder's grid, on which prompts are drawn and masks fed back.
+    """
     sim = config.interaction
     first_key, place_key, loop_key = jax.random.split(key, 3)
+    score = partial(_decode_and_score, config, decode, targets=targets)
+    targets = reduce_masks(targets, factor)
     prompts = first_prompts(sim, first_key, targets)
     assert prompts.box_valid is not None
     multimask = ~prompts.box_valid | sim.box_multimask
-    score = partial(_decode_and_score, config, decode, targets=targets)
     feedback, first = score(prompts, multimask=multimask)
     first = jax.tree.map(lambda x: x[None], first)
     if sim.num_steps == 1:
@@ -219,7 +224,8 @@ def _decode_and_score(
 ) -> tuple[jax.Array, Scores]:
     """Logits to feed back (B, N, h, w), those of the mask with the highest predicted IoU, and its scores (B, N)."""
     predictions = decode(prompts)
-    losses = mask_losses(config.loss, predictions.low_res_masks, predictions.iou_predictions, targets)
+    compared = enlarge(predictions.low_res_masks, targets.shape[2:])
+    losses = mask_losses(config.loss, compared, predictions.iou_predictions, targets)
     best = jnp.where(multimask, 1 + predictions.iou_predictions[..., 1:].argmax(axis=-1), 0)[..., None]
     logits = jnp.take_along_axis(predictions.low_res_masks, best[..., None, None], axis=2)[:, :, 0]
     chosen = [jnp.take_along_axis(part, best, axis=2)[..., 0] for part in losses]

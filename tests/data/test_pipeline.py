@@ -1,5 +1,6 @@
 """Which images a run sees, in which order, and what happens to the bad ones."""
 
+import dataclasses
 import itertools
 import logging
 
@@ -53,6 +54,14 @@ def test_a_later_start_another_form_and_workers_give_the_same_batches(folder, tm
         same(batch, other)
     for batch, other in zip(expected, make_batches(config_of(tmp_path), STAGE, 0, 0), strict=False):
         same(batch, other)
+
+
+def test_finer_masks_are_those_of_the_same_objects(folder):
+    fine = dataclasses.replace(STAGE, mask_stride=1)
+    for coarse, finer in zip(*(take(make_batches(config_of(folder), s, 0, 0), 6) for s in (STAGE, fine)), strict=True):
+        assert finer["masks"].shape == (4, 2, 48, 48)
+        share = finer["masks"].reshape(4, 2, 12, 4, 12, 4).mean(axis=(3, 5))
+        assert (coarse["masks"] == (share > 0.5)).mean() > 0.98  # rounding twice moves single cells
 
 
 def test_hosts_share_each_batch(folder):

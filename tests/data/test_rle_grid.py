@@ -22,18 +22,18 @@ def encode(mask, as_list=False):
     return {"size": list(mask.shape), "counts": rle["counts"].decode()}
 
 
-def overlaps(side, resized, offset, grid_size):
+def overlaps(side, resized, offset, grid_size, stride):
     """(grid_size, side) int64: how much of each pixel lies in each cell, in units of 1 / side of the frame's pixels."""
     begin = np.arange(side) * resized - offset * side
-    cell = np.arange(grid_size)[:, None] * MASK_STRIDE * side
-    return np.maximum(np.minimum(begin + resized, cell + MASK_STRIDE * side) - np.maximum(begin, cell), 0)
+    cell = np.arange(grid_size)[:, None] * stride * side
+    return np.maximum(np.minimum(begin + resized, cell + stride * side) - np.maximum(begin, cell), 0)
 
 
-def slow_reduce(segmentations, placement, grid_size):
+def slow_reduce(segmentations, placement, grid_size, stride=MASK_STRIDE):
     """The statement: decode at full size, average, compare with one half; whole numbers, exact in float64."""
     axes = zip(placement.size, placement.resized, placement.offset, strict=True)
-    rows, columns = (overlaps(*axis, grid_size).astype(float) for axis in axes)
-    cell = MASK_STRIDE**2 * placement.size[0] * placement.size[1]
+    rows, columns = (overlaps(*axis, grid_size, stride).astype(float) for axis in axes)
+    cell = stride**2 * placement.size[0] * placement.size[1]
     return np.stack([2 * (rows @ coco_mask.decode(s).astype(float) @ columns.T) > cell for s in segmentations])
 
 
@@ -72,6 +72,15 @@ def test_reduce_rles_is_the_slow_statement(placement):
     assert np.array_equal(reduced, expected)
     assert expected.any()
     assert not expected.all()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("placement", PLACEMENTS[1::3], ids=str)
+def test_finer_cells_follow_the_same_statement(placement, stride):
+    segmentations = [encode(mask) for mask in masks_of(np.random.default_rng(0), *placement.size)]
+    reduced = rle_grid.reduce_runs(decode_runs(segmentations, placement.size), placement, 64 // stride, stride)
+    assert np.array_equal(reduced, slow_reduce(segmentations, placement, 64 // stride, stride))
+    assert reduced.any()
 
 
 def test_a_picture_of_the_released_size():

@@ -1,5 +1,6 @@
 """Everything mode, from points to records, around a decoder that answers with discs."""
 
+import dataclasses
 import itertools
 
 import jax.numpy as jnp
@@ -93,6 +94,17 @@ def test_nothing_passes_is_an_empty_list(photo):
         == []
     )
     assert generator(stability_score_thresh=1.1).generate(photo) == []
+
+
+def test_thresholds_are_the_models_own_unless_given(records, photo):
+    iou, stability = (np.median([r[name] for r in records]) for name in ("predicted_iou", "stability_score"))
+    own = dataclasses.replace(TINY, pred_iou_thresh=float(iou), stability_score_thresh=float(stability) - 0.05)
+    variables = random_variables(TINY)
+    found = SamAutomaticMaskGenerator(Sam(own), variables, points_per_side=4, points_per_batch=5).generate(photo)
+    assert 0 < len(found) < len(records)
+    assert all(r["predicted_iou"] > iou and r["stability_score"] >= stability - 0.05 for r in found)
+    told = SamAutomaticMaskGenerator(Sam(own), variables, **LOOSE).generate(photo)
+    assert [r["bbox"] for r in told] == [r["bbox"] for r in records]
 
 
 def test_crops_stay_in_their_boxes_and_need_not_include_the_whole(photo):

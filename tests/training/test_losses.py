@@ -56,6 +56,15 @@ def test_mask_iou(case):
     )
 
 
+def test_enlarging_is_bilinear():
+    ramp = np.add.outer(np.arange(4.0), 2 * np.arange(3.0)).astype(np.float32)
+    inner = losses.enlarge(ramp, (8, 6))[1:-1, 1:-1]  # edges repeat
+    np.testing.assert_allclose(
+        inner, np.add.outer(np.arange(0.25, 3.25, 0.5), 2 * np.arange(0.25, 2.25, 0.5)), atol=1e-6
+    )
+    assert losses.enlarge(ramp, (4, 3)) is ramp
+
+
 def test_iou_of_two_empty_masks_is_one():
     nothing, something = np.full((1, H, W), -1.0), np.full((1, H, W), 1.0)
     assert losses.mask_iou(nothing, np.zeros((1, H, W))) == 1

@@ -11,7 +11,7 @@ import pytest
 from sam_jax.config import InteractionConfig, LossConfig, OptimConfig, TrainConfig
 from sam_jax.models.sam import Sam
 from sam_jax.structs import MaskPredictions
-from sam_jax.training.losses import mask_losses
+from sam_jax.training.losses import enlarge, mask_losses
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import create_state, forward_with_loss, interact, train_step
 from tests.tiny import SMALLEST, random_variables
@@ -101,6 +101,35 @@ def test_later_steps_get_the_best_mask_and_use_the_single_output(fixed):
         assert any(np.allclose(loss[step], (parts.mask + parts.iou)[..., 0], rtol=1e-5) for parts in expected)
         np.testing.assert_allclose(iou[step], expected[0].true_iou[..., 0])
     np.testing.assert_allclose(loss[3], (expected[1].mask + expected[1].iou)[..., 0], rtol=1e-5)  # all points are there
+
+
+def test_finer_targets_are_compared_with_enlarged_logits(fixed):
+    _, predictions = fixed
+    fine = jnp.asarray(np.random.default_rng(1).random((2, 3, 16, 16)) < 0.5)
+    fed_back = []
+
+    def decode(prompts):
+        fed_back.append(prompts.mask_inputs)
+        return predictions
+
+    loss, *_ = interact(with_interaction(num_mask_only_steps=1), decode, fine, KEY, factor=2)
+    enlarged = enlarge(predictions.low_res_masks, (16, 16))
+    parts = mask_losses(LossConfig(), enlarged, predictions.iou_predictions, fine)
+    np.testing.assert_allclose(loss[1], (parts.mask + parts.iou)[..., 0], rtol=1e-6)
+    assert fed_back[1].shape == (2, 3, 8, 8)  # the decoder's own grid
+
+
+def test_a_whole_step_with_masks_at_full_resolution():
+    model, variables, batch = Sam(SMALLEST), random_variables(SMALLEST), batch_of()
+    fine = batch | {"masks": batch["masks"].repeat(4, axis=2).repeat(4, axis=3)}
+    step = jax.jit(functools.partial(forward_with_loss, model, CONFIG))
+    (loss, metrics), (fine_loss, fine_metrics) = (
+        step(variables["params"], variables["constants"], masks, KEY) for masks in (batch, fine)
+    )
+    # The same prompts and the same first mask; its outline is now smooth.
+    assert float(fine_metrics["iou_1"]) == pytest.approx(float(metrics["iou_1"]), abs=0.05)
+    assert fine_loss != loss
+    assert float(fine_loss) == pytest.approx(float(loss), rel=0.1)
 
 
 def test_no_gradient_flows_through_the_fed_back_mask(fixed):

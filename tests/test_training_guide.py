@@ -1,0 +1,102 @@
+"""What docs/training.md says can be typed, can: each command's options are parsed by the program that they are for."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "training.md").read_text()
+
+
+def commands():
+    """Each `python ...` of the bash blocks, as words; lines that end in a backslash go on."""
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)).replace("\\\n", " ")
+    found = [re.sub(r"\s+#.*", "", command) for command in re.findall(r"python ([^\"\n;]*)", text)]
+    return [shlex.split(command) for command in found]
+
+
+def is_about(program):
+    return [words for words in commands() if words[0] == program or words[:2] == ["-m", program]]
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """What train.py understands of a command line, without doing it."""
+    monkeypatch.chdir(ROOT)
+    done = []
+    monkeypatch.setattr(train, "run", done.append)
+
+    def parse(words):
+        monkeypatch.setattr(sys, "argv", words)
+        assert train.main() == 0
+        return done[-1]
+
+    return parse
+
+
+@pytest.mark.parametrize("words", is_about("train.py"), ids=" ".join)
+def test_training_commands_are_understood(words, parsed):
+    command = parsed(words)
+    assert command.config.data.path == words[words.index("--data.path") + 1]
+    assert command.distributed == ("--distributed" in words)
+
+
+# What stands in running text, with the config that it is said of.
+SAID = [
+    "configs/sa1b_vit_b.py --init-from None",
+    "configs/sa1b_vit_b.py --accumulate 4",
+    "configs/sa1b_vit_b.py --coordinator HOST0:1234 --num-hosts 4 --host 1",
+    "configs/sa1b_vit_h.py --mesh.fsdp 8",
+    "configs/finetune_coco.py --data.image-dir photos",
+    "configs/sa1b_vit_b.py --data.jitter 0.1 2.0 --data.max-images 100000 --data.hold-out 0.01",
+    "configs/sa1b_vit_b.py --data.max-bad-share 0.1 --eval-every 10 --picture-every 10 --data.num-workers 8",
+    "configs/sa1b_vit_b.py --profile-steps 20 25",
+    "configs/sa1b_vit_b.py --eval-only",
+    "configs/finetune_coco.py --finetune.lora-rank 0",
+    'configs/finetune_coco.py --finetune.frozen "image_encoder/blocks_[0-5]/.*" "prompt_encoder/.*"',
+    "configs/sa1b_vit_h.py --dry-run --topology v5e:16x16",
+]
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_options_in_running_text_are_understood(text, parsed):
+    parsed(["train.py", *shlex.split(text)])
+
+
+def test_no_option_of_training_is_left_out_here():
+    tried = " ".join([*SAID, *(" ".join(words) for words in commands())])
+    of_others = {"--help", "--zone", "--worker", "--command", "--logdir", "--checkpoint", "--point"}
+    spelt = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]+", GUIDE)) - of_others
+    assert spelt <= set(re.findall(r"--[a-z][a-z0-9.-]+", tried))
+
+
+def test_fields_that_are_named_exist():
+    fields = re.findall(r"`(data|finetune|interaction|loss)\.(\w+)", GUIDE)
+    assert fields
+    for room, name in fields:
+        name_of_config = "finetune_coco" if room == "finetune" else "sa1b_vit_b"
+        config = train.load_config_file(str(ROOT / "configs" / f"{name_of_config}.py"))
+        assert hasattr(getattr(config, room), name), name
+
+
+@pytest.mark.parametrize("words", [words for words in commands() if words[0] == "-m"], ids=" ".join)
+def test_other_programs_understand_their_words(words, tmp_path):
+    """Their files do not exist here, which is what they say, and not that they cannot read the command line."""
+    pytest.importorskip("torch" if words[1].startswith("convert.") else "tensorflow_datasets")
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "usage" not in done.stderr
+    assert next(word for word in words[2:] if "/" in word or "." in word) in done.stderr
