@@ -1,14 +1,24 @@
 """Ours against the official PyTorch code on this CPU: one run, alternating repetitions, ratios.
 
-    pip install -e ".[oracle]" && python benchmarks/cpu_vs_torch.py [--repetitions 5] [--json OUT.json]
+    pip install -e ".[oracle]" && python benchmarks/cpu_vs_torch.py [--rows encode decode everything train]
 
 Both sides get the same random ViT-B weights and the same inputs, in float32 with all cores. A ratio above 1 means that
 torch takes longer. Times on a shared machine vary; the ratio of medians taken turn by turn varies far less.
+
+  encode      one picture of 1024 px through the image encoder
+  decode      1 and 64 one-point prompts, three masks each
+  everything  a photo of 1500 x 2250, 32 x 32 points, post-processing included: the official generator against ours. Of
+              random weights' masks about a third pass the predicted IoU, and a third of those the stability score.
+              Our host's share (box NMS, run lengths, records) is printed below
+  train       one optimizer step at 512 px, 8 masks, 11 interactions. The official code has none: its side is the
+              official modules under the same losses, with points at random places
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import json
 import statistics
 import sys
@@ -16,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,8 +34,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from convert.torch_to_flax import load_official
-from sam_jax import Prompts, Sam, vit_b
+from sam_jax import Prompts, Sam, SamAutomaticMaskGenerator, vit_b
+from sam_jax.config import OptimConfig, SamConfig, TrainConfig
+from sam_jax.inference import automatic_mask_generator
+from sam_jax.training.optimizer import make_optimizer
+from sam_jax.training.step import create_state, train_step
 from tests.oracle import build_official
+
+ROWS = ("encode", "decode", "everything", "train")
+Sides = tuple[Callable[[], object], Callable[[], object]]
 
 
 def alternate(ours: Callable[[], object], theirs: Callable[[], object], repetitions: int) -> tuple[float, float]:
@@ -39,15 +57,20 @@ def alternate(ours: Callable[[], object], theirs: Callable[[], object], repetiti
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
-class Rivals:
-    """The same model in both frameworks, with one image embedding to decode from."""
+def same_model(config: SamConfig) -> tuple[Any, Sam, dict[str, Any]]:
+    """The official model with random weights, and ours with the same."""
+    official = build_official(config)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(official.state_dict(), f"{folder}/sam.pth")
+        found, variables = load_official(f"{folder}/sam.pth")
+    return official, Sam(found), variables
+
+
+class Parts:
+    """Encoder and decoder by themselves."""
 
     def __init__(self) -> None:
-        self.torch_sam = build_official(vit_b())
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(self.torch_sam.state_dict(), f"{folder}/sam.pth")
-            config, self.variables = load_official(f"{folder}/sam.pth")
-        self.model = Sam(config)
+        self.official, self.model, self.variables = same_model(vit_b())
         rng = np.random.default_rng(0)
         self.images = rng.standard_normal((1, 1024, 1024, 3)).astype(np.float32)
         self.coords = rng.uniform(0, 1024, (64, 1, 2)).astype(np.float32)
@@ -55,27 +78,25 @@ class Rivals:
         self._encode = jax.jit(lambda v, x: self.model.apply(v, x, method="encode_image"))
         self._decode = jax.jit(lambda v, e, p: self.model.apply(v, e, p, True, method="decode_masks"))
 
-    def encode_ours(self) -> object:
-        """One image through our encoder."""
-        return jax.block_until_ready(self._encode(self.variables, self.images))
+    def encode(self) -> Sides:
+        """One image through both encoders."""
 
-    def encode_torch(self) -> object:
-        """One image through the official encoder."""
-        with torch.no_grad():
-            return self.torch_sam.image_encoder(torch.from_numpy(self.images).permute(0, 3, 1, 2))
+        @torch.no_grad()
+        def theirs() -> object:
+            return self.official.image_encoder(torch.from_numpy(self.images).permute(0, 3, 1, 2))
 
-    def decode_ours(self, n: int) -> object:
+        return lambda: jax.block_until_ready(self._encode(self.variables, self.images)), theirs
+
+    def decode(self, n: int) -> Sides:
         """`n` one-point prompts, three masks each."""
         prompts = Prompts(point_coords=self.coords[None, :n], point_labels=np.ones((1, n, 1), np.int32))
-        return jax.block_until_ready(self._decode(self.variables, self.embeddings, prompts))
+        encoder = self.official.prompt_encoder
 
-    def decode_torch(self, n: int) -> object:
-        """The same through the official prompt encoder and mask decoder."""
-        encoder = self.torch_sam.prompt_encoder
-        with torch.no_grad():
+        @torch.no_grad()
+        def theirs() -> object:
             points = (torch.from_numpy(self.coords[:n]), torch.ones(n, 1))
             sparse, dense = encoder(points=points, boxes=None, masks=None)
-            return self.torch_sam.mask_decoder(
+            return self.official.mask_decoder(
                 image_embeddings=torch.from_numpy(self.embeddings).permute(0, 3, 1, 2),
                 image_pe=encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
@@ -83,26 +104,157 @@ class Rivals:
                 multimask_output=True,
             )
 
+        return lambda: jax.block_until_ready(self._decode(self.variables, self.embeddings, prompts)), theirs
+
+
+class Everything:
+    """Both generators on one photo, with thresholds that let a tenth of the masks pass."""
+
+    def __init__(self) -> None:
+        official, model, variables = same_model(vit_b())
+        self.photo = np.random.default_rng(0).integers(0, 256, (1500, 2250, 3), np.uint8)
+        loose = {"pred_iou_thresh": -1e9, "stability_score_thresh": 0.0, "stability_score_offset": 0.05}
+        sample = SamAutomaticMaskGenerator(model, variables, **loose, points_per_side=8, box_nms_thresh=1.0)
+        found = sample.find(self.photo)
+        iou = float(np.quantile(found.iou, 2 / 3))
+        stability = float(np.quantile(found.stability[found.iou > iou], 2 / 3))
+        options = loose | {"pred_iou_thresh": iou, "stability_score_thresh": stability}
+        self._ours = SamAutomaticMaskGenerator(model, variables, **options)
+        from segment_anything import SamAutomaticMaskGenerator as Official
+
+        self._theirs = Official(official, **options)
+        self.host_seconds: list[float] = []
+        self._count_nms()
+
+    def _count_nms(self) -> None:
+        """From here on the time in box NMS is added up."""
+        nms, self._nms_seconds = automatic_mask_generator.nms, 0.0
+
+        def timed(*args: Any) -> np.ndarray:
+            start = time.perf_counter()
+            kept = nms(*args)
+            self._nms_seconds += time.perf_counter() - start
+            return kept
+
+        automatic_mask_generator.nms = timed
+
+    def ours(self) -> object:
+        """As `generate`; what the host does is timed by itself."""
+        self._nms_seconds = 0.0
+        found = self._ours.find(self.photo)
+        start = time.perf_counter()
+        records = self._ours.records(found, self.photo.shape[:2])
+        self.host_seconds.append(self._nms_seconds + time.perf_counter() - start)
+        self.count = len(records)
+        return records
+
+    def sides(self) -> Sides:
+        """Both."""
+        return self.ours, lambda: self._theirs.generate(self.photo)
+
+
+class Training:
+    """One optimizer step of both."""
+
+    SIZE, MASKS = 512, 8
+
+    def __init__(self) -> None:
+        encoder = dataclasses.replace(vit_b().image_encoder, image_size=self.SIZE)
+        sam = dataclasses.replace(vit_b(), image_encoder=encoder)
+        self.official, self.model, self.variables = same_model(sam)
+        self.config = TrainConfig(sam=sam, optim=OptimConfig(learning_rate=1e-5), remat_interactions=False)
+        rng = np.random.default_rng(0)
+        self.image = rng.integers(0, 256, (1, self.SIZE, self.SIZE, 3), np.uint8)
+        self.masks = np.zeros((1, self.MASKS, self.SIZE // 4, self.SIZE // 4), bool)
+        for n, (y, x) in enumerate(rng.integers(0, self.SIZE // 8, (self.MASKS, 2))):
+            self.masks[0, n, y : y + 40, x : x + 50] = True
+
+    def sides(self) -> Sides:
+        """Both; each goes on training from step to step."""
+        optimizer = make_optimizer(self.config.optim, self.config.sam, 1000)
+        state = create_state(self.variables, optimizer)
+        step = jax.jit(functools.partial(train_step, self.model, self.config, optimizer), donate_argnums=0)
+        batch = {
+            "image": self.image,
+            "input_size": np.full((1, 2), self.SIZE, np.int32),
+            "masks": self.masks,
+            "mask_valid": np.ones((1, self.MASKS), bool),
+        }
+
+        def ours() -> None:
+            nonlocal state
+            state, metrics = step(state, batch, jax.random.key(0))
+            jax.block_until_ready((state, metrics))
+
+        theirs = torch.optim.AdamW(self.official.train().parameters(), lr=1e-5, weight_decay=0.1)
+        return ours, lambda: self._torch_step(theirs)
+
+    def _torch_step(self, optimizer: torch.optim.Optimizer) -> None:
+        sam, n = self.official, self.MASKS
+        targets = torch.from_numpy(self.masks[0])[:, None].float()
+        embedding = sam.image_encoder(sam.preprocess(torch.from_numpy(self.image).permute(0, 3, 1, 2)))
+        coords = torch.rand(n, 9, 2) * self.SIZE
+        labels, total, fed_back = torch.ones(n, 9), torch.zeros(()), None
+        for turn in range(self.config.interaction.num_steps):
+            points = (coords[:, : min(turn + 1, 9)], labels[:, : min(turn + 1, 9)])
+            sparse, dense = sam.prompt_encoder(points, None, fed_back)
+            pe = sam.prompt_encoder.get_dense_pe()
+            logits, ious = sam.mask_decoder.predict_masks(embedding, pe, sparse, dense)
+            mask_loss, iou = _torch_losses(logits, targets)
+            best = 1 + mask_loss[:, 1:].argmin(dim=1) if turn == 0 else torch.zeros(n, dtype=torch.long)
+            rows = torch.arange(n)
+            total = total + (mask_loss + (ious - iou) ** 2)[rows, best].mean()
+            fed_back = logits.detach()[rows, best][:, None]
+        optimizer.zero_grad()
+        (total / self.config.interaction.num_steps).backward()
+        optimizer.step()
+
+
+def _torch_losses(logits: Any, targets: Any) -> tuple[Any, Any]:
+    """20 focal + dice of each mask (n, 4), and its true IoU."""
+    p = torch.sigmoid(logits)
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, targets.expand_as(logits), reduction="none"
+    )
+    true_p = p * targets + (1 - p) * (1 - targets)
+    focal = ((0.25 * targets + 0.75 * (1 - targets)) * (1 - true_p) ** 2 * cross_entropy).mean(dim=(2, 3))
+    dice = 1 - (2 * (p * targets).sum(dim=(2, 3)) + 1) / (p.sum(dim=(2, 3)) + targets.sum(dim=(2, 3)) + 1)
+    predicted, target = logits.detach() > 0, targets > 0.5
+    union = (predicted | target).sum(dim=(2, 3)).clamp(min=1)
+    return 20 * focal + dice, (predicted & target).sum(dim=(2, 3)) / union
+
 
 def main() -> int:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="what to measure (default: all)")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rivals = Rivals()
-    cases = {
-        "ViT-B encode, 1 image": (rivals.encode_ours, rivals.encode_torch, 1),
-        "ViT-B decode, 1 prompt": (lambda: rivals.decode_ours(1), lambda: rivals.decode_torch(1), 8),
-        "ViT-B decode, 64 prompts": (lambda: rivals.decode_ours(64), lambda: rivals.decode_torch(64), 1),
-    }
-    results = {}
-    print(f"jax {jax.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
-    print(f"{'':26}{'ours s':>10}{'torch s':>10}{'torch / ours':>14}")
-    for name, (ours, theirs, times) in cases.items():
-        mine, other = alternate(ours, theirs, args.repetitions * times)
+    results: dict[str, dict[str, float]] = {}
+
+    def measure(name: str, sides: Sides, times: int = 1) -> None:
+        mine, other = alternate(*sides, args.repetitions * times)
         results[name] = {"ours_s": mine, "torch_s": other, "ratio": other / mine}
-        print(f"{name:26}{mine:10.3f}{other:10.3f}{other / mine:14.2f}", flush=True)
+        print(f"{name:34}{mine:10.3f}{other:10.3f}{other / mine:14.2f}", flush=True)
+
+    print(f"jax {jax.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
+    print(f"{'':34}{'ours s':>10}{'torch s':>10}{'torch / ours':>14}")
+    parts = Parts() if {"encode", "decode"} & set(args.rows) else None
+    if parts and "encode" in args.rows:
+        measure("ViT-B encode, 1 image", parts.encode())
+    if parts and "decode" in args.rows:
+        measure("ViT-B decode, 1 prompt", parts.decode(1), times=8)
+        measure("ViT-B decode, 64 prompts", parts.decode(64))
+    if "everything" in args.rows:
+        everything = Everything()
+        measure("ViT-B everything, 1024 points", everything.sides())
+        host = statistics.median(everything.host_seconds[1:])
+        results["everything on the host"] = {"share": host / results["ViT-B everything, 1024 points"]["ours_s"]}
+        share = results["everything on the host"]["share"]
+        print(f"    {everything.count} records; box NMS, run lengths and records are {share:.1%} of our time")
+    if "train" in args.rows:
+        measure("ViT-B training step, 512 px, 8 masks", Training().sides())
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
     return 0

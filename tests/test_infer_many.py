@@ -100,7 +100,8 @@ def test_everything_is_the_default(run, tmp_path, variables):
     assert [line.split()[0] for line in out.splitlines()[1:]] == [
         "stage",
         "read",
-        "device",
+        "encode",
+        "decode",
         "records",
         "write",
         "devices",

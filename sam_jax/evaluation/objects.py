@@ -13,7 +13,7 @@ import numpy as np
 
 from sam_jax.evaluation import programs
 from sam_jax.evaluation.metrics import mask_boundary, mask_iou
-from sam_jax.inference.predictor import encode_images
+from sam_jax.inference.encoding import encode_images
 from sam_jax.models.sam import Sam
 from sam_jax.ops.masks import mask_to_box
 from sam_jax.ops.rle import decode_mask

@@ -23,13 +23,14 @@ import jax
 import numpy as np
 from etils import epath
 
+from sam_jax.inference.encoding import encoder_seconds
 from sam_jax.inference.images import read_image
 from sam_jax.inference.photo_list import Photo
 from sam_jax.inference.prompt_files import PhotoObjects
 from sam_jax.inference.result_files import OutputError, Record
 from sam_jax.inference.segmenters import Segmenter
 
-STAGES = ("read", "device", "records", "write")
+STAGES = ("read", "encode", "decode", "records", "write")
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +200,7 @@ class _Run:
         self._finders.submit(self._guarded, self._find, job)
 
     def _find(self, job: _Job) -> None:
-        start = time.perf_counter()
+        start, encoded = time.perf_counter(), encoder_seconds()
         last_end = getattr(self._of_thread, "last_end", None)
         if last_end is not None:
             self._timings.add("waited", start - last_end)
@@ -208,7 +209,9 @@ class _Run:
                 job.found = self._own_segmenter().find(job.image, job.objects)  # type: ignore[arg-type]
         finally:
             self._of_thread.last_end = time.perf_counter()
-            self._timings.add("device", self._of_thread.last_end - start)
+            encoding = encoder_seconds() - encoded
+            self._timings.add("encode", encoding)
+            self._timings.add("decode", self._of_thread.last_end - start - encoding)
         self._finishers.submit(self._guarded, self._finish, job)
 
     def _device(self) -> jax.Device:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam_jax.config import AmgConfig
-from sam_jax.inference.predictor import encode_images
+from sam_jax.inference.encoding import encode_and_wait
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
 from sam_jax.ops.masks import axis_matrix
@@ -173,7 +173,7 @@ def encode_crops(model: Sam, variables: Any, image: np.ndarray, boxes: list[Box]
         filled = resized + resized[:1] * (at_once - len(part))  # the same program for the last, smaller part
         sizes = np.array([picture.shape[:2] for picture in filled], np.int32)
         frames = np.stack([pad_to_square(picture, side) for picture in filled])
-        embeddings = encode_images(model, variables, frames, sizes)
+        embeddings = encode_and_wait(model, variables, frames, sizes)
         for number, box in enumerate(part):
             yield Crop(box, image.shape[:2], resized[number].shape[:2], embeddings[number])
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sam_jax.inference.encoding import encode_and_wait
 from sam_jax.models.sam import Sam
 from sam_jax.ops.masks import postprocess_masks
 from sam_jax.ops.transforms import (
     boxes_to_input_frame,
-    normalize_batch,
     pad_to_square,
     resize_longest_side,
     to_input_frame,
@@ -39,15 +39,6 @@ class PredictedMasks(NamedTuple):
     masks: np.ndarray
     iou_predictions: np.ndarray
     low_res_masks: np.ndarray
-
-
-@partial(jax.jit, static_argnums=0)
-def encode_images(model: Sam, variables: Any, pictures: jax.Array, input_sizes: jax.Array) -> jax.Array:
-    """Padded pictures (B, S, S, 3) uint8, valid to `input_sizes` (B, 2) -> embeddings (B, h, w, C)."""
-    config = model.config
-    images = normalize_batch(pictures, input_sizes, config.pixel_mean, config.pixel_std)
-    embeddings: Any = model.apply(variables, images, method="encode_image")
-    return embeddings
 
 
 @partial(jax.jit, static_argnums=0)
@@ -108,7 +99,7 @@ class SamPredictor:
         resized = resize_longest_side(np.ascontiguousarray(image), side)
         input_size = np.array(resized.shape[:2], np.int32)
         pictures = pad_to_square(resized, side)[None]
-        self._image_embeddings = encode_images(self.model, self.variables, pictures, input_size[None])
+        self._image_embeddings = encode_and_wait(self.model, self.variables, pictures, input_size[None])
         self.original_size = image.shape[:2]
         self.input_size = resized.shape[:2]
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from sam_jax.evaluation import programs
-from sam_jax.inference.predictor import encode_images
+from sam_jax.inference.encoding import encode_images
 from sam_jax.models.sam import Sam
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side
 from sam_jax.structs import Prompts

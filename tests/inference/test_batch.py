@@ -175,12 +175,23 @@ def test_memory_stays_flat(variables):
 def test_timings():
     timings = Timings()
     run(NAMES[:10], segmenter=Stub(seconds=0.01), timings=timings, devices=jax.local_devices()[:1])
-    assert timings.photos == {"read": 10, "device": 10, "records": 10, "write": 10, "waited": 9}
-    assert timings.seconds["device"] >= 0.1
+    assert timings.photos == {"read": 10, "encode": 10, "decode": 10, "records": 10, "write": 10, "waited": 9}
+    assert timings.seconds["decode"] >= 0.1
     header, *lines, waited = timings.table().splitlines()
     assert header.split() == ["stage", "photos", "busy", "s", "ms/photo"]
-    assert [line.split()[:2] for line in lines] == [[s, "10"] for s in ("read", "device", "records", "write")]
+    assert [line.split()[:2] for line in lines] == [[s, "10"] for s in ("read", "encode", "decode", "records", "write")]
     assert waited.startswith("devices waited ")
+
+
+def test_encoder_and_decoder_are_told_apart(variables):
+    timings, options = Timings(), dict(points_per_side=2, points_per_batch=4)
+    hooks = Hooks(read=lambda path: np.full((30, 40, 3), 99, np.uint8))
+    segmenter = EverythingSegmenter(Sam(TINY), variables, **options)
+    for result in segment_photos("ab", segmenter, hooks=hooks, timings=timings, devices=jax.local_devices()[:1]):
+        assert result.error is None
+    assert timings.photos["encode"] == timings.photos["decode"] == 2
+    assert timings.seconds["encode"] > 0
+    assert timings.seconds["decode"] > 0
 
 
 def test_photos_from_disk(tmp_path):
