@@ -30,6 +30,7 @@ class ExampleMaker:
         max_mask_share: masks that cover more of the picture than this are dropped.
         jitter: (smallest, largest) scale of large-scale jitter, or None.
         mask_stride: pixels of the square's side per cell of the masks: 4, 2 or 1.
+        with_image: False leaves the picture black: decoding it takes most of the time, and some do not look at it.
     """
 
     image_size: int
@@ -38,6 +39,7 @@ class ExampleMaker:
     max_mask_share: float = 1.0
     jitter: tuple[float, float] | None = None
     mask_stride: int = MASK_STRIDE
+    with_image: bool = True
 
     def __post_init__(self) -> None:
         if self.image_size <= 0 or self.image_size % MASK_STRIDE:
@@ -55,7 +57,14 @@ class ExampleMaker:
         """
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, int(index)))))
         return to_example(
-            record, rng, self.image_size, self.masks_per_image, self.max_mask_share, self.jitter, self.mask_stride
+            record,
+            rng,
+            self.image_size,
+            self.masks_per_image,
+            self.max_mask_share,
+            self.jitter,
+            self.mask_stride,
+            self.with_image,
         )
 
 
@@ -67,6 +76,7 @@ def to_example(
     max_mask_share: float = 1.0,
     jitter: tuple[float, float] | None = None,
     mask_stride: int = MASK_STRIDE,
+    with_image: bool = True,
 ) -> Example:
     """One training example of a record; see `ExampleMaker` for the arguments.
 
@@ -83,7 +93,9 @@ def to_example(
             for placement in placements:
                 masks = draw_masks(rng, record, placement, image_size, masks_per_image, max_mask_share, mask_stride)
                 if len(masks):
-                    image = read_frame(picture, placement, image_size)
+                    h, w = (min(side, image_size) for side in placement.resized)
+                    black = np.zeros((h, w, 3), np.uint8)
+                    image = read_frame(picture, placement, image_size) if with_image else black
                     return pack_example(image, masks, record.image_id, image_size, masks_per_image)
     except DataError as error:
         raise DataError(f"{record.name}: {error}") from None

@@ -64,7 +64,13 @@ class RecordStream:
         self._source, self._config, self._seed = source, config, seed
         jitter = None if held_out else config.jitter
         self._maker = ExampleMaker(
-            stage.image_size, stage.masks_per_image, seed, config.max_mask_share, jitter, stage.mask_stride
+            stage.image_size,
+            stage.masks_per_image,
+            seed,
+            config.max_mask_share,
+            jitter,
+            stage.mask_stride,
+            with_image=embeddings is None,
         )
         self._embeddings = None if embeddings is None else epath.Path(embeddings)
         self.indices = chosen_indices(source.image_ids, config, held_out)
