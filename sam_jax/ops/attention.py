@@ -3,7 +3,7 @@
     softmax(q k^T / sqrt(D) + rel_h[query row, key row] + rel_w[query column, key column]) v
 
 where rel_h and rel_w are dot products of the *unscaled* query with a table per axis (official
-`add_decomposed_rel_pos`).
+`add_decomposed_rel_pos`). `packed_attention` is the one to call.
 """
 
 from __future__ import annotations
@@ -17,8 +17,39 @@ from einops import rearrange
 CPU_CHUNK_LOGITS = 1 << 22
 
 
+def packed_attention(
+    qkv: jax.Array, table_h: jax.Array, table_w: jax.Array, num_heads: int, implementation: str = "auto"
+) -> jax.Array:
+    """Multi-head attention over an h x w grid of tokens, straight from the projection to queries, keys and values.
+
+    Args:
+      qkv: (B, h*w, 3C), row-major tokens; queries, keys and values one after the other, D = C / num_heads channels per
+        head in each. B may count windows.
+      table_h: (2h - 1, D) and table_w: (2w - 1, D), indexed by query position - key position + size - 1.
+      implementation: "xla", the only one here yet, or "auto".
+
+    Returns:
+      (B, h*w, C) in the dtype of qkv; logits and softmax are float32.
+    """
+    del implementation
+    return _xla(qkv, table_h, table_w, num_heads)
+
+
+def relative_positions(table: jax.Array) -> jax.Array:
+    """(2s - 1, D) -> (s, s, D), indexed [query position, key position]."""
+    size = (table.shape[0] + 1) // 2
+    offsets = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
+    return table[offsets]
+
+
+def _xla(qkv: jax.Array, table_h: jax.Array, table_w: jax.Array, num_heads: int) -> jax.Array:
+    q, k, v = rearrange(qkv, "b l (t n d) -> t b n l d", t=3, n=num_heads)
+    x = attention_with_rel_pos(q, k, v, relative_positions(table_h), relative_positions(table_w))
+    return rearrange(x, "b n l d -> b l (n d)")
+
+
 def attention_with_rel_pos(q: jax.Array, k: jax.Array, v: jax.Array, rel_h: jax.Array, rel_w: jax.Array) -> jax.Array:
-    """Multi-head attention over an h x w grid of tokens.
+    """The form that every platform compiles.
 
     Args:
       q, k, v: (B, heads, h*w, D), row-major tokens. B may count windows.
