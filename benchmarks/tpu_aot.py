@@ -1,6 +1,8 @@
 """What the TPU compiler says about the library's own programs, without a TPU: the tables in docs/performance.md.
 
     python benchmarks/tpu_aot.py encoder --size b l h --topology v5e:1 v6e:1
+    python benchmarks/tpu_aot.py encoder --size b --attention xla
+    python benchmarks/tpu_aot.py blocks kernels --size b l h
     python benchmarks/tpu_aot.py decoder --size b --prompts 64 --json decoder.json
 
 Needs libtpu (pip install libtpu). Parameters and compute are bfloat16. All figures are estimates of the compiler for
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -25,6 +28,7 @@ import jax.numpy as jnp
 
 from sam_jax import Prompts, config, tpu_estimates
 from sam_jax.models.sam import Sam, inference_variables, init_variables
+from sam_jax.ops.attention import packed_attention
 
 SIZES = {"b": config.vit_b, "l": config.vit_l, "h": config.vit_h}
 COLUMNS = {
@@ -48,11 +52,12 @@ COLUMNS = {
 def main() -> None:
     """Prints one line per compilation, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("program", choices=sorted(PROGRAMS))
+    parser.add_argument("program", nargs="+", choices=sorted(PROGRAMS))
     parser.add_argument("--size", nargs="+", choices=sorted(SIZES), default=["b"])
     parser.add_argument("--topology", nargs="+", default=["v5e:1"], help="such as v5e:1 v6e:1 v5p:1")
     parser.add_argument("--batch", type=int, default=1, help="images")
     parser.add_argument("--prompts", type=int, default=64, help="prompts per image, for the decoder")
+    parser.add_argument("--attention", choices=config.ATTENTION, default="auto", help="see ImageEncoderConfig")
     parser.add_argument("--dtype", choices=config.COMPUTE_DTYPES, default="bfloat16")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     args = parser.parse_args()
@@ -64,9 +69,9 @@ def main() -> None:
     print("Estimates of the TPU compiler for one chip, not measurements.\n")
     print("| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), sep="\n", flush=True)
     rows = []
-    for size in args.size:
-        for topology, (chip, devices) in chips.items():
-            program = PROGRAMS[args.program](size, args)
+    for kind, size, topology in itertools.product(args.program, args.size, chips):
+        chip, devices = chips[topology]
+        for program in PROGRAMS[kind](size, args):
             rows.append({"topology": topology} | estimate(program, chip, devices[0]))
             cells = rows[-1] | {"collectives": rows[-1]["collectives"] or "none"}
             print("| " + " | ".join(cell.format(**cells) for cell in COLUMNS.values()) + " |", flush=True)
@@ -84,19 +89,43 @@ class Program:
     useful_flops: float
 
 
-def encoder(size: str, args: argparse.Namespace) -> Program:
+def encoder(size: str, args: argparse.Namespace, **changes: Any) -> list[Program]:
     """`Sam.encode_image` at the native size."""
-    model, variables = _model(size, args.dtype)
+    model, variables = _model(size, args, **changes)
     side = model.config.image_size
     images = jax.ShapeDtypeStruct((args.batch, side, side, 3), jnp.float32)
     function = partial(model.apply, method="encode_image")
     useful = args.batch * encoder_flops(model.config)
-    return Program(f"encoder {size.upper()}, {args.batch} images", function, (variables, images), useful)
+    depth = f" of {model.config.image_encoder.depth} blocks" if changes else ""
+    name = f"encoder {size.upper()}{depth}, {args.batch} images, attention {args.attention}"
+    return [Program(name, function, (variables, images), useful)]
 
 
-def decoder(size: str, args: argparse.Namespace) -> Program:
+def blocks(size: str, args: argparse.Namespace) -> list[Program]:
+    """The encoder with two windowed blocks and a global one: quick to compile, and all kinds of layers are in it."""
+    return encoder(size, args, depth=3, global_attn_indexes=(2,))
+
+
+def kernels(size: str, args: argparse.Namespace) -> list[Program]:
+    """Attention alone: windows and the whole grid, forward, and forward and backward."""
+    c = SIZES[size]().image_encoder
+    programs = []
+    for kind, side in (("windows", c.window_size), ("grid", c.grid_size)):
+        count = args.batch * ((-(-c.grid_size // side)) ** 2)
+        qkv = jax.ShapeDtypeStruct((count, side**2, 3 * c.embed_dim), jnp.dtype(args.dtype))
+        table = jax.ShapeDtypeStruct((2 * side - 1, c.embed_dim // c.num_heads), jnp.float32)
+        forward = partial(packed_attention, num_heads=c.num_heads, implementation=args.attention)
+        both = jax.grad(lambda *x, f=forward: f(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+        products = 4 * count * side**4 * c.embed_dim
+        name = f"attention {size.upper()} {kind}, {args.attention}"
+        programs.append(Program(name, forward, (qkv, table, table), products))
+        programs.append(Program(f"{name}, with gradient", both, (qkv, table, table), 3 * products))
+    return programs
+
+
+def decoder(size: str, args: argparse.Namespace) -> list[Program]:
     """`Sam.decode_masks` for prompts of one point each, three masks per prompt."""
-    model, variables = _model(size, args.dtype)
+    model, variables = _model(size, args)
     side = model.config.image_encoder.grid_size
     embeddings = jax.ShapeDtypeStruct((args.batch, side, side, model.config.prompt_embed_dim), jnp.float32)
     coords = jax.ShapeDtypeStruct((args.batch, args.prompts, 1, 2), jnp.float32)
@@ -108,10 +137,10 @@ def decoder(size: str, args: argparse.Namespace) -> Program:
 
     arguments = variables, embeddings, coords, labels
     name = f"decoder {size.upper()}, {args.batch} x {args.prompts} prompts"
-    return Program(name, function, arguments, tpu_estimates.matmul_flops(function, *arguments))
+    return [Program(name, function, arguments, tpu_estimates.matmul_flops(function, *arguments))]
 
 
-PROGRAMS = {"encoder": encoder, "decoder": decoder}
+PROGRAMS = {"encoder": encoder, "blocks": blocks, "kernels": kernels, "decoder": decoder}
 
 
 def encoder_flops(sam: config.SamConfig) -> float:
@@ -159,9 +188,11 @@ def estimate(program: Program, chip: tpu_estimates.Chip, device: Any) -> dict[st
     }
 
 
-def _model(size: str, dtype: str) -> tuple[Sam, Any]:
+def _model(size: str, args: argparse.Namespace, **changes: Any) -> tuple[Sam, Any]:
     """The model, and the shapes of its variables as they are kept for inference."""
-    model = Sam(dataclasses.replace(SIZES[size](), dtype=dtype))
+    sam = SIZES[size]()
+    image_encoder = dataclasses.replace(sam.image_encoder, attention=args.attention, **changes)
+    model = Sam(dataclasses.replace(sam, image_encoder=image_encoder, dtype=args.dtype))
 
     def make(key: jax.Array) -> Any:
         return inference_variables(model.config, init_variables(model, key))
