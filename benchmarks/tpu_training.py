@@ -74,7 +74,8 @@ def _row(size: str, topology: str, per_chip: int, masks: int) -> dict:
         "hbm_limit_gib": found.hbm,
         "step_ms": found.estimate.seconds * 1e3,
         "mfu": found.mfu,
-        "kernels_without_cost": found.estimate.kernels,
+        "kernels": found.estimate.kernels,
+        "kernel_ms": found.estimate.kernel_seconds * 1e3,
         "collectives": found.estimate.collectives,
         "compile_s": found.estimate.compile_seconds,
     }

@@ -1,7 +1,8 @@
 """What the TPU compiler says about a program, without a TPU: memory, time, collectives.
 
 libtpu compiles for a named topology on any machine. Memory is what the compiler allocates. Time is an estimate: the
-cycles that it notes beside each instruction of the optimised program, loops multiplied out. Nothing here was run.
+cycles that it notes beside each instruction of the optimised program, loops multiplied out. It notes none beside
+kernels: those count as `kernel_cycles` says. Nothing here was run.
 """
 
 from __future__ import annotations
@@ -25,18 +26,24 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peak bfloat16 FLOP/s, usable HBM in GiB, clock in Hz."""
+    """Peak bfloat16 FLOP/s, usable HBM in GiB, clock in Hz, HBM bytes/s; the smallest topology that libtpu knows."""
 
     flops: float
     hbm: float
     clock: float
+    bandwidth: float
+    smallest: str
 
 
 CHIPS = {
-    "v5e": Chip(197e12, 15.75, 1.5e9),
-    "v5p": Chip(459e12, 95.0, 1.75e9),
-    "v6e": Chip(918e12, 31.25, 1.75e9),
+    "v5e": Chip(197e12, 15.75, 1.5e9, 819e9, "v5e:2x2"),
+    "v5p": Chip(459e12, 95.0, 1.75e9, 2765e9, "v5p:2x2x1"),
+    "v6e": Chip(918e12, 31.25, 1.75e9, 1640e9, "v6e:2x2"),
 }
+# XLA turns a plain softmax(q k^T) v into a flash kernel of its own, and states its FLOPs without the padding to 128
+# lanes. Its final schedule for a global block of ViT-B on v5e (2438 bundles x 768 grid steps) is that much longer than
+# the stated FLOPs at peak.
+XLA_FLASH_FACTOR = 2.4
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -48,25 +55,30 @@ class TopologyError(ValueError):
 class Estimate:
     """Per chip: memory in GiB, compiler-estimated seconds, collectives by kind (loops multiplied out).
 
-    `kernels` counts custom calls, whose cycles the compiler does not note: `seconds` leaves them out.
+    `seconds` takes in `kernel_seconds`, the part of the `kernels` calls of Pallas and XLA's own kernels. `flops` and
+    `bytes` are the compiler's for the optimised program, with the body of a loop counted once.
     """
 
     arguments: float
+    outputs: float
     temporaries: float
     peak: float
+    flops: float
+    bytes: float
     seconds: float
+    kernel_seconds: float
     kernels: int
     collectives: dict[str, int]
     compile_seconds: float
 
 
 def topology_devices(name: str) -> tuple[Chip, list[Any]]:
-    """The chip and the devices of a topology such as "v5e:16x16".
+    """The chip and the devices of a topology such as "v5e:16x16"; "v5e:1" is a single chip.
 
     Raises:
       TopologyError: libtpu is missing, or it does not know the topology.
     """
-    kind = name.partition(":")[0]
+    kind, _, grid = name.partition(":")
     if kind not in CHIPS:
         raise TopologyError(f"topology {name!r} is not known; expected one of {', '.join(CHIPS)} and a grid: v5e:4x4")
     # Without a TPU, libtpu asks the cloud's metadata server in vain, and refuses to be loaded by two processes.
@@ -75,13 +87,14 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
     for variable, value in settings.items():
         os.environ.setdefault(variable, value)
     try:
-        described = topologies.get_topology_desc(topology_name=name, platform="tpu")
+        known = CHIPS[kind].smallest if grid == "1" else name
+        described = topologies.get_topology_desc(topology_name=known, platform="tpu")
     except Exception as error:  # jaxlib raises its own runtime errors, and ImportError without libtpu
         first = str(error).strip().splitlines()[0][:200]
         raise TopologyError(
             f"cannot compile for {name!r} ({first}); is libtpu installed (pip install libtpu)?"
         ) from error
-    return CHIPS[kind], list(described.devices)
+    return CHIPS[kind], list(described.devices)[: 1 if grid == "1" else None]
 
 
 def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
@@ -92,7 +105,8 @@ def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
         compiled = lowered.compile()
     elapsed = time.perf_counter() - started
     memory = compiled.memory_analysis()
-    cycles, counts = estimate_cycles(compiled.as_text())
+    cycles, counts = estimate_cycles(compiled.as_text(), chip)
+    costs = compiled.cost_analysis()
     # Donated arguments are where outputs go: aliased bytes are counted once.
     peak = (
         memory.argument_size_in_bytes
@@ -103,9 +117,13 @@ def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
     )
     return Estimate(
         arguments=memory.argument_size_in_bytes / GIB,
+        outputs=memory.output_size_in_bytes / GIB,
         temporaries=memory.temp_size_in_bytes / GIB,
         peak=peak / GIB,
+        flops=costs.get("flops", 0.0),
+        bytes=costs.get("bytes accessed", 0.0),
         seconds=cycles / chip.clock,
+        kernel_seconds=counts.pop("kernel cycles", 0) / chip.clock,
         kernels=counts.pop("kernel", 0),
         collectives=dict(sorted(counts.items())),
         compile_seconds=elapsed,
@@ -125,8 +143,11 @@ def _no_compilation_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def estimate_cycles(hlo: str) -> tuple[int, Counter[str]]:
-    """Cycles of an optimised HLO program, and its kernels and collectives; bodies of loops count once per turn."""
+def estimate_cycles(hlo: str, chip: Chip) -> tuple[int, Counter[str]]:
+    """Cycles of an optimised HLO program, and its kernels and collectives; bodies of loops count once per turn.
+
+    The counts hold the number of kernels under "kernel", their share of the cycles under "kernel cycles".
+    """
     computations, entry = _computations(hlo)
     known: dict[str, tuple[int, Counter[str]]] = {}
 
@@ -134,7 +155,7 @@ def estimate_cycles(hlo: str) -> tuple[int, Counter[str]]:
         if name not in known:
             total, counts = 0, Counter[str]()
             for line in computations.get(name, ()):
-                cycles, found, called, turns = _instruction(line, computations)
+                cycles, found, called, turns = _instruction(line, computations, chip)
                 total, counts = total + cycles, counts + found
                 for other in called:
                     inner, inside = cost(other)
@@ -161,7 +182,18 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def _instruction(line: str, computations: dict[str, list[str]]) -> tuple[int, Counter[str], list[str], int]:
+def kernel_cycles(line: str, chip: Chip) -> int:
+    """Cycles of a kernel's call in an optimised HLO program, from the cost estimate that it carries; 0 without one.
+
+    The FLOPs at peak or the bytes at full bandwidth, whichever takes longer. Kernels of this library state the FLOPs
+    that the matrix unit executes, padding included; see XLA_FLASH_FACTOR for XLA's own.
+    """
+    stated = {kind: int(n) for kind, n in re.findall(r'"(flops|bytes_accessed)":"(\d+)"', line)}
+    seconds = max(stated.get("flops", 0) / chip.flops, stated.get("bytes_accessed", 0) / chip.bandwidth)
+    return round(seconds * chip.clock * (1.0 if "pallas_call" in line else XLA_FLASH_FACTOR))
+
+
+def _instruction(line: str, computations: dict[str, list[str]], chip: Chip) -> tuple[int, Counter[str], list[str], int]:
     """Own cycles, kernels and collectives of one line; the computations that it calls, and how often."""
     match = re.match(r"\s*(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][\w\-]*)\(", line)
     if not match:
@@ -174,6 +206,8 @@ def _instruction(line: str, computations: dict[str, list[str]]) -> tuple[int, Co
         found[kind] += 1
     if 'custom_call_target="tpu_custom_call"' in line:
         found["kernel"] += 1
+        found["kernel cycles"] += kernel_cycles(line, chip)
+        return found["kernel cycles"], found, [], 1
     if operation == "while":
         parts = dict(re.findall(r"(body|condition)=%?([\w.\-]+)", line))
         return 0, found, [parts["body"]], _turns(line, parts["condition"], computations)

@@ -29,11 +29,14 @@ _LIBRARY = _BASE | {
     "text",
     "engine",
 }
+# What ops/attention.py is made of on TPUs.
+KERNEL_FILES = {"ops/attention_tiles", "ops/attention_tpu", "ops/attention_tpu_backward", "ops/batch_partition"}
 # room: the rooms that it may import, besides itself.
 ALLOWED = {
     "config": set(),
     "structs": set(),
-    "ops/attention": set(),
+    "ops/attention": {"ops/attention_tpu"},
+    "ops/attention_tpu": set(),
     "ops": {"structs"},
     "models": {"config", "structs", "ops/attention"},
     "sharding": set(),
@@ -64,6 +67,7 @@ THIRD_PARTY = {
     "config": set(),
     "structs": {"jax", "flax"},
     "ops/attention": _ARRAYS,
+    "ops/attention_tpu": {"jax", "numpy"},
     "ops": _ARRAYS | {"PIL", "pycocotools", "scipy"},
     "models": _ARRAYS | {"flax"},
     "sharding": {"jax", "numpy"},
@@ -97,6 +101,8 @@ def room_of(file):
     if parts[1] == "__init__":
         return "sam_jax"
     path = "/".join(parts[1:])
+    if path in KERNEL_FILES:
+        return "ops/attention_tpu"
     return path if path in ALLOWED else parts[1]
 
 

@@ -19,7 +19,7 @@ HloModule step
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %a = f32[8]{0} fusion(%p), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"100"}
   %g = f32[16]{0} all-gather-start(%a), dimensions={0}
-  ROOT %k = (s32[], f32[8]) custom-call(%a), custom_call_target="tpu_custom_call"
+  ROOT %k = f32[8] custom-call(%a), custom_call_target="tpu_custom_call", metadata={op_name="f/pallas_call"} {COST}
 }
 
 %condition (p: (s32[], f32[8])) -> pred[] {
@@ -34,12 +34,22 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   ROOT %o = f32[8]{0} copy(%r), backend_config={"estimated_cycles":"4"}
 }
 """
+COST = '"cost_estimate":{"flops":"3000","transcendentals":"9","bytes_accessed":"40"}'
+# 10 FLOPs and 1 byte per second, 1 cycle per second: 300 seconds of arithmetic, 40 of memory.
+CHIP = tpu_estimates.Chip(flops=10.0, hbm=1.0, clock=1.0, bandwidth=1.0, smallest="")
 
 
 def test_loops_are_multiplied_out():
-    cycles, counts = tpu_estimates.estimate_cycles(HLO)
-    assert cycles == (5 + 2) * 100 + 30 + 4
-    assert counts == {"all-gather": 7, "kernel": 7, "all-reduce": 1}
+    cycles, counts = tpu_estimates.estimate_cycles(HLO.replace("{COST}", "{" + COST + "}"), CHIP)
+    assert cycles == (5 + 2) * (100 + 300) + 30 + 4
+    assert counts == {"all-gather": 7, "kernel": 7, "kernel cycles": 7 * 300, "all-reduce": 1}
+
+
+def test_kernels_cost_what_they_state():
+    assert tpu_estimates.kernel_cycles("pallas_call", CHIP) == 0
+    assert tpu_estimates.kernel_cycles(f"pallas_call {COST}", CHIP) == 300
+    assert tpu_estimates.kernel_cycles(f"pallas_call {COST.replace('40', '4000')}", CHIP) == 4000
+    assert tpu_estimates.kernel_cycles(COST, CHIP) == round(300 * tpu_estimates.XLA_FLASH_FACTOR)
 
 
 def test_matmul_flops_counts_products_convolutions_and_loops():
@@ -69,6 +79,9 @@ def test_the_real_compiler():
     x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=one_chip)
     found = tpu_estimates.compile_for(chip, jax.jit(jnp.matmul), x, x)
     assert 0.9 < found.seconds / (2 * 4096**3 / chip.flops) < 1.3
+    assert found.flops == pytest.approx(2 * 4096**3, rel=0.01)
+    assert (found.kernels, found.kernel_seconds) == (0, 0)
+    assert len(tpu_estimates.topology_devices("v5e:1")[1]) == 1
     assert found.arguments == pytest.approx(2 * 4096**2 * 2 / 2**30)
     assert found.peak >= found.arguments + 4096**2 * 2 / 2**30
     with pytest.raises(tpu_estimates.TopologyError, match="cannot compile for 'v5e:3x7'"):

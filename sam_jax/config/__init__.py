@@ -6,6 +6,7 @@ This room imports the standard library only.
 from sam_jax.config.amg import AmgConfig
 from sam_jax.config.data import CompositeConfig, CompositeDataConfig, RecordDataConfig
 from sam_jax.config.model import (
+    ATTENTION,
     COMPUTE_DTYPES,
     ImageEncoderConfig,
     MaskDecoderConfig,
@@ -30,6 +31,7 @@ from sam_jax.config.training import (
 )
 
 __all__ = [
+    "ATTENTION",
     "COMPUTE_DTYPES",
     "AmgConfig",
     "CompositeConfig",

@@ -10,6 +10,8 @@ from typing import Any
 from sam_jax.config.checks import require
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+ATTENTION = ("auto", "xla", "pallas")
+TOKEN_ORDERS = ("auto", "grid", "windows")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,12 @@ class ImageEncoderConfig:
       window_size: side in tokens of the windows of all blocks but `global_attn_indexes`.
       drop_path_rate: stochastic depth of the last block at training; earlier blocks scale down linearly to 0.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      attention: "xla" is the form that every platform compiles, "pallas" the TPU kernels (an error for shapes that they
+        do not take), "auto" the kernels on TPU for the shapes that they take and the XLA form elsewhere.
+      token_order: how tokens lie between consecutive windowed blocks, which changes no result. "grid" cuts windows in
+        every block and computes no padded token outside attention: less arithmetic, best on CPUs. "windows" cuts once
+        per group of windowed blocks and carries the padding along: fewer copies, best on TPUs. "auto" is "windows"
+        where the compute dtype is bfloat16, else "grid".
     """
 
     image_size: int = 1024
@@ -35,6 +43,8 @@ class ImageEncoderConfig:
     global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
     drop_path_rate: float = 0.0
     remat: bool = False
+    attention: str = "auto"
+    token_order: str = "auto"
 
     def __post_init__(self) -> None:
         require(
@@ -46,6 +56,9 @@ class ImageEncoderConfig:
             f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}",
         )
         require(self.window_size > 0, f"window_size must be positive, not {self.window_size}")
+        for name, known in (("attention", ATTENTION), ("token_order", TOKEN_ORDERS)):
+            value = getattr(self, name)
+            require(value in known, f"{name} {value!r} is not one of {', '.join(known)}")
         wrong = [i for i in self.global_attn_indexes if not 0 <= i < self.depth]
         require(not wrong, f"global_attn_indexes {wrong} lie outside the {self.depth} blocks")
 

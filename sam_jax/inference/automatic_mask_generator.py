@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 from sam_jax.config import AmgConfig
 from sam_jax.inference.mask_candidates import Candidates, concatenate, encode_crops, find_in_crop
 from sam_jax.inference.predictor import check_image
-from sam_jax.models.sam import Sam
+from sam_jax.models.sam import Sam, inference_variables
 from sam_jax.ops.boxes import nms, xyxy_to_xywh
 from sam_jax.ops.crops import build_layer_grids, generate_crop_boxes
 from sam_jax.ops.masks import mask_to_box, remove_small_regions
@@ -55,7 +55,7 @@ class SamAutomaticMaskGenerator:
         known = {field.name for field in dataclasses.fields(AmgConfig)}
         if unknown := sorted(options.keys() - known):
             raise ValueError(f"unknown options {unknown}; known are {sorted(known)}")
-        self.model, self.variables = model, variables
+        self.model, self.variables = model, inference_variables(model.config, variables)
         self.config = AmgConfig(**options).of_model(model.config)
         self.point_grids = _point_grids(self.config, point_grids)
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from sam_jax.inference.encoding import encode_and_wait
-from sam_jax.models.sam import Sam
+from sam_jax.models.sam import Sam, inference_variables
 from sam_jax.ops.masks import postprocess_masks
 from sam_jax.ops.transforms import (
     boxes_to_input_frame,
@@ -67,7 +67,7 @@ class SamPredictor:
 
     def __init__(self, model: Sam, variables: dict[str, Any]) -> None:
         self.model = model
-        self.variables = variables
+        self.variables = inference_variables(model.config, variables)
         self.reset_image()
 
     def reset_image(self) -> None:

@@ -5,8 +5,11 @@ Source: official `modeling/image_encoder.py`; Li et al. 2022, "Exploring plain v
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
@@ -17,12 +20,12 @@ from sam_jax.models.layers import (
     LayerNorm,
     Linear,
     PatchConv,
-    gather_rel_pos,
     gelu,
     kernel_init,
     resize_pos_embed,
+    resize_rel_pos,
 )
-from sam_jax.ops.attention import attention_with_rel_pos
+from sam_jax.ops.attention import packed_attention
 
 
 class PatchEmbed(nn.Module):
@@ -35,6 +38,42 @@ class PatchEmbed(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         c = self.config
         return PatchConv(c.embed_dim, c.patch_size, dtype=self.dtype, name="proj")(images)
+
+
+class Windows(NamedTuple):
+    """A grid of h x w tokens cut into windows of `side` x `side`, with zeros beyond its right and lower edges."""
+
+    side: int
+    h: int
+    w: int
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Windows along h and along w."""
+        return -(-self.h // self.side), -(-self.w // self.side)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some tokens of the windows lie outside the grid."""
+        return (self.h % self.side, self.w % self.side) != (0, 0)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """Grid order (B, h, w, C) -> window order (B, windows, side^2, C)."""
+        (nh, nw), s = self.counts, self.side
+        x = jnp.pad(x, ((0, 0), (0, nh * s - self.h), (0, nw * s - self.w), (0, 0)))
+        return rearrange(x, "b (nh i) (nw j) c -> b (nh nw) (i j) c", i=s, j=s)
+
+    def join(self, x: jax.Array) -> jax.Array:
+        """The inverse of `split`; what the padding holds is dropped."""
+        nh, nw = self.counts
+        x = rearrange(x, "b (nh nw) (i j) c -> b (nh i) (nw j) c", nh=nh, nw=nw, i=self.side, j=self.side)
+        return x[:, : self.h, : self.w]
+
+    def real(self) -> np.ndarray:
+        """(1, windows, side^2, 1) bool: True for tokens of the grid, False for padding."""
+        (nh, nw), s = self.counts, self.side
+        real = (np.arange(nh * s) < self.h)[:, None] & (np.arange(nw * s) < self.w)
+        return rearrange(real, "(nh i) (nw j) -> 1 (nh nw) (i j) 1", i=s, j=s)
 
 
 class Attention(nn.Module):
@@ -53,35 +92,39 @@ class Attention(nn.Module):
         self.rel_pos_h = self.param("rel_pos_h", nn.initializers.zeros, table)
         self.rel_pos_w = self.param("rel_pos_w", nn.initializers.zeros, table)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, h, w, C) -> (B, h, w, C)."""
+    def __call__(self, x: jax.Array, windows: Windows | None = None) -> jax.Array:
+        """(B, h, w, C) -> (B, h, w, C); with `windows`, tokens come and go in window order (B, windows, side^2, C).
+
+        Official SAM pads with zeros before the projection and masks nothing: a padded token attends with key and
+        value equal to the projection's bias.
+        """
+        if windows is not None:
+            x = jnp.where(windows.real(), x, 0) if windows.is_padded else x
+            return self.proj(self._attend_windows(self.qkv(x)))
         _, h, w, _ = x.shape
         qkv = self.qkv(x)
         if not self.window:
-            return self.proj(self._attend(qkv))
-        # Official SAM pads with zeros *before* the projection and masks nothing, so that a padded token attends with
-        # key and value equal to the bias. Projecting the real tokens only and padding with the bias is the same sum.
-        ws = self.window
-        ph, pw = -h % ws, -w % ws
-        if ph or pw:
-            padded = (jnp.arange(h + ph) >= h)[:, None] | (jnp.arange(w + pw) >= w)
-            qkv = jnp.pad(qkv, ((0, 0), (0, ph), (0, pw), (0, 0)))
-            qkv = jnp.where(padded[..., None], self.qkv.bias.astype(qkv.dtype), qkv)
-        nh, nw = (h + ph) // ws, (w + pw) // ws
-        qkv = rearrange(qkv, "b (nh i) (nw j) c -> (b nh nw) i j c", nh=nh, nw=nw)
-        x = rearrange(self._attend(qkv), "(b nh nw) i j c -> b (nh i) (nw j) c", nh=nh, nw=nw)
-        return self.proj(x[:, :h, :w])
+            return self.proj(self._attend(rearrange(qkv, "b h w c -> b (h w) c"), h, w).reshape(x.shape))
+        # Only real tokens are projected; padding with the bias afterwards is the same sum.
+        windows = Windows(self.window, h, w)
+        qkv = windows.split(qkv)
+        if windows.is_padded:
+            qkv = jnp.where(windows.real(), qkv, self.qkv.bias.astype(qkv.dtype))
+        return self.proj(windows.join(self._attend_windows(qkv)))
 
-    def _attend(self, qkv: jax.Array) -> jax.Array:
-        _, h, w, _ = qkv.shape
-        q, k, v = rearrange(qkv, "b h w (t n d) -> t b n (h w) d", t=3, n=self.config.num_heads)
-        rel_h, rel_w = gather_rel_pos(self.rel_pos_h, h), gather_rel_pos(self.rel_pos_w, w)
-        x = attention_with_rel_pos(q, k, v, rel_h, rel_w)
-        return rearrange(x, "b n (h w) d -> b h w (n d)", h=h, w=w)
+    def _attend_windows(self, qkv: jax.Array) -> jax.Array:
+        x = self._attend(rearrange(qkv, "b n l c -> (b n) l c"), self.window, self.window)
+        return rearrange(x, "(b n) l c -> b n l c", b=qkv.shape[0])
+
+    def _attend(self, qkv: jax.Array, h: int, w: int) -> jax.Array:
+        """(B, h*w, 3C) -> (B, h*w, C)."""
+        c = self.config
+        tables = resize_rel_pos(self.rel_pos_h, h), resize_rel_pos(self.rel_pos_w, w)
+        return packed_attention(qkv, *tables, num_heads=c.num_heads, implementation=c.attention)
 
 
 class MlpBlock(nn.Module):
-    """Two dense layers with an exact (erf) GELU between."""
+    """Two dense layers with a GELU between."""
 
     config: ImageEncoderConfig
     dtype: jnp.dtype
@@ -95,19 +138,22 @@ class MlpBlock(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block: x + attention(norm1(x)), then x + mlp(norm2(x))."""
+    """One transformer block: x + attention(norm1(x)), then x + mlp(norm2(x)).
+
+    Tokens come in grid order (B, h, w, C), or with `windows` in window order (B, windows, side^2, C).
+    """
 
     config: ImageEncoderConfig
     index: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(self, x: jax.Array, deterministic: bool = True, windows: Windows | None = None) -> jax.Array:
         c = self.config
         window = 0 if self.index in c.global_attn_indexes else c.window_size
         drop_path = DropPath(c.drop_path_rate * self.index / max(1, c.depth - 1))
         y = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
-        y = Attention(c, window, self.dtype, name="attn")(y)
+        y = Attention(c, window, self.dtype, name="attn")(y, windows)
         x = x + drop_path(y, deterministic)
         y = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
         return x + drop_path(MlpBlock(c, self.dtype, name="mlp")(y), deterministic)
@@ -135,10 +181,24 @@ class ImageEncoder(nn.Module):
         x = PatchEmbed(c, self.dtype, name="patch_embed")(images)
         pos_embed = self.param("pos_embed", kernel_init, (1, c.grid_size, c.grid_size, c.embed_dim))
         x = x + resize_pos_embed(pos_embed, (x.shape[1], x.shape[2])).astype(self.dtype)
-        block = nn.remat(Block, static_argnums=(2,)) if c.remat else Block
+        return self._neck(self._blocks(x, deterministic)).astype(jnp.float32)
+
+    def _blocks(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """All blocks, (B, h, w, C) in and out; between windowed blocks tokens may stay in window order."""
+        c, order = self.config, self.config.token_order
+        if order == "auto":
+            order = "windows" if self.dtype == jnp.bfloat16 else "grid"
+        block = nn.remat(Block, static_argnums=(2, 3)) if c.remat else Block
+        ordered: Windows | None = None
         for i in range(c.depth):
-            x = block(c, i, self.dtype, name=f"blocks_{i}")(x, deterministic)
-        return self._neck(x).astype(jnp.float32)
+            windowed = order == "windows" and i not in c.global_attn_indexes
+            if windowed and not ordered:
+                ordered = Windows(c.window_size, *x.shape[1:3])
+                x = ordered.split(x)
+            elif ordered and not windowed:
+                x, ordered = ordered.join(x), None
+            x = block(c, i, self.dtype, name=f"blocks_{i}")(x, deterministic, ordered)
+        return ordered.join(x) if ordered else x
 
     def _neck(self, x: jax.Array) -> jax.Array:
         channels, dtype = self.out_channels, self.dtype

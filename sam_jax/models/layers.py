@@ -14,7 +14,20 @@ from flax import linen as nn
 kernel_init = nn.initializers.truncated_normal(stddev=0.02)
 # Variance in two passes: E[x^2] - E[x]^2 in float32 loses digits on ViT-H's large activations.
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
-gelu = partial(jax.nn.gelu, approximate=False)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU; for bfloat16 a fit to it with one hardware tanh.
+
+    On TPU erf takes longer than the matrix product before it. The fit is off by 2.5e-5 at most, the usual tanh form by
+    4.7e-4, bfloat16 itself by 2e-3 near one.
+    """
+    if x.dtype != jnp.bfloat16:
+        return jax.nn.gelu(x, approximate=False)
+    y = x.astype(jnp.float32)
+    square = jnp.minimum(y * y, 25.0)
+    inner = y * (0.797507884 + square * (0.0370056463 - 0.000351516846 * square))
+    return (0.5 * y * (1.0 + jnp.tanh(inner))).astype(x.dtype)
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -145,13 +158,10 @@ def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return jnp.einsum("hs,bstc,wt->bhwc", rows, pos_embed, cols)
 
 
-def gather_rel_pos(rel_pos: jax.Array, size: int) -> jax.Array:
-    """Relative position table (2s - 1, D) -> (size, size, D): entry [q, k] belongs to offset q - k.
-
-    The table is interpolated linearly where `size` is not the native s (official `get_rel_pos`).
-    """
+def resize_rel_pos(rel_pos: jax.Array, size: int) -> jax.Array:
+    """Relative position table (2s - 1, D) -> (2 size - 1, D), interpolated linearly where `size` is not the native s
+    (official `get_rel_pos`)."""
     needed = 2 * size - 1
-    if rel_pos.shape[0] != needed:
-        rel_pos = jax.image.resize(rel_pos, (needed, rel_pos.shape[1]), "linear", antialias=False)
-    offsets = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
-    return rel_pos[offsets]
+    if rel_pos.shape[0] == needed:
+        return rel_pos
+    return jax.image.resize(rel_pos, (needed, rel_pos.shape[1]), "linear", antialias=False)

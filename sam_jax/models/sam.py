@@ -73,3 +73,21 @@ def init_variables(model: Sam, rng: jax.Array) -> dict[str, Any]:
     prompts = Prompts(boxes=jnp.zeros((1, 1, 4)))
     variables: Any = jax.jit(model.init)(rng, jnp.zeros((1, patch, patch, 3)), prompts)
     return variables
+
+
+def inference_variables(config: SamConfig, variables: dict[str, Any]) -> dict[str, Any]:
+    """Variables that take less memory and give the same numbers: the image encoder's kernels in the compute dtype.
+
+    Each layer casts its kernel to the compute dtype before it multiplies, so that with bfloat16 they can be kept so;
+    normalisation, biases and tables stay float32. With float32 the variables come back as they are.
+    """
+    dtype = jnp.dtype(config.dtype)
+
+    def cast(path: Any, leaf: Any) -> Any:
+        names = [key.key for key in path]
+        return leaf.astype(dtype) if names[:2] == ["params", "image_encoder"] and names[-1] == "kernel" else leaf
+
+    if dtype == jnp.float32:
+        return variables
+    cast_tree: dict[str, Any] = jax.tree_util.tree_map_with_path(cast, variables)
+    return cast_tree

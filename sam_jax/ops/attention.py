@@ -3,22 +3,124 @@
     softmax(q k^T / sqrt(D) + rel_h[query row, key row] + rel_w[query column, key column]) v
 
 where rel_h and rel_w are dot products of the *unscaled* query with a table per axis (official
-`add_decomposed_rel_pos`).
+`add_decomposed_rel_pos`). `packed_attention` is the one to call.
 """
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from sam_jax.ops import attention_tpu, attention_tpu_backward
+from sam_jax.ops.attention_tiles import (
+    Tiling,
+    bias_columns,
+    column_lanes,
+    gather_heads,
+    key_onehots,
+    spread_heads,
+    tiling_for,
+)
+from sam_jax.ops.batch_partition import split_over_batch
+
 # Above this many logits in one attention (4 bytes each), the CPU form goes head by head and strip by strip.
 CPU_CHUNK_LOGITS = 1 << 22
 
 
+def packed_attention(
+    qkv: jax.Array, table_h: jax.Array, table_w: jax.Array, num_heads: int, implementation: str = "auto"
+) -> jax.Array:
+    """Multi-head attention over an h x w grid of tokens, straight from the projection to queries, keys and values.
+
+    Args:
+      qkv: (B, h*w, 3C), row-major tokens; queries, keys and values one after the other, D = C / num_heads channels per
+        head in each. B may count windows.
+      table_h: (2h - 1, D) and table_w: (2w - 1, D), indexed by query position - key position + size - 1.
+      implementation: "xla" is the form that every platform compiles. "pallas" is the TPU kernel, which is interpreted,
+        slowly, on other platforms. "auto" is the kernel on TPU for the shapes that it takes, the XLA form otherwise.
+
+    Returns:
+      (B, h*w, C) in the dtype of qkv; logits and softmax are float32.
+
+    Raises:
+      ValueError: "pallas" was asked for, and the kernel does not take the shape.
+    """
+    xla = functools.partial(_xla, num_heads=num_heads)
+    if implementation == "xla":
+        return xla(qkv, table_h, table_w)
+    h, w, dim = (len(table_h) + 1) // 2, (len(table_w) + 1) // 2, table_h.shape[1]
+    try:
+        tiling = tiling_for(h, w, num_heads, dim)
+    except ValueError as error:
+        if implementation == "pallas":
+            raise ValueError(f'attention "pallas" does not take this shape: {error}; use "auto" or "xla"') from None
+        return xla(qkv, table_h, table_w)
+    on_tpu = functools.partial(_kernel, tiling, False)
+    elsewhere = functools.partial(_kernel, tiling, True) if implementation == "pallas" else xla
+    return jax.lax.platform_dependent(qkv, table_h, table_w, tpu=on_tpu, default=elsewhere)
+
+
+def _kernel(t: Tiling, interpret: bool, qkv: jax.Array, table_h: jax.Array, table_w: jax.Array) -> jax.Array:
+    spread: jax.Array = _attend(t, interpret, spread_heads(t, qkv), table_h, table_w)
+    return gather_heads(t, spread)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(t: Tiling, interpret: bool, qkv: jax.Array, table_h: jax.Array, table_w: jax.Array) -> jax.Array:
+    return _partitioned(t, interpret, "forward")(qkv, table_h, table_w, *_constants(t, qkv.dtype))[0]
+
+
+def _attend_forward(t: Tiling, interpret: bool, *arguments: jax.Array) -> tuple[jax.Array, Any]:
+    constants = _constants(t, arguments[0].dtype)
+    out, lse = _partitioned(t, interpret, "forward with lse")(*arguments, *constants)
+    return out, (*arguments, out, lse)
+
+
+def _attend_backward(t: Tiling, interpret: bool, kept: Any, outer: jax.Array) -> Any:
+    *arguments, out, lse = kept
+    constants = *_constants(t, out.dtype), jnp.asarray(column_lanes(t))
+    return tuple(_partitioned(t, interpret, "backward")(*arguments, *constants, out, lse, outer))
+
+
+def _constants(t: Tiling, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    return jnp.asarray(key_onehots(t), dtype), jnp.asarray(bias_columns(t))
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+@functools.cache
+def _partitioned(t: Tiling, interpret: bool, direction: str) -> Any:
+    """One direction of the kernel, split over the batch where there is a mesh."""
+    if direction == "backward":
+        backward = functools.partial(attention_tpu_backward.backward, t, interpret=interpret)
+        rule = "b l c, s d, u d, x l p, x l p, x y l p, b l e, b g n l, b l e -> b l c, s d, u d"
+        return split_over_batch(backward, rule)
+    with_lse = direction == "forward with lse"
+    forward = functools.partial(attention_tpu.forward, t, with_lse=with_lse, interpret=interpret)
+    return split_over_batch(forward, "b l c, s d, u d, x l p, x l p -> b l e" + (", b g n l" if with_lse else ""))
+
+
+def relative_positions(table: jax.Array) -> jax.Array:
+    """(2s - 1, D) -> (s, s, D), indexed [query position, key position]."""
+    size = (table.shape[0] + 1) // 2
+    offsets = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
+    return table[offsets]
+
+
+def _xla(qkv: jax.Array, table_h: jax.Array, table_w: jax.Array, num_heads: int) -> jax.Array:
+    q, k, v = rearrange(qkv, "b l (t n d) -> t b n l d", t=3, n=num_heads)
+    x = attention_with_rel_pos(q, k, v, relative_positions(table_h), relative_positions(table_w))
+    return rearrange(x, "b n l d -> b l (n d)")
+
+
 def attention_with_rel_pos(q: jax.Array, k: jax.Array, v: jax.Array, rel_h: jax.Array, rel_w: jax.Array) -> jax.Array:
-    """Multi-head attention over an h x w grid of tokens.
+    """The form that every platform compiles.
 
     Args:
       q, k, v: (B, heads, h*w, D), row-major tokens. B may count windows.

@@ -75,7 +75,7 @@ def describe(config: TrainConfig, topology: str) -> str:
             f"  HBM per chip     {e.peak:7.2f} GiB of {found.hbm:.2f}: {fits} "
             f"(state and batch {e.arguments:.2f}, temporaries {e.temporaries:.2f})",
             f"  step             {e.seconds * 1e3:7.0f} ms estimated"
-            + (f", without {e.kernels} kernel calls" if e.kernels else ""),
+            + (f", {e.kernel_seconds * 1e3:.0f} of it in {e.kernels} kernel calls" if e.kernels else ""),
             f"  useful work      {found.useful_flops / 1e12:7.2f} TFLOP per chip, estimated MFU {found.mfu:.1%}",
             f"  collectives      {', '.join(f'{n} {kind}' for kind, n in e.collectives.items()) or 'none'}",
             f"  compiled in      {e.compile_seconds:7.0f} s",

@@ -65,5 +65,7 @@ def same_network(one: SamConfig, other: SamConfig) -> bool:
 
 
 def _bare(sam: SamConfig) -> SamConfig:
-    encoder = dataclasses.replace(sam.image_encoder, drop_path_rate=0.0, remat=False)
+    encoder = dataclasses.replace(
+        sam.image_encoder, drop_path_rate=0.0, remat=False, attention="auto", token_order="auto"
+    )
     return dataclasses.replace(sam, image_encoder=encoder, dtype="float32")

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.models.image_encoder import Attention, ImageEncoder
-from sam_jax.models.layers import gather_rel_pos
-from sam_jax.models.sam import Sam
+from sam_jax.models.image_encoder import Attention, ImageEncoder, Windows
+from sam_jax.models.layers import resize_rel_pos
+from sam_jax.models.sam import Sam, inference_variables
+from sam_jax.ops.attention import relative_positions
 from tests.statements import attention_with_rel_pos
 from tests.tiny import TINY, jitted, random_images
 
@@ -26,7 +27,8 @@ def _stated_window_attention(p, x, window):
     x = np.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
     qkv = x @ p["qkv"]["kernel"] + p["qkv"]["bias"]
     out = np.zeros_like(x)
-    rel_h, rel_w = (np.asarray(gather_rel_pos(p[name], window)) for name in ("rel_pos_h", "rel_pos_w"))
+    tables = (resize_rel_pos(p[name], window) for name in ("rel_pos_h", "rel_pos_w"))
+    rel_h, rel_w = (np.asarray(relative_positions(table)) for table in tables)
     for i in range(0, x.shape[1], window):
         for j in range(0, x.shape[2], window):
             here = np.s_[:, i : i + window, j : j + window]
@@ -55,6 +57,57 @@ def test_padding_takes_part_in_windows(variables):
     moved = np.asarray(module.apply({"params": p}, x) - before)
     # Every output moves by proj(1), padded windows included: weights over real and padded tokens sum to one.
     np.testing.assert_allclose(moved, np.broadcast_to(p["proj"]["kernel"].sum(axis=0), moved.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(5, 5), (4, 7), (3, 6), (2, 1)])
+def test_windows_split_and_join(grid):
+    windows = Windows(3, *grid)
+    x = np.random.default_rng(0).standard_normal((2, *grid, 4)).astype(np.float32)
+    split = np.asarray(windows.split(x))
+    assert split.shape == (2, np.prod(windows.counts), 9, 4)
+    np.testing.assert_array_equal(split[:, 0, :2], x[:, 0, :2] if grid[1] > 1 else split[:, 0, :2])
+    np.testing.assert_array_equal(windows.join(split), x)
+    assert windows.is_padded == (not windows.real().all()) == (grid != (3, 6))
+    # Padding is zero, and the mask says where it is.
+    np.testing.assert_array_equal(np.where(windows.real(), split, 1) != 0, np.ones_like(split, bool))
+    np.testing.assert_array_equal(np.where(windows.real(), 0, split), 0)
+
+
+@pytest.mark.parametrize("size", [(80, 80), (64, 112), (16, 16), (96, 48)])
+@pytest.mark.parametrize("globals_", [(1,), (), (0, 2)])
+def test_window_order_changes_nothing(variables, size, globals_):
+    """Grids that the window of 3 divides and not, not square, smaller than a window; groups of one, two, three."""
+    tree = jax.tree.map(np.array, variables)
+    encoder = tree["params"]["image_encoder"]
+    for i in range(CONFIG.depth):  # tables as long as each block needs them
+        side = CONFIG.grid_size if i in globals_ else CONFIG.window_size
+        for name in ("rel_pos_h", "rel_pos_w"):
+            encoder[f"blocks_{i}"]["attn"][name] = np.resize(encoder["blocks_0"]["attn"][name], (2 * side - 1, 16))
+    images = random_images(6, 2, *size)
+    in_grid, in_windows = (
+        jitted(_with_encoder(token_order=order, global_attn_indexes=globals_), "encode_image")(tree, images)
+        for order in ("grid", "windows")
+    )
+    np.testing.assert_allclose(in_windows, in_grid, atol=2e-5)
+
+
+def test_bfloat16_keeps_tokens_in_window_order(variables):
+    images = random_images(7, 1, 80, 80)
+    # The hidden layer of the MLP sees 4 windows x 9 tokens, or the 25 tokens of the grid.
+    for order, seen in (("auto", 36), ("grid", 25), ("windows", 36)):
+        config = dataclasses.replace(_with_encoder(token_order=order), dtype="bfloat16")
+        program = jitted(config, "encode_image").lower(variables, images).as_text()
+        assert [n in program for n in ("tensor<36x128xbf16>", "tensor<25x128xbf16>")] == [seen == 36, True]
+
+
+def test_inference_variables_give_the_same_numbers_from_half_the_bytes(variables):
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    kept = inference_variables(config, variables)
+    encode, images = jitted(config, "encode_image"), random_images(8, 1, 80, 80)
+    np.testing.assert_array_equal(encode(kept, images), encode(variables, images))
+    encoder = jax.tree.leaves(kept["params"]["image_encoder"])
+    assert sum(x.nbytes for x in encoder) < 0.6 * sum(4 * x.size for x in encoder)
+    assert inference_variables(TINY, variables) is variables
 
 
 @pytest.mark.parametrize("size", [(80, 80), (64, 112), (112, 64), (16, 16), (160, 160)])

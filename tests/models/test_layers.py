@@ -7,6 +7,7 @@ import pytest
 from scipy.special import erf
 
 from sam_jax.models import layers
+from sam_jax.ops.attention import relative_positions
 
 
 def _random(*shape, seed=0):
@@ -36,6 +37,19 @@ def test_gelu_is_the_exact_one():
     np.testing.assert_allclose(layers.gelu(x), x * (1 + erf(x / np.sqrt(2))) / 2, atol=1e-6)
 
 
+def test_gelu_of_bfloat16_is_as_exact_as_its_rounding(monkeypatch):
+    x = np.linspace(-9, 9, 4001, dtype=np.float32)
+    exact = x * (1 + erf(x / np.sqrt(2))) / 2
+    rounded = layers.gelu(jnp.asarray(x, jnp.bfloat16))
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(rounded, np.float32), exact, atol=2e-3, rtol=1.2e-2)
+    # The fit itself, before rounding: the same branch with float32 in bfloat16's place.
+    monkeypatch.setattr(layers.jnp, "bfloat16", jnp.float32)
+    fit = layers.gelu(jnp.asarray(x))
+    monkeypatch.undo()
+    assert 0 < np.abs(fit - exact).max() < 3e-5
+
+
 def test_layer_norm_keeps_digits_far_from_zero():
     """A variance from E[x^2] - E[x]^2 would be off by tens of percent here."""
     x = (_random(4, 64) + 3000).astype(np.float32)
@@ -56,14 +70,14 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
 
 def test_rel_pos_is_indexed_by_query_minus_key():
     table = np.arange(7, dtype=np.float32)[:, None]  # offsets -3 .. 3
-    out = np.asarray(layers.gather_rel_pos(table, 4))[..., 0]
+    out = np.asarray(relative_positions(layers.resize_rel_pos(table, 4)))[..., 0]
     for q, k in np.ndindex(4, 4):
         assert out[q, k] == q - k + 3
 
 
 def test_rel_pos_of_another_size_is_interpolated():
     table = np.linspace(0, 1, 9, dtype=np.float32)[:, None]
-    out = np.asarray(layers.gather_rel_pos(table, 9))[..., 0]
+    out = np.asarray(relative_positions(layers.resize_rel_pos(table, 9)))[..., 0]
     assert out.shape == (9, 9)
     # Doubling a linear table keeps its slope in the middle and repeats its ends.
     np.testing.assert_allclose(out[4, 3] - out[4, 4], (1 / 8) * 9 / 17, rtol=1e-4)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from convert.torch_to_flax import to_variables
 from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig, vit_b, vit_h, vit_l
-from sam_jax.models.layers import gather_rel_pos, resize_pos_embed
+from sam_jax.models.layers import resize_pos_embed, resize_rel_pos
 from sam_jax.models.sam import Sam
 from sam_jax.ops import transforms
+from sam_jax.ops.attention import relative_positions
 from sam_jax.ops.masks import postprocess_masks
 from sam_jax.structs import Prompts
 from tests.tiny import TINY
@@ -210,4 +211,4 @@ def test_position_tables_of_other_sizes(grid):
     rel_pos = rng.standard_normal((9, 8)).astype(np.float32)
     for side in grid:
         expected = get_rel_pos(side, side, torch.from_numpy(rel_pos))
-        np.testing.assert_allclose(gather_rel_pos(rel_pos, side), expected, atol=1e-5)
+        np.testing.assert_allclose(relative_positions(resize_rel_pos(rel_pos, side)), expected, atol=1e-5)

@@ -1,0 +1,204 @@
+"""What the TPU compiler says about the library's own programs, without a TPU: the tables in docs/performance.md.
+
+    python benchmarks/tpu_aot.py encoder --size b l h --topology v5e:1 v6e:1
+    python benchmarks/tpu_aot.py encoder --size b --attention xla
+    python benchmarks/tpu_aot.py blocks kernels --size b l h
+    python benchmarks/tpu_aot.py decoder --size b --prompts 64 --json decoder.json
+
+Needs libtpu (pip install libtpu). Parameters and compute are bfloat16. All figures are estimates of the compiler for
+one chip; nothing runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+
+from sam_jax import Prompts, config, tpu_estimates
+from sam_jax.models.sam import Sam, inference_variables, init_variables
+from sam_jax.ops.attention import packed_attention
+
+SIZES = {"b": config.vit_b, "l": config.vit_l, "h": config.vit_h}
+COLUMNS = {
+    "program": "{program}",
+    "topology": "{topology}",
+    "useful GFLOP": "{useful_gflop:.0f}",
+    "HLO GFLOP": "{hlo_gflop:.0f}",
+    "HLO GB": "{hlo_gb:.2f}",
+    "est. ms": "{ms:.2f}",
+    "of it kernels ms": "{kernel_ms:.2f} ({kernels})",
+    "roofline ms": "{roofline_ms:.2f}",
+    "est. MFU": "{mfu:.1%}",
+    "arguments GiB": "{arguments_gib:.2f}",
+    "temporaries GiB": "{temporaries_gib:.3f}",
+    "peak GiB": "{peak_gib:.2f}",
+    "collectives": "{collectives}",
+    "compile s": "{compile_s:.0f}",
+}
+
+
+def main() -> None:
+    """Prints one line per compilation, as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", nargs="+", choices=sorted(PROGRAMS))
+    parser.add_argument("--size", nargs="+", choices=sorted(SIZES), default=["b"])
+    parser.add_argument("--topology", nargs="+", default=["v5e:1"], help="such as v5e:1 v6e:1 v5p:1")
+    parser.add_argument("--batch", type=int, default=1, help="images")
+    parser.add_argument("--prompts", type=int, default=64, help="prompts per image, for the decoder")
+    parser.add_argument("--attention", choices=config.ATTENTION, default="auto", help="see ImageEncoderConfig")
+    parser.add_argument("--dtype", choices=config.COMPUTE_DTYPES, default="bfloat16")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    args = parser.parse_args()
+    try:
+        chips = {name: tpu_estimates.topology_devices(name) for name in args.topology}
+    except tpu_estimates.TopologyError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    print("Estimates of the TPU compiler for one chip, not measurements.\n")
+    print("| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), sep="\n", flush=True)
+    rows = []
+    for kind, size, topology in itertools.product(args.program, args.size, chips):
+        chip, devices = chips[topology]
+        for program in PROGRAMS[kind](size, args):
+            rows.append({"topology": topology} | estimate(program, chip, devices[0]))
+            cells = rows[-1] | {"collectives": rows[-1]["collectives"] or "none"}
+            print("| " + " | ".join(cell.format(**cells) for cell in COLUMNS.values()) + " |", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function, the shapes of its arguments and the FLOPs that its task takes."""
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    useful_flops: float
+
+
+def encoder(size: str, args: argparse.Namespace, **changes: Any) -> list[Program]:
+    """`Sam.encode_image` at the native size."""
+    model, variables = _model(size, args, **changes)
+    side = model.config.image_size
+    images = jax.ShapeDtypeStruct((args.batch, side, side, 3), jnp.float32)
+    function = partial(model.apply, method="encode_image")
+    useful = args.batch * encoder_flops(model.config)
+    depth = f" of {model.config.image_encoder.depth} blocks" if changes else ""
+    name = f"encoder {size.upper()}{depth}, {args.batch} images, attention {args.attention}"
+    return [Program(name, function, (variables, images), useful)]
+
+
+def blocks(size: str, args: argparse.Namespace) -> list[Program]:
+    """The encoder with two windowed blocks and a global one: quick to compile, and all kinds of layers are in it."""
+    return encoder(size, args, depth=3, global_attn_indexes=(2,))
+
+
+def kernels(size: str, args: argparse.Namespace) -> list[Program]:
+    """Attention alone: windows and the whole grid, forward, and forward and backward."""
+    c = SIZES[size]().image_encoder
+    programs = []
+    for kind, side in (("windows", c.window_size), ("grid", c.grid_size)):
+        count = args.batch * ((-(-c.grid_size // side)) ** 2)
+        qkv = jax.ShapeDtypeStruct((count, side**2, 3 * c.embed_dim), jnp.dtype(args.dtype))
+        table = jax.ShapeDtypeStruct((2 * side - 1, c.embed_dim // c.num_heads), jnp.float32)
+        forward = partial(packed_attention, num_heads=c.num_heads, implementation=args.attention)
+        both = jax.grad(lambda *x, f=forward: f(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+        products = 4 * count * side**4 * c.embed_dim
+        name = f"attention {size.upper()} {kind}, {args.attention}"
+        programs.append(Program(name, forward, (qkv, table, table), products))
+        programs.append(Program(f"{name}, with gradient", both, (qkv, table, table), 3 * products))
+    return programs
+
+
+def decoder(size: str, args: argparse.Namespace) -> list[Program]:
+    """`Sam.decode_masks` for prompts of one point each, three masks per prompt."""
+    model, variables = _model(size, args)
+    side = model.config.image_encoder.grid_size
+    embeddings = jax.ShapeDtypeStruct((args.batch, side, side, model.config.prompt_embed_dim), jnp.float32)
+    coords = jax.ShapeDtypeStruct((args.batch, args.prompts, 1, 2), jnp.float32)
+    labels = jax.ShapeDtypeStruct((args.batch, args.prompts, 1), jnp.int32)
+
+    def function(variables: Any, embeddings: Any, coords: Any, labels: Any) -> Any:
+        prompts = Prompts(point_coords=coords, point_labels=labels)
+        return model.apply(variables, embeddings, prompts, multimask_output=True, method="decode_masks")
+
+    arguments = variables, embeddings, coords, labels
+    name = f"decoder {size.upper()}, {args.batch} x {args.prompts} prompts"
+    return [Program(name, function, arguments, tpu_estimates.matmul_flops(function, *arguments))]
+
+
+PROGRAMS = {"encoder": encoder, "blocks": blocks, "kernels": kernels, "decoder": decoder}
+
+
+def encoder_flops(sam: config.SamConfig) -> float:
+    """FLOPs of the matrix products that the official image encoder needs for one image at its native size.
+
+    Windows count with their padding, which takes part in attention; the dense layers count real tokens only.
+    """
+    c, out = sam.image_encoder, sam.prompt_embed_dim
+    tokens, width = c.grid_size**2, c.embed_dim
+    windows = (-(-c.grid_size // c.window_size)) ** 2
+    num_global = len(c.global_attn_indexes)
+
+    def attention(length: int, side: int) -> float:
+        return 2 * length * width * (2 * side**2 + 2 * side)
+
+    dense = c.depth * 2 * tokens * width**2 * (4 + 2 * c.mlp_ratio)
+    window = (c.depth - num_global) * attention(windows * c.window_size**2, c.window_size)
+    patches = 2 * tokens * 3 * c.patch_size**2 * width
+    neck = 2 * tokens * (width * out + 9 * out**2)
+    return dense + num_global * attention(tokens, c.grid_size) + window + patches + neck
+
+
+def estimate(program: Program, chip: tpu_estimates.Chip, device: Any) -> dict[str, Any]:
+    """Compiles a program for one device; a row of figures, times in milliseconds."""
+    where = jax.sharding.SingleDeviceSharding(device)
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), program.arguments)
+    found = tpu_estimates.compile_for(chip, jax.jit(program.function), *arguments)
+    traffic = (found.arguments + found.outputs) * tpu_estimates.GIB
+    roofline = max(program.useful_flops / chip.flops, traffic / chip.bandwidth)
+    return {
+        "program": program.name,
+        "useful_gflop": program.useful_flops / 1e9,
+        "hlo_gflop": found.flops / 1e9,
+        "hlo_gb": found.bytes / 1e9,
+        "ms": found.seconds * 1e3,
+        "kernel_ms": found.kernel_seconds * 1e3,
+        "kernels": found.kernels,
+        "roofline_ms": roofline * 1e3,
+        "mfu": program.useful_flops / chip.flops / found.seconds,
+        "arguments_gib": found.arguments,
+        "temporaries_gib": found.temporaries,
+        "peak_gib": found.peak,
+        "collectives": found.collectives,
+        "compile_s": found.compile_seconds,
+    }
+
+
+def _model(size: str, args: argparse.Namespace, **changes: Any) -> tuple[Sam, Any]:
+    """The model, and the shapes of its variables as they are kept for inference."""
+    sam = SIZES[size]()
+    image_encoder = dataclasses.replace(sam.image_encoder, attention=args.attention, **changes)
+    model = Sam(dataclasses.replace(sam, image_encoder=image_encoder, dtype=args.dtype))
+
+    def make(key: jax.Array) -> Any:
+        return inference_variables(model.config, init_variables(model, key))
+
+    return model, jax.eval_shape(make, jax.random.key(0))
+
+
+if __name__ == "__main__":
+    main()

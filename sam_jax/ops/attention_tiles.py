@@ -1,0 +1,175 @@
+"""How attention with relative positions is laid out on a TPU: 128 lanes, heads in them, and the bias as more channels.
+
+    logits = q k^T / sqrt(D) + rel_h[query row, key row] + rel_w[query column, key column]
+
+is one product of longer vectors: beside its own channels a query carries its bias for every key row and every key
+column, a key carries a one where its row and its column are. With D + h + w <= 128 the bias fits into lanes that the
+head leaves free ("packed": 14 x 14 windows), else it takes 128 lanes of its own ("wide": the 64 x 64 grid).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LANES = 128
+# Up to this many tokens queries are not split, and a step takes all heads; above, queries go in strips of this many.
+BLOCK_QUERIES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """A grid of h x w tokens, `heads` heads of `dim` channels that lie `stride` lanes apart.
+
+    A grid step of a kernel takes `block` queries of `step_heads` heads against all keys, `chunk` keys at a time.
+    """
+
+    h: int
+    w: int
+    heads: int
+    dim: int
+    stride: int
+    step_heads: int
+    block: int
+    chunk: int
+
+    @property
+    def tokens(self) -> int:
+        """Queries, and keys."""
+        return self.h * self.w
+
+    @property
+    def groups(self) -> int:
+        """Grid steps that all heads take."""
+        return self.heads // self.step_heads
+
+    @property
+    def step_lanes(self) -> int:
+        """Lanes of one grid step: its heads side by side."""
+        return self.step_heads * self.stride
+
+    @property
+    def packed(self) -> bool:
+        """Whether the bias fits into lanes that the head leaves free."""
+        return self.dim + self.h + self.w <= LANES
+
+    @property
+    def joint(self) -> bool:
+        """Whether both tables of relative positions fit side by side into 128 columns."""
+        return 2 * (self.h + self.w - 1) <= LANES
+
+    @property
+    def slots(self) -> int:
+        """How many places a head can have in its 128 lanes; heads that straddle them are moved to lane 0."""
+        return LANES // self.stride if LANES % self.stride == 0 else 1
+
+    def first_lane(self, slot: int) -> int:
+        """The first of the head's own lanes."""
+        return slot * self.stride
+
+    def bias_lanes(self, slot: int) -> np.ndarray:
+        """(h + w,) lanes of the bias: for each key row, then for each key column."""
+        first = self.first_lane(slot)
+        free = [lane for lane in range(LANES) if not first <= lane < first + self.dim]
+        return np.array(free if self.packed else range(LANES))[: self.h + self.w]
+
+
+def tiling_for(h: int, w: int, heads: int, dim: int) -> Tiling:
+    """The tiling for a shape.
+
+    Raises:
+      ValueError: the kernels do not take the shape; says why.
+    """
+    tokens, straddles = h * w, LANES % dim != 0
+    if dim % 8 or dim > LANES:
+        raise ValueError(f"heads have {dim} channels, not a multiple of 8 up to {LANES}")
+    if max(h, w) > LANES // 2:
+        raise ValueError(f"the grid is {h} x {w}, its sides are limited to {LANES // 2}")
+    if tokens > BLOCK_QUERIES and tokens % BLOCK_QUERIES:
+        raise ValueError(f"{h} x {w} tokens are no multiple of {BLOCK_QUERIES}")
+    together = math.lcm(dim, LANES) // dim  # heads that fill whole blocks of 128 lanes
+    if heads % together and not (straddles and tokens > BLOCK_QUERIES):
+        raise ValueError(f"{heads} heads of {dim} channels do not fill whole blocks of {LANES} lanes")
+    if tokens <= BLOCK_QUERIES:
+        # A step should be long beside what starting it takes: as many heads as lanes for 1024 channels allow.
+        fitting = [n for n in range(together, heads + 1, together) if heads % n == 0 and n * dim <= 1024]
+        return Tiling(h, w, heads, dim, dim, max(fitting, default=together), tokens, tokens)
+    chunk = next(n for n in (1024, 512, 256) if tokens % n == 0)
+    if straddles:  # such heads are moved apart beforehand, which costs little beside attention of this length
+        return Tiling(h, w, heads, dim, LANES, 1, BLOCK_QUERIES, chunk)
+    return Tiling(h, w, heads, dim, dim, together, BLOCK_QUERIES, chunk)
+
+
+def key_onehots(t: Tiling) -> np.ndarray:
+    """(slots or 1, tokens, 128): ones in the bias lanes of each key's row and column."""
+    rows, cols = np.divmod(np.arange(t.tokens), t.w)
+    out = np.zeros((t.slots if t.packed else 1, t.tokens, LANES), np.float32)
+    for slot in range(len(out)):
+        lanes = t.bias_lanes(slot)
+        out[slot, np.arange(t.tokens), lanes[rows]] = 1
+        out[slot, np.arange(t.tokens), lanes[t.h + cols]] = 1
+    return out
+
+
+def bias_columns(t: Tiling) -> np.ndarray:
+    """(slots or 1, tokens, 128) int32: the table column whose product with the query belongs into each bias lane."""
+    rows, cols = np.divmod(np.arange(t.tokens), t.w)
+    out = np.zeros((t.slots if t.packed else 1, t.tokens, LANES), np.int32)
+    start = 2 * t.h - 1 if t.joint else 0
+    for slot in range(len(out)):
+        lanes = t.bias_lanes(slot)
+        out[slot][:, lanes[: t.h]] = rows[:, None] - np.arange(t.h) + t.h - 1
+        out[slot][:, lanes[t.h :]] = start + cols[:, None] - np.arange(t.w) + t.w - 1
+    return out
+
+
+def column_lanes(t: Tiling) -> np.ndarray:
+    """The inverse of `bias_columns`, (slots or 1, tables, tokens, 128) int32: each column's bias lane, -1 if none."""
+    columns = bias_columns(t)
+    out = np.full((len(columns), 1 if t.joint else 2, t.tokens, LANES), -1, np.int32)
+    tokens = np.arange(t.tokens)[:, None]
+    for slot in range(len(columns)):
+        lanes = t.bias_lanes(slot)
+        for part, table in ((lanes[: t.h], 0), (lanes[t.h :], out.shape[1] - 1)):
+            out[slot, table][tokens, columns[slot][:, part]] = part
+    return out
+
+
+def place_tables(t: Tiling, table_h: jax.Array, table_w: jax.Array) -> jax.Array:
+    """Tables (2h - 1, D) and (2w - 1, D) -> (slots, 1 or 2, 128, 128): channels in a head's lanes, offsets along columns.
+
+    Both tables become one where they fit side by side.
+    """
+    tables = [jnp.concatenate([table_h, table_w])] if t.joint else [table_h, table_w]
+    tables = [jnp.pad(table.T, ((0, 0), (0, LANES - table.shape[0]))) for table in tables]
+    before = [t.first_lane(slot) for slot in range(t.slots)]
+    return jnp.stack([jnp.pad(jnp.stack(tables), ((0, 0), (n, LANES - t.dim - n), (0, 0))) for n in before])
+
+
+def collect_tables(t: Tiling, placed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients with respect to what `place_tables` gave -> gradients of both tables."""
+    own = [placed[slot, :, t.first_lane(slot) : t.first_lane(slot) + t.dim] for slot in range(t.slots)]
+    total = sum(own[1:], own[0]).swapaxes(1, 2)
+    long_h, long_w = 2 * t.h - 1, 2 * t.w - 1
+    if t.joint:
+        return total[0, :long_h], total[0, long_h : long_h + long_w]
+    return total[0, :long_h], total[1, :long_w]
+
+
+def spread_heads(t: Tiling, x: jax.Array) -> jax.Array:
+    """(B, tokens, n * dim) -> (B, tokens, n * stride), zeros after each head that the stride leaves room behind."""
+    if t.stride == t.dim:
+        return x
+    apart = x.reshape(*x.shape[:2], -1, t.dim)
+    return jnp.pad(apart, ((0, 0), (0, 0), (0, 0), (0, t.stride - t.dim))).reshape(*x.shape[:2], -1)
+
+
+def gather_heads(t: Tiling, x: jax.Array) -> jax.Array:
+    """The inverse of `spread_heads`."""
+    if t.stride == t.dim:
+        return x
+    return x.reshape(*x.shape[:2], -1, t.stride)[..., : t.dim].reshape(*x.shape[:2], -1)
