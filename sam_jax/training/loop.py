@@ -35,7 +35,8 @@ from sam_jax.training.step import TrainState, evaluation_step, model_variables, 
 log = logging.getLogger(__name__)
 
 # What may differ between a run and its continuation.
-_FREE_TO_CHANGE = {"workdir", "mesh", "accumulate", "keep"} | {
+# The last of these is gone: runs that were started with it go on without.
+_FREE_TO_CHANGE = {"workdir", "mesh", "accumulate", "keep", "remat_interactions"} | {
     f"{name}_every" for name in ("log", "eval", "picture", "checkpoint")
 }
 
