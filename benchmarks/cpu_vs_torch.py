@@ -162,7 +162,7 @@ class Training:
         encoder = dataclasses.replace(vit_b().image_encoder, image_size=self.SIZE)
         sam = dataclasses.replace(vit_b(), image_encoder=encoder)
         self.official, self.model, self.variables = same_model(sam)
-        self.config = TrainConfig(sam=sam, optim=OptimConfig(learning_rate=1e-5), remat_interactions=False)
+        self.config = TrainConfig(sam=sam, optim=OptimConfig(learning_rate=1e-5))
         rng = np.random.default_rng(0)
         self.image = rng.integers(0, 256, (1, self.SIZE, self.SIZE, 3), np.uint8)
         self.masks = np.zeros((1, self.MASKS, self.SIZE // 4, self.SIZE // 4), bool)

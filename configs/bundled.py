@@ -53,7 +53,6 @@ def get_config() -> TrainConfig:
             layer_decay=0.9,
             clip_norm=1.0,
         ),
-        remat_interactions=False,
         storage_dtype="float16",
         workdir="runs/bundled",
     )

@@ -26,7 +26,6 @@ def get_config() -> TrainConfig:
         optim=OptimConfig(learning_rate=3e-4, weight_decay=0.01, warmup_steps=20, cosine=True, clip_norm=1.0),
         init_from="sam_jax/weights/vit_tiny",
         workdir="runs/finetune_tiny",
-        remat_interactions=False,
         eval_every=100,
         picture_every=100,
         checkpoint_every=100,

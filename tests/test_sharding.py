@@ -21,7 +21,6 @@ CONFIG = TrainConfig(
     interaction=InteractionConfig(num_points=1, num_mask_only_steps=1),
     # Low, since thresholds and Adam's first steps enlarge rounding errors; high enough to see wrong updates.
     optim=OptimConfig(learning_rate=3e-5, warmup_steps=2, milestones=()),
-    remat_interactions=False,
 )
 STEPS = 20
 

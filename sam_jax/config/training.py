@@ -171,8 +171,6 @@ class TrainConfig:
         `best/` (both for `load_model`).
       init_from: a model directory to start from; None starts from scratch.
       storage_dtype: how the finished model's parameters are stored, "float32" or, at half the size, "float16".
-      remat_interactions: recompute each decoder pass in the backward pass: memory stays that of one interaction, the
-        decoder's work grows by a half.
       accumulate: split each batch into this many pieces, one after the other, and step once with their mean gradient.
       eval_every, eval_images: every so many steps, mean IoU by interaction on that many held-out images; 0 never.
       picture_every: every so many steps, a picture of predictions on the evaluation's first images; 0 never.
@@ -190,7 +188,6 @@ class TrainConfig:
     workdir: str = "runs/sam"
     init_from: str | None = None
     storage_dtype: str = "float32"
-    remat_interactions: bool = True
     accumulate: int = 1
     seed: int = 0
     log_every: int = 20

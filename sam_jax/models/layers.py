@@ -94,29 +94,6 @@ class PatchConv(nn.Module):
         return matmul(patches.astype(self.dtype), flat.astype(self.dtype)) + bias.astype(self.dtype)
 
 
-class SubpixelConv(nn.Module):
-    """Transposed convolution with a 2x2 kernel and stride 2, left in sub-pixel form.
-
-    Output pixel (2i + a, 2j + b) is `x[i, j] @ kernel[a, b] + bias`, so that the kernel (2, 2, in, out) is torch's
-    ConvTranspose2d weight (in, out, 2, 2) with its axes moved and nothing flipped (`nn.ConvTranspose` would need the
-    flip). The caller interleaves the pixels when the channels are few.
-    """
-
-    features: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., in) -> (..., 4, features), sub-pixels in row-major order."""
-        # Each output pixel sees one 1x1 kernel: the fan-in is the input width alone.
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0, 1))
-        kernel = self.param("kernel", init, (2, 2, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        flat = rearrange(kernel, "a b c d -> c (a b d)").astype(self.dtype)
-        out = rearrange(matmul(x.astype(self.dtype), flat), "... (s d) -> ... s d", s=4)
-        return out + bias.astype(self.dtype)
-
-
 class DropPath(nn.Module):
     """Stochastic depth: drops the residual branch of a whole image with probability `rate` (rng stream drop_path)."""
 

@@ -11,10 +11,10 @@ from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import MaskDecoderConfig
-from sam_jax.models.layers import LayerNorm, Mlp, SubpixelConv, gelu
+from sam_jax.models.layers import Mlp, gelu
+from sam_jax.models.planes import PlaneNorm, PlaneSubpixelConv
 from sam_jax.models.prompt_encoder import PromptEmbeddings
 from sam_jax.models.two_way_transformer import TwoWayTransformer
-from sam_jax.structs import MaskPredictions
 
 _normal = nn.initializers.normal(stddev=1.0)
 
@@ -27,39 +27,48 @@ class MaskDecoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, image_embeddings: jax.Array, image_pe: jax.Array, prompts: PromptEmbeddings) -> MaskPredictions:
-        """Args: image_embeddings (B, h, w, C); image_pe (h, w, C). Returns all 1 + num_multimask_outputs masks."""
+    def __call__(
+        self, image_embeddings: jax.Array, image_pe: jax.Array, prompts: PromptEmbeddings, num_masks: int | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Planes of the first `num_masks` of all M = 1 + num_multimask_outputs masks (None: all), and their IoUs.
+
+        Args:
+          image_embeddings: (B, h, w, C); image_pe: (h, w, C).
+
+        Returns:
+          (B, N, num_masks, 16, h*w) float32 logits, see `planes.join_subpixels`, and (B, N, num_masks) float32.
+        """
         c = self.config
-        h, w = image_embeddings.shape[1:3]
+        count = c.num_mask_tokens if num_masks is None else num_masks
         iou_token = self.param("iou_token", _normal, (1, self.dim))
         mask_tokens = self.param("mask_tokens", _normal, (c.num_mask_tokens, self.dim))
         tokens, valid = _join(jnp.concatenate([iou_token, mask_tokens]), prompts)
-        pixels = (image_embeddings[:, None] + prompts.dense).astype(self.dtype)
+        pixels = rearrange(image_embeddings, "b h w c -> b 1 c (h w)").astype(self.dtype) + prompts.dense
         tokens, pixels = TwoWayTransformer(c, self.dim, self.dtype, name="transformer")(
-            tokens.astype(self.dtype),
-            rearrange(pixels, "b n h w c -> b n (h w) c"),
-            rearrange(image_pe, "h w c -> 1 1 (h w) c").astype(self.dtype),
-            valid,
+            tokens.astype(self.dtype), pixels, rearrange(image_pe, "h w c -> 1 1 c (h w)").astype(self.dtype), valid
         )
-        masks = self._masks(tokens[:, :, 1 : 1 + c.num_mask_tokens], pixels)
-        head = Mlp(c.iou_head_hidden_dim, c.num_mask_tokens, c.iou_head_depth, self.dtype, name="iou_prediction_head")
-        interleave = "b n (h w) (a b1) (c d) m -> b n m (h a c) (w b1 d)"
-        masks = rearrange(masks, interleave, h=h, w=w, a=2, c=2)
-        return MaskPredictions(masks.astype(jnp.float32), head(tokens[:, :, 0]).astype(jnp.float32))
-
-    def _masks(self, tokens: jax.Array, pixels: jax.Array) -> jax.Array:
-        """Mask tokens (B, N, M, C) and pixels (B, N, S, C) -> (B, N, S, 4, 4, M) logits, 4x4 sub-pixels per pixel.
-
-        Sub-pixels are interleaved only after the product with the hypernetworks, when M channels are left of C / 8.
-        """
-        x = SubpixelConv(self.dim // 4, self.dtype, name="output_upscaling_0")(pixels)
-        x = gelu(LayerNorm(epsilon=1e-6, dtype=self.dtype, name="output_upscaling_1")(x))
-        x = gelu(SubpixelConv(self.dim // 8, self.dtype, name="output_upscaling_3")(x))
         hypernetworks = [
-            Mlp(self.dim, self.dim // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, i])
-            for i in range(self.config.num_mask_tokens)
+            Mlp(self.dim, self.dim // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
+            for i in range(c.num_mask_tokens if self.is_initializing() else count)
         ]
-        return jnp.einsum("bnsxyc,bnmc->bnsxym", x, jnp.stack(hypernetworks, axis=2))
+        planes = self._planes(jnp.stack(hypernetworks[:count], axis=2), pixels)
+        head = Mlp(c.iou_head_hidden_dim, c.num_mask_tokens, c.iou_head_depth, self.dtype, name="iou_prediction_head")
+        return planes, head(tokens[:, :, 0])[..., :count].astype(jnp.float32)
+
+    def _planes(self, hypernetworks: jax.Array, pixels: jax.Array) -> jax.Array:
+        """(B, N, M, C / 8) and pixels (B, N, C, S) -> (B, N, M, 16, S) float32 logits.
+
+        The sub-pixels of both upscaling steps stay beside each other as planes: no channel or pixel ever moves.
+        """
+        x = PlaneSubpixelConv(self.dim // 4, self.dtype, name="output_upscaling_0")(pixels)
+        x = gelu(PlaneNorm(1e-6, self.dtype, name="output_upscaling_1")(x))
+        x = gelu(PlaneSubpixelConv(self.dim // 8, self.dtype, name="output_upscaling_3")(x))
+        x = rearrange(x, "b n u t c s -> b n (u t) c s")
+        if hypernetworks.shape[2] == 1:
+            # A single row would leave a matrix unit idle; as a sum it is one pass over what `gelu` computes anyway.
+            weighted = x.astype(jnp.float32) * rearrange(hypernetworks, "b n 1 c -> b n 1 c 1").astype(jnp.float32)
+            return weighted.sum(axis=3)[:, :, None]
+        return jnp.einsum("bnmc,bnucs->bnmus", hypernetworks, x).astype(jnp.float32)
 
 
 def _join(output_tokens: jax.Array, prompts: PromptEmbeddings) -> tuple[jax.Array, jax.Array]:

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import PromptEncoderConfig
-from sam_jax.models.layers import LayerNorm, PatchConv, gelu
+from sam_jax.models.layers import gelu
+from sam_jax.models.planes import PlaneNorm, PlanePatchConv, split_subpixels
 from sam_jax.structs import Prompts
 
 # Rows of the point table; box corners are points with labels of their own.
@@ -21,7 +23,7 @@ _normal = nn.initializers.normal(stddev=1.0)
 
 
 class PromptEmbeddings(NamedTuple):
-    """sparse: (B, N, T, C); sparse_valid: (B, N, T) bool; dense: (B, N or 1, h, w, C), 1 where all prompts share it."""
+    """sparse: (B, N, T, C); sparse_valid: (B, N, T) bool; dense: (B, N or 1, C, h*w), 1 where all prompts share it."""
 
     sparse: jax.Array
     sparse_valid: jax.Array
@@ -65,24 +67,37 @@ class PromptEncoder(nn.Module):
         self.not_a_point_embed = self.param("not_a_point_embed", _normal, row)
         self.no_mask_embed = self.param("no_mask_embed", _normal, row)
         chans = self.config.mask_in_chans
-        self.mask_downscaling_0 = PatchConv(chans // 4, 2, dtype=self.dtype)
-        self.mask_downscaling_1 = LayerNorm(epsilon=1e-6, dtype=self.dtype)
-        self.mask_downscaling_3 = PatchConv(chans, 2, dtype=self.dtype)
-        self.mask_downscaling_4 = LayerNorm(epsilon=1e-6, dtype=self.dtype)
-        self.mask_downscaling_6 = PatchConv(self.embed_dim, 1, dtype=self.dtype)
+        self.mask_downscaling_0 = PlanePatchConv(1, chans // 4, 2, groups=4, dtype=self.dtype)
+        self.mask_downscaling_1 = PlaneNorm(1e-6, self.dtype)
+        self.mask_downscaling_3 = PlanePatchConv(chans // 4, chans, 2, dtype=self.dtype)
+        self.mask_downscaling_4 = PlaneNorm(1e-6, self.dtype)
+        self.mask_downscaling_6 = PlanePatchConv(chans, self.embed_dim, 1, dtype=self.dtype)
 
     def dense_pe(self, grid: tuple[int, int]) -> jax.Array:
         """(h, w, C) float32 positional encoding of the image embedding, `image_pe` of the mask decoder."""
         return self.pe_layer.grid(grid)
 
-    def __call__(self, prompts: Prompts, grid: tuple[int, int], input_size: tuple[int, int]) -> PromptEmbeddings:
-        """Embeds the prompts of images whose embedding grid is (h, w) and whose input frame is (H, W) pixels."""
+    def __call__(
+        self,
+        prompts: Prompts,
+        grid: tuple[int, int],
+        input_size: tuple[int, int],
+        mask_planes: jax.Array | None = None,
+    ) -> PromptEmbeddings:
+        """Embeds the prompts of images whose embedding grid is (h, w) and whose input frame is (H, W) pixels.
+
+        `mask_planes` (B, N, 16, h*w) takes the place of `prompts.mask_inputs`: the same logits, split already.
+        """
+        if prompts.mask_inputs is not None:
+            mask_planes = split_subpixels(_checked_masks(prompts.mask_inputs, grid))
         batch = prompt_shape(prompts)
         parts = [*self._points(prompts, input_size), *self._boxes(prompts, batch, input_size)]
         sparse = [tokens for tokens, _ in parts] or [jnp.zeros((*batch, 0, self.embed_dim))]
         valid = [flags for _, flags in parts] or [jnp.zeros((*batch, 0), bool)]
         return PromptEmbeddings(
-            jnp.concatenate(sparse, axis=2), jnp.concatenate(valid, axis=2), self._dense(prompts, batch, grid)
+            jnp.concatenate(sparse, axis=2),
+            jnp.concatenate(valid, axis=2),
+            self._dense(mask_planes, prompts.mask_valid, batch, grid),
         )
 
     def _embed_points(self, coords: jax.Array, labels: jax.Array, input_size: tuple[int, int]) -> jax.Array:
@@ -119,28 +134,34 @@ class PromptEncoder(nn.Module):
         present = jnp.ones(batch, bool) if prompts.box_valid is None else prompts.box_valid
         return [(tokens, jnp.broadcast_to(present[..., None], (*batch, 2)))]
 
-    def _dense(self, prompts: Prompts, batch: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+    def _dense(
+        self, planes: jax.Array | None, valid: jax.Array | None, batch: tuple[int, int], grid: tuple[int, int]
+    ) -> jax.Array:
         h, w = grid
-        absent = self.no_mask_embed.reshape(1, 1, 1, 1, -1).astype(self.dtype)
-        if prompts.mask_inputs is None:
+        absent = self.no_mask_embed.reshape(1, 1, -1, 1).astype(self.dtype)
+        if planes is None:
             # All prompts of all images share this one: the decoder then works on the image once, not once per prompt.
-            dense = jnp.broadcast_to(absent, (batch[0], 1, h, w, self.embed_dim))
-            return dense if not self.is_initializing() else dense + 0 * self._downscale(jnp.zeros((1, 1, 4 * h, 4 * w)))
-        if prompts.mask_inputs.shape[2:] != (4 * h, 4 * w):
-            raise ValueError(
-                f"mask_inputs are {prompts.mask_inputs.shape[2]}x{prompts.mask_inputs.shape[3]}; this image embedding "
-                f"needs {4 * h}x{4 * w} logits (four times its {h}x{w} grid)"
-            )
-        dense = self._downscale(prompts.mask_inputs)
-        if prompts.mask_valid is not None:
-            dense = jnp.where(prompts.mask_valid[..., None, None, None], dense, absent)
-        return dense
+            dense = jnp.broadcast_to(absent, (batch[0], 1, self.embed_dim, h * w))
+            return dense if not self.is_initializing() else dense + 0 * self._downscale(jnp.zeros((1, 1, 16, h * w)))
+        dense = self._downscale(planes)
+        return dense if valid is None else jnp.where(valid[..., None, None], dense, absent)
 
-    def _downscale(self, masks: jax.Array) -> jax.Array:
-        """(B, N, 4h, 4w) -> (B, N, h, w, C)."""
-        x = gelu(self.mask_downscaling_1(self.mask_downscaling_0(masks[..., None])))
+    def _downscale(self, planes: jax.Array) -> jax.Array:
+        """(B, N, 16, S) -> (B, N, C, S)."""
+        x = rearrange(self.mask_downscaling_0(planes), "b n (u c) s -> b n u c s", u=4)
+        x = rearrange(gelu(self.mask_downscaling_1(x)), "b n u c s -> b n (u c) s")
         x = gelu(self.mask_downscaling_4(self.mask_downscaling_3(x)))
         return self.mask_downscaling_6(x)
+
+
+def _checked_masks(masks: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    h, w = grid
+    if masks.shape[2:] != (4 * h, 4 * w):
+        raise ValueError(
+            f"mask_inputs are {masks.shape[2]}x{masks.shape[3]}; this image embedding needs {4 * h}x{4 * w} logits "
+            f"(four times its {h}x{w} grid)"
+        )
+    return masks
 
 
 def prompt_shape(prompts: Prompts) -> tuple[int, int]:

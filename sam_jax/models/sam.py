@@ -11,6 +11,7 @@ from flax import linen as nn
 from sam_jax.config import SamConfig
 from sam_jax.models.image_encoder import ImageEncoder
 from sam_jax.models.mask_decoder import MaskDecoder
+from sam_jax.models.planes import join_subpixels
 from sam_jax.models.prompt_encoder import PromptEncoder
 from sam_jax.structs import MaskPredictions, Prompts
 
@@ -44,10 +45,30 @@ class Sam(nn.Module):
 
     def predict_masks(self, image_embeddings: jax.Array, prompts: Prompts) -> MaskPredictions:
         """All masks that the decoder has for each prompt: M = 1 (unambiguous) + num_multimask_outputs."""
+        planes, iou_predictions = self.predict_planes(image_embeddings, prompts)
+        h, w = image_embeddings.shape[1:3]
+        return MaskPredictions(join_subpixels(planes, (h, w)), iou_predictions)
+
+    def predict_planes(
+        self,
+        image_embeddings: jax.Array,
+        prompts: Prompts,
+        mask_planes: jax.Array | None = None,
+        num_masks: int | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """`predict_masks` in the layout that the decoder works in, which spares training all re-ordering of pixels.
+
+        Args:
+          mask_planes: (B, N, 16, h*w) logits to feed back, as `planes.split_subpixels` makes them of `mask_inputs`.
+          num_masks: how many masks to make, the one for unambiguous prompts first; None makes all M.
+
+        Returns:
+          Planes (B, N, num_masks, 16, h*w) float32 and IoU predictions (B, N, num_masks) float32.
+        """
         h, w = image_embeddings.shape[1:3]
         patch = self.config.image_encoder.patch_size
-        embedded = self.prompt_encoder(prompts, (h, w), (h * patch, w * patch))
-        return self.mask_decoder(image_embeddings, self.prompt_encoder.dense_pe((h, w)), embedded)
+        embedded = self.prompt_encoder(prompts, (h, w), (h * patch, w * patch), mask_planes)
+        return self.mask_decoder(image_embeddings, self.prompt_encoder.dense_pe((h, w)), embedded, num_masks)
 
     def decode_masks(self, image_embeddings: jax.Array, prompts: Prompts, multimask_output: bool) -> MaskPredictions:
         """Masks for N prompts of each image.

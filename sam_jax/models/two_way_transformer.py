@@ -2,11 +2,14 @@
 
 Source: official `modeling/transformer.py`; SAM paper, appendix A.
 
-Prompts are few tokens (T), the image is many pixels (S = h*w). Two facts make the arithmetic cheap and stay exact:
+Prompts are few tokens (T), the image is many pixels (S = h*w), kept as planes (C, S). Two facts make the arithmetic
+cheap and stay exact:
   - Until the first image-to-token attention, all prompts of an image see the same pixels. Image-side tensors therefore
     have a prompt axis of size 1 there and are projected once per image.
   - Where pixels differ per prompt, projecting them costs S * C * I. The projection is instead folded into the
-    tokens ((W k) . q = k . (W^T q)), which costs S * C * heads * T, as long as heads * T is below the inner width I.
+    tokens ((W k) . q = k . (W^T q)), which costs S * C * heads * T, as long as that is less. All heads then are rows of
+    one matrix (T * heads, C) per prompt, heads innermost: eight of them fill a TPU's tile, so that the softmax over
+    tokens is plain arithmetic between tiles.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from flax import linen as nn
 
 from sam_jax.config import MaskDecoderConfig
 from sam_jax.models.layers import Dense, LayerNorm, Linear
+from sam_jax.models.planes import PlaneNorm, project
+from sam_jax.models.softmax import low_precision_softmax
 
 
 class Attention(nn.Module):
     """Multi-head attention with an inner width of `dim / downsample_rate`.
 
-    Shapes: tokens (B, N, T, C); pixels (B, N or 1, S, C). `valid` (B, N, T) tells which tokens may be attended to.
+    Shapes: tokens (B, N, T, C); pixels (B, N or 1, C, S). `valid` (B, N, T) tells which tokens may be attended to.
     """
 
     dim: int
@@ -39,20 +44,30 @@ class Attention(nn.Module):
         self.out_proj = Linear(inner, self.dim, dtype=self.dtype)
 
     @property
+    def _inner(self) -> int:
+        return self.dim // self.downsample_rate
+
+    @property
     def _scale(self) -> float:
-        return (self.dim // self.downsample_rate // self.num_heads) ** -0.5
+        return (self._inner // self.num_heads) ** -0.5
 
     def _heads(self, x: jax.Array) -> jax.Array:
-        return rearrange(x, "b n s (h d) -> b n h s d", h=self.num_heads)
+        """(B, N, T, I) -> (B, N, heads, T, D)."""
+        return rearrange(x, "b n t (h d) -> b n h t d", h=self.num_heads)
 
-    def _kernel_heads(self, linear: Linear) -> jax.Array:
-        """(C, I) kernel -> (C, heads, I / heads)."""
-        return rearrange(linear.kernel.astype(self.dtype), "c (h d) -> c h d", h=self.num_heads)
+    def _of_pixels(self, linear: Linear, pixels: jax.Array) -> jax.Array:
+        """(B, n, C, S) -> (B, n, heads, D, S)."""
+        out = project(linear.kernel.astype(self.dtype), pixels) + linear.bias.astype(self.dtype)[:, None]
+        return rearrange(out, "b n (h d) s -> b n h d s", h=self.num_heads)
 
-    def _folds(self, pixels: jax.Array, tokens: jax.Array) -> bool:
-        """Whether folding a projection of the pixels into the tokens saves work; decided by static shapes."""
-        shared = pixels.shape[1] == 1 and tokens.shape[1] > 1
-        return not shared and self.num_heads * tokens.shape[2] < self.dim // self.downsample_rate
+    def _fold(self, heads: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Rows (B, N, T * heads, C) that act on whole pixels: each head times its part of a kernel (C, I)."""
+        parts = rearrange(kernel.astype(self.dtype), "c (h d) -> h d c", h=self.num_heads)
+        return rearrange(jnp.einsum("bnhtd,hdc->bnthc", heads, parts), "b n t h c -> b n (t h) c")
+
+    def _folds(self, length: int) -> bool:
+        """Whether folding a projection of the pixels into `length` tokens saves work."""
+        return self.dim * self.num_heads * length < (self.dim + length) * self._inner
 
     def among_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
         """Self-attention of the tokens."""
@@ -64,48 +79,42 @@ class Attention(nn.Module):
     def tokens_to_pixels(self, tokens: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
         """Each token reads from all pixels. (B, N, T, C)."""
         q = self._heads(self.q_proj(tokens)) * self._scale
-        if not self._folds(keys, tokens):
-            logits = _matmul_shared(q, self._heads(self.k_proj(keys)).swapaxes(-1, -2))
-            weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
-            out = _matmul_shared(weights, self._heads(self.v_proj(values)))
+        shared = keys.shape[1] == 1 and tokens.shape[1] > 1
+        if shared or not self._folds(tokens.shape[2]):
+            weights = low_precision_softmax(_matmul_shared(q, self._of_pixels(self.k_proj, keys)), -1)
+            out = _matmul_shared(weights, self._of_pixels(self.v_proj, values).swapaxes(-1, -2))
             return self.out_proj(rearrange(out, "b n h t d -> b n t (h d)"))
         # The key bias adds one constant per query to all its logits, which softmax does not see.
-        folded = jnp.einsum("bnhtd,chd->bnhtc", q, self._kernel_heads(self.k_proj))
-        logits = _against_pixels(keys, rearrange(folded, "b n h t c -> b n (h t) c"))
-        weights = jax.nn.softmax(logits.astype(jnp.float32), axis=2).astype(self.dtype)
-        out = jnp.einsum("bnsa,bnsc->bnac", weights, values)
-        out = rearrange(out, "b n (h t) c -> b n h t c", h=self.num_heads)
-        out = jnp.einsum("bnhtc,chd->bnthd", out, self._kernel_heads(self.v_proj))
-        return self.out_proj(rearrange(out, "b n t h d -> b n t (h d)") + self.v_proj.bias.astype(self.dtype))
+        weights = low_precision_softmax(self._fold(q, self.k_proj.kernel) @ keys, -1)
+        read = jnp.einsum("bnas,bncs->bnac", weights, values)
+        read = rearrange(read, "b n (t h) c -> b n t h c", h=self.num_heads)
+        kernel = rearrange(self.v_proj.kernel.astype(self.dtype), "c (h d) -> h c d", h=self.num_heads)
+        out = rearrange(jnp.einsum("bnthc,hcd->bnthd", read, kernel), "b n t h d -> b n t (h d)")
+        return self.out_proj(out + self.v_proj.bias.astype(self.dtype))
 
     def pixels_to_tokens(self, pixels: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array) -> jax.Array:
-        """Each pixel reads from all tokens. (B, N, S, C)."""
+        """Each pixel reads from all tokens. (B, N, C, S)."""
         k, v = self._heads(self.k_proj(keys)) * self._scale, self._heads(self.v_proj(values))
-        logits = self._pixel_logits(pixels, k, keys).astype(jnp.float32)
-        logits = jnp.where(valid[:, :, None, :, None], logits, -jnp.inf)
-        weights = jax.nn.softmax(logits, axis=3).astype(self.dtype)
-        bias = self.out_proj.bias.astype(self.dtype)
-        if self.num_heads * keys.shape[2] >= self.dim // self.downsample_rate:
-            return self.out_proj(rearrange(jnp.einsum("bnhts,bnhtd->bnshd", weights, v), "b n s h d -> b n s (h d)"))
-        kernel = rearrange(self.out_proj.kernel.astype(self.dtype), "(h d) c -> h d c", h=self.num_heads)
-        folded = rearrange(jnp.einsum("bnhtd,hdc->bnhtc", v, kernel), "b n h t c -> b n (h t) c")
-        return jnp.einsum("bnas,bnac->bnsc", rearrange(weights, "b n h t s -> b n (h t) s"), folded) + bias
+        logits = rearrange(self._pixel_logits(pixels, k), "b n (t h) s -> b n t h s", h=self.num_heads)
+        logits = jnp.where(valid[:, :, :, None, None], logits, -jnp.inf)
+        weights = low_precision_softmax(logits, 2)
+        if self._folds(keys.shape[2]):
+            rows = self._fold(v, self.out_proj.kernel.T)
+            out = jnp.einsum("bnac,bnas->bncs", rows, rearrange(weights, "b n t h s -> b n (t h) s"))
+        else:
+            out = rearrange(jnp.einsum("bnhtd,bnths->bnhds", v, weights), "b n h d s -> b n (h d) s")
+            out = project(self.out_proj.kernel.astype(self.dtype), out)
+        return out + self.out_proj.bias.astype(self.dtype)[:, None]
 
-    def _pixel_logits(self, pixels: jax.Array, k: jax.Array, keys: jax.Array) -> jax.Array:
-        """(B, N, heads, T, S), pixels last so that the softmax over few tokens runs along long rows."""
-        if not self._folds(pixels, keys):
-            return _matmul_shared(k, self._heads(self.q_proj(pixels)).swapaxes(-1, -2))
-        folded = rearrange(
-            jnp.einsum("bnhtd,chd->bnhtc", k, self._kernel_heads(self.q_proj)), "b n h t c -> b n (h t) c"
-        )
-        logits = rearrange(_against_pixels(pixels, folded), "b n s (h t) -> b n h t s", h=self.num_heads)
+    def _pixel_logits(self, pixels: jax.Array, k: jax.Array) -> jax.Array:
+        """(B, N, T * heads, S)."""
+        shared = pixels.shape[1] == 1 and k.shape[1] > 1
+        if shared or not self._folds(k.shape[3]):
+            logits = _matmul_shared(k, self._of_pixels(self.q_proj, pixels))
+            return rearrange(logits, "b n h t s -> b n (t h) s")
         q_bias = rearrange(self.q_proj.bias.astype(self.dtype), "(h d) -> h d", h=self.num_heads)
-        return logits + jnp.einsum("bnhtd,hd->bnht", k, q_bias)[..., None]
-
-
-def _against_pixels(pixels: jax.Array, rows: jax.Array) -> jax.Array:
-    """(B, N, S, C) and (B, N, a, C) -> (B, N, S, a): in this order no compiler has to transpose the many pixels."""
-    return jnp.einsum("bnsc,bnac->bnsa", pixels, rows)
+        constants = rearrange(jnp.einsum("bnhtd,hd->bnth", k, q_bias), "b n t h -> b n (t h) 1")
+        return self._fold(k, self.q_proj.kernel) @ pixels + constants
 
 
 def _matmul_shared(few: jax.Array, many: jax.Array) -> jax.Array:
@@ -164,11 +173,11 @@ class TwoWayAttentionBlock(nn.Module):
         tokens = norm("norm3")(tokens + MlpBlock(self.dim, c.mlp_dim, self.dtype, name="mlp")(tokens))
         to_tokens = attention("cross_attn_image_to_token", rate)
         update = to_tokens.pixels_to_tokens(keys, tokens + token_pe, tokens, valid)
-        return tokens, norm("norm4")(pixels + update)
+        return tokens, PlaneNorm(1e-5, self.dtype, name="norm4")(pixels + update)
 
 
 class TwoWayTransformer(nn.Module):
-    """Tokens (B, N, T, C) and pixels (B, N or 1, S, C) -> both, updated; pixels (B, N, S, C)."""
+    """Tokens (B, N, T, C) and pixels (B, N or 1, C, S) -> both, updated; pixels (B, N, C, S)."""
 
     config: MaskDecoderConfig
     dim: int

@@ -66,7 +66,8 @@ def mask_losses(config: LossConfig, logits: jax.Array, iou_predictions: jax.Arra
     """Losses of every mask of every prompt.
 
     Args:
-      logits: (B, N, M, h, w); iou_predictions: (B, N, M); targets: (B, N, h, w) 0/1.
+      logits: (B, N, M, h, w); iou_predictions: (B, N, M); targets: (B, N, h, w) 0/1. Losses are sums over the last
+        two axes, in any order: logits and targets may both be split into planes (..., 16, S) instead.
     """
     logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)[:, :, None]
     focal = config.focal_weight * focal_loss(logits, targets, config.focal_alpha, config.focal_gamma)
@@ -76,18 +77,20 @@ def mask_losses(config: LossConfig, logits: jax.Array, iou_predictions: jax.Arra
 
 
 def prompt_loss(config: LossConfig, losses: MaskLosses, multimask: jax.Array) -> jax.Array:
-    """The loss of each prompt, (B, N), from its masks (B, N, 1 + 3).
+    """The loss of each prompt, (B, N), from its masks (B, N, 1 + 3), or (B, N, 1) where no prompt is ambiguous.
 
     An ambiguous prompt (`multimask` True) learns through the lowest-loss mask of the three, any other through the
     single mask.
     """
+    single = losses.mask[..., 0] + losses.iou[..., 0]
+    if losses.mask.shape[-1] == 1:
+        return single
     best = losses.mask[..., 1:].argmin(axis=-1, keepdims=True)
     ambiguous_mask = jnp.take_along_axis(losses.mask[..., 1:], best, axis=-1)[..., 0]
     if config.supervise_all_iou:
         ambiguous_iou = losses.iou[..., 1:].mean(axis=-1)
     else:
         ambiguous_iou = jnp.take_along_axis(losses.iou[..., 1:], best, axis=-1)[..., 0]
-    single = losses.mask[..., 0] + losses.iou[..., 0]
     ambiguous = ambiguous_mask + ambiguous_iou
     if config.supervise_all_outputs:
         return (ambiguous + single) / 2

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from einops import reduce
 
 from sam_jax.config import InteractionConfig
+from sam_jax.models.planes import subpixel_position
 from sam_jax.structs import Prompts
 
 # The mask decoder predicts on a grid of patch_size / 4 = 4 pixels (SAM's patch size is 16).
@@ -41,20 +42,29 @@ def first_prompts(config: InteractionConfig, key: jax.Array, targets: jax.Array)
 
 
 def add_error_points(
-    prompts: Prompts, slot: jax.Array, key: jax.Array, predicted: jax.Array, targets: jax.Array, keep: jax.Array
+    prompts: Prompts,
+    slot: jax.Array,
+    key: jax.Array,
+    predicted: jax.Array,
+    targets: jax.Array,
+    keep: jax.Array,
+    grid: tuple[int, int],
 ) -> Prompts:
     """Puts a point from each error region into `slot`: foreground where the mask misses, background where it spills.
 
     A perfect prediction gets a point anywhere, with its true label. Where `keep` is True (a mask-only step) the
     prompts stay as they are.
+
+    Args:
+      predicted, targets: (B, N, 16, S) bool, masks split into planes over the embedding grid (h, w).
     """
     error = predicted != targets
     error = error | ~error.any(axis=(-2, -1), keepdims=True)
-    coords = sample_pixel(key, error)
-    cell = (coords // STRIDE).astype(jnp.int32)
-    rows, cols = cell[..., 1], cell[..., 0]
-    b, n = jnp.indices(rows.shape)
-    labels = targets[b, n, rows, cols].astype(jnp.int32)
+    draw, jitter = jax.random.split(key)
+    index = _draw_index(draw, error)
+    coords = _draw_pixel(jitter, subpixel_position(index, grid[1], grid[0] * grid[1]))
+    flat = targets.reshape(*index.shape, -1)
+    labels = jnp.take_along_axis(flat, index[..., None], axis=-1)[..., 0].astype(jnp.int32)
     old_coords, old_labels = prompts.point_coords, prompts.point_labels
     assert old_coords is not None
     assert old_labels is not None
@@ -67,11 +77,19 @@ def add_error_points(
 def sample_pixel(key: jax.Array, region: jax.Array) -> jax.Array:
     """A uniformly drawn point of each region: (B, N, h, w) bool -> (B, N, 2) float32 (x, y) in the input frame."""
     draw, jitter = jax.random.split(key)
-    width = region.shape[-1]
-    scores = jax.random.uniform(draw, region.shape) + region
-    flat = scores.reshape(*region.shape[:2], -1).argmax(axis=-1)
-    cell = jnp.stack([flat % width, flat // width], axis=-1)
-    inside = jax.random.randint(jitter, cell.shape, 0, STRIDE)
+    index, width = _draw_index(draw, region), region.shape[-1]
+    return _draw_pixel(jitter, jnp.stack([index % width, index // width], axis=-1))
+
+
+def _draw_index(key: jax.Array, region: jax.Array) -> jax.Array:
+    """(B, N, ...) bool -> (B, N): where in the flattened region a uniformly drawn True lies."""
+    scores = jax.random.uniform(key, region.shape) + region
+    return scores.reshape(*region.shape[:2], -1).argmax(axis=-1)
+
+
+def _draw_pixel(key: jax.Array, cell: jax.Array) -> jax.Array:
+    """A pixel of the input frame within each cell, (..., 2) (x, y)."""
+    inside = jax.random.randint(key, cell.shape, 0, STRIDE)
     return (cell * STRIDE + inside).astype(jnp.float32)
 
 

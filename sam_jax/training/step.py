@@ -14,11 +14,12 @@ import optax
 from flax import struct
 
 from sam_jax.config import FinetuneConfig, TrainConfig
+from sam_jax.models.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.models.sam import Sam
 from sam_jax.ops.transforms import normalize_batch
-from sam_jax.structs import MaskPredictions, Prompts
+from sam_jax.structs import Prompts
 from sam_jax.training.finetune import assemble, split_params
-from sam_jax.training.losses import affinity_loss, enlarge, mask_losses, prompt_loss
+from sam_jax.training.losses import MaskLosses, affinity_loss, enlarge, mask_losses, prompt_loss
 from sam_jax.training.prompts import add_error_points, first_prompts, reduce_masks
 
 Batch = dict[str, jax.Array]
@@ -128,20 +129,17 @@ def forward_with_loss(
       The loss, and metrics that add up over pieces: `loss`, its parts `focal`, `dice` and `iou_error` averaged over
       interactions, and the IoU of the chosen mask after each interaction, `iou_1`, `iou_2`, ...
     """
-    variables = {"params": params, "constants": constants}
     drop_key, prompt_key, affinity_key = jax.random.split(key, 3)
+    variables = {"params": params, "constants": constants}
     embeddings = image_embeddings(model, variables, batch, None if deterministic else drop_key)
-
-    def decode(prompts: Prompts) -> MaskPredictions:
-        predictions: Any = model.apply(variables, embeddings, prompts, method="predict_masks")
-        return predictions
-
-    low_res = 4 * embeddings.shape[1]  # the decoder's own grid
-    scores = interact(config, decode, batch["masks"], prompt_key, batch["masks"].shape[2] // low_res)
     count = batch["mask_valid"].sum() if count is None else count
     weight = batch["mask_valid"] / jnp.maximum(count, 1)
+    decoder_params = {name: part for name, part in params.items() if name != "image_encoder"}
+    decode = partial(_decode, model, constants)
+    learned, targets = (decoder_params, embeddings), batch["masks"]
+    factor = targets.shape[2] // (SIDE * embeddings.shape[1])
+    loss, scores = interact(config, decode, learned, targets, weight, prompt_key, factor)
     sums = Scores(*((x * weight).sum(axis=(1, 2)) for x in scores))
-    loss = sums.loss.sum() if config.loss.sum_interactions else sums.loss.mean()
     metrics = {"loss": loss, "focal": sums.focal.mean(), "dice": sums.dice.mean(), "iou_error": sums.iou_error.mean()}
     metrics |= {f"iou_{step + 1}": iou for step, iou in enumerate(sums.iou)}
     if config.loss.affinity_weight:
@@ -149,6 +147,16 @@ def forward_with_loss(
         metrics["affinity"] = affinity
         loss = loss + config.loss.affinity_weight * affinity
     return loss, metrics
+
+
+def _decode(
+    model: Sam, constants: Any, learned: Any, prompts: Prompts, planes: jax.Array | None, num_masks: int | None
+) -> tuple[jax.Array, jax.Array]:
+    """`Sam.predict_planes` of `learned`: the parameters without the encoder's, and the image embeddings."""
+    params, embeddings = learned
+    variables = {"params": params, "constants": constants}
+    result: Any = model.apply(variables, embeddings, prompts, planes, num_masks, method="predict_planes")
+    return result
 
 
 def image_embeddings(
@@ -176,36 +184,105 @@ def evaluation_step(model: Sam, config: TrainConfig, state: TrainState, batch: B
     return metrics | {"count": batch["mask_valid"].sum()}
 
 
-def interact(config: TrainConfig, decode: Any, targets: jax.Array, key: jax.Array, factor: int = 1) -> Scores:
+def interact(
+    config: TrainConfig,
+    decode: Any,
+    learned: Any,
+    targets: jax.Array,
+    weight: jax.Array,
+    key: jax.Array,
+    factor: int = 1,
+) -> tuple[jax.Array, Scores]:
     """All interactions of one step, each prompted with the error of the one before.
 
-    `factor` cells of the targets make one of the decoder's grid, on which prompts are drawn and masks fed back.
+    What is fed back carries no gradient, so that the loss is a sum over interactions and so is its gradient. It is
+    taken pass by pass, right where each is decoded: memory stays that of one pass, and nothing is computed twice.
+
+    Args:
+      decode: (learned, prompts, planes to feed back or None, number of masks or None) -> planes and IoU predictions,
+        as `Sam.predict_planes`. It must hold nothing else that learns.
+      learned: float arrays in any tree, through which the gradient of the loss flows.
+      targets: (B, N, 4h, 4w) bool, or finer; weight: (B, N), of each prompt in the loss.
+      factor: so many cells of the targets make one of the decoder's grid, where prompts are drawn and masks fed back.
+
+    Returns:
+      The loss and the scores; no gradient flows through the scores.
     """
+    run = partial(_interactions, config, decode, factor=factor)
+
+    @jax.custom_vjp
+    def total(learned: Any, targets: jax.Array, weight: jax.Array, key: jax.Array) -> tuple[jax.Array, Scores]:
+        loss, scores, _ = run(False, learned, targets, weight, key)
+        return loss, scores
+
+    def forward(*args: Any) -> tuple[tuple[jax.Array, Scores], Any]:
+        loss, scores, gradient = run(True, *args)
+        return (loss, scores), gradient
+
+    def backward(gradient: Any, cotangents: tuple[jax.Array, Scores]) -> tuple[Any, None, None, None]:
+        return jax.tree.map(lambda x: x * cotangents[0], gradient), None, None, None
+
+    total.defvjp(forward, backward)
+    return total(learned, targets, weight, key)
+
+
+def _interactions(
+    config: TrainConfig,
+    decode: Any,
+    differentiate: bool,
+    learned: Any,
+    targets: jax.Array,
+    weight: jax.Array,
+    key: jax.Array,
+    factor: int = 1,
+) -> tuple[jax.Array, Scores, Any]:
+    """The loss, the scores (steps, B, N) and, where asked for, the loss's gradient by `learned`."""
     sim = config.interaction
     first_key, place_key, loop_key = jax.random.split(key, 3)
-    score = partial(_decode_and_score, config, decode, targets=targets)
-    targets = reduce_masks(targets, factor)
+    fine, targets = targets, reduce_masks(targets, factor)
     prompts = first_prompts(sim, first_key, targets)
     assert prompts.box_valid is not None
     multimask = ~prompts.box_valid | sim.box_multimask
-    feedback, first = score(prompts, multimask=multimask)
+    grid = (targets.shape[2] // SIDE, targets.shape[3] // SIDE)
+    targets = split_subpixels(targets)
+    # Later prompts are not ambiguous: they learn through the first mask alone.
+    later_masks = None if config.loss.supervise_all_outputs else 1
+    share = 1.0 if config.loss.sum_interactions else 1 / sim.num_steps
+
+    def score(
+        prompts: Prompts, planes: jax.Array | None, multimask: jax.Array, num_masks: int | None
+    ) -> tuple[Any, Any]:
+        def loss_of(learned: Any) -> tuple[jax.Array, Any]:
+            logits, ious = decode(learned, prompts, planes, num_masks)
+            if factor == 1:
+                losses = mask_losses(config.loss, logits, ious, targets)
+            else:
+                losses = mask_losses(config.loss, enlarge(join_subpixels(logits, grid), fine.shape[2:]), ious, fine)
+            feedback, scores = _score(config, logits, ious, losses, multimask)
+            return share * (scores.loss * weight).sum(), (feedback, scores)
+
+        if not differentiate:
+            loss, aux = loss_of(learned)
+            return (loss, ()), aux
+        (loss, aux), gradient = jax.value_and_grad(loss_of, has_aux=True)(learned)
+        return (loss, gradient), aux
+
+    total, (planes, first) = score(prompts, None, multimask, None)
     first = jax.tree.map(lambda x: x[None], first)
     if sim.num_steps == 1:
-        return first
+        return total[0], first, total[1]
 
-    def body(carry: tuple[Prompts, jax.Array], inputs: tuple[jax.Array, jax.Array]) -> Any:
-        prompts, logits = carry
+    def body(carry: tuple[Prompts, jax.Array, Any], inputs: tuple[jax.Array, jax.Array]) -> Any:
+        prompts, planes, total = carry
         slot, key = inputs
-        prompts = add_error_points(prompts, jnp.maximum(slot, 0), key, logits > 0, targets, keep=slot < 0)
-        prompts = prompts.replace(mask_inputs=logits)  # type: ignore[attr-defined]
-        logits, scores = score(prompts, multimask=jnp.zeros_like(multimask))
-        return (prompts.replace(mask_inputs=None), logits), scores
+        place = jnp.maximum(slot, 0)
+        prompts = add_error_points(prompts, place, key, planes > 0, targets, keep=slot < 0, grid=grid)
+        more, (planes, scores) = score(prompts, planes, jnp.zeros_like(multimask), later_masks)
+        return (prompts, planes, jax.tree.map(jnp.add, total, more)), scores
 
-    steps = sim.num_steps - 1
-    inputs = (point_slots(config, place_key), jax.random.split(loop_key, steps))
-    body = jax.checkpoint(body) if config.remat_interactions else body
-    _, later = jax.lax.scan(body, (prompts, feedback), inputs)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, later)
+    inputs = (point_slots(config, place_key), jax.random.split(loop_key, sim.num_steps - 1))
+    (_, _, total), later = jax.lax.scan(body, (prompts, planes, total), inputs)
+    return total[0], jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, later), total[1]
 
 
 def point_slots(config: TrainConfig, key: jax.Array) -> jax.Array:
@@ -219,16 +296,19 @@ def point_slots(config: TrainConfig, key: jax.Array) -> jax.Array:
     return jnp.where(is_point, jnp.cumsum(is_point), -1)
 
 
-def _decode_and_score(
-    config: TrainConfig, decode: Any, prompts: Prompts, targets: jax.Array, multimask: jax.Array
+def _score(
+    config: TrainConfig, planes: jax.Array, iou_predictions: jax.Array, losses: MaskLosses, multimask: jax.Array
 ) -> tuple[jax.Array, Scores]:
-    """Logits to feed back (B, N, h, w), those of the mask with the highest predicted IoU, and its scores (B, N)."""
-    predictions = decode(prompts)
-    compared = enlarge(predictions.low_res_masks, targets.shape[2:])
-    losses = mask_losses(config.loss, compared, predictions.iou_predictions, targets)
-    best = jnp.where(multimask, 1 + predictions.iou_predictions[..., 1:].argmax(axis=-1), 0)[..., None]
-    logits = jnp.take_along_axis(predictions.low_res_masks, best[..., None, None], axis=2)[:, :, 0]
-    chosen = [jnp.take_along_axis(part, best, axis=2)[..., 0] for part in losses]
-    focal, dice, iou_error, iou = chosen
+    """Logits to feed back, those of the mask with the highest predicted IoU, and its scores (B, N).
+
+    Args:
+      planes: (B, N, M, 16, S) logits; losses: (B, N, M) each.
+    """
+    if planes.shape[2] == 1:
+        best = jnp.zeros((*multimask.shape, 1), jnp.int32)
+    else:
+        best = jnp.where(multimask, 1 + iou_predictions[..., 1:].argmax(axis=-1), 0)[..., None]
+    logits = jnp.take_along_axis(planes, best[..., None, None], axis=2)[:, :, 0]
+    focal, dice, iou_error, iou = [jnp.take_along_axis(part, best, axis=2)[..., 0] for part in losses]
     scores = Scores(prompt_loss(config.loss, losses, multimask), iou, focal, dice, iou_error)
     return jax.lax.stop_gradient(logits), scores

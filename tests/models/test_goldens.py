@@ -98,7 +98,8 @@ def test_prompt_embeddings(golden, converted, kind):
     )
     sparse, dense = golden[f"decoder/{kind}/sparse"], golden[f"decoder/{kind}/dense"]
     close(embedded.sparse[0][embedded.sparse_valid[0]].reshape(sparse.shape), sparse)
-    close(np.broadcast_to(embedded.dense[0], nhwc(dense).shape), nhwc(dense))
+    planes = dense.reshape(*dense.shape[:2], -1)
+    close(np.broadcast_to(embedded.dense[0], planes.shape), planes)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def decode(golden, converted):
 def test_two_way_transformer(golden, decode, kind):
     tokens, pixels = decode(kind)[1]["transformer"]["__call__"][0]
     close(tokens[0], golden[f"decoder/{kind}/transformer"])
-    close(pixels[0], golden[f"decoder/{kind}/transformer_pixels"])
+    close(pixels[0], golden[f"decoder/{kind}/transformer_pixels"].swapaxes(-1, -2))
 
 
 @pytest.mark.parametrize("kind", KINDS)

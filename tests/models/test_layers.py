@@ -22,16 +22,6 @@ def test_patch_conv_is_a_strided_convolution():
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_subpixel_conv_is_a_transposed_convolution():
-    x, kernel, bias = _random(3, 4, 6), _random(2, 2, 6, 5), _random(5)
-    out = layers.SubpixelConv(5).apply({"params": {"kernel": kernel, "bias": bias}}, x)
-    expected = np.zeros((6, 8, 5))
-    for i, j, a, b in np.ndindex(3, 4, 2, 2):  # each input pixel paints a 2x2 patch
-        expected[2 * i + a, 2 * j + b] = x[i, j] @ kernel[a, b] + bias
-    pixels = np.asarray(out).reshape(3, 4, 2, 2, 5).swapaxes(1, 2).reshape(6, 8, 5)
-    np.testing.assert_allclose(pixels, expected, atol=1e-5)
-
-
 def test_gelu_is_the_exact_one():
     x = np.linspace(-5, 5, 101, dtype=np.float32)
     np.testing.assert_allclose(layers.gelu(x), x * (1 + erf(x / np.sqrt(2))) / 2, atol=1e-6)

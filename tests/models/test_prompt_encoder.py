@@ -68,8 +68,8 @@ def test_boxes_are_labelled_corners(embed, variables):
 
 def test_no_mask_is_one_embedding_for_all(embed, variables):
     dense = embed(Prompts(valid=np.ones((2, 3), bool))).dense
-    assert dense.shape == (2, 1, *GRID, TINY.prompt_embed_dim)
-    np.testing.assert_array_equal(dense[1, 0, 2, 3], variables["params"]["prompt_encoder"]["no_mask_embed"][0])
+    assert dense.shape == (2, 1, TINY.prompt_embed_dim, GRID[0] * GRID[1])
+    np.testing.assert_array_equal(dense[1, 0, :, 17], variables["params"]["prompt_encoder"]["no_mask_embed"][0])
 
 
 def test_a_mask_that_does_not_count_is_no_mask(embed):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sam_jax.models import two_way_transformer
+from sam_jax.models.planes import join_subpixels, split_subpixels
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.structs import Prompts
 from tests.tiny import TINY, jitted, random_embeddings, random_images, random_variables
@@ -102,12 +103,29 @@ def test_folded_and_unfolded_attention_agree(variables, monkeypatch, grid):
     assert_same(*outputs, atol=1e-5)
 
 
-def test_both_branches_are_taken_by_nature():
+def test_folding_is_chosen_where_it_is_cheaper():
+    """Multiplications per pixel: two heads of every token against whole pixels, or a projection and then the heads."""
     attention = two_way_transformer.Attention(32, 2, 2)
-    one, several, shared = np.zeros((1, 3, 25, 32)), np.zeros((1, 3, 7, 32)), np.zeros((1, 1, 25, 32))
-    assert attention._folds(one, several)
-    assert not attention._folds(one, np.zeros((1, 3, 8, 32)))
-    assert not attention._folds(shared, several)
+    folded, projected = (np.array([cost(t) for t in range(1, 30)]) for cost in (lambda t: 2 * t * 32, _projected))
+    np.testing.assert_array_equal([attention._folds(t) for t in range(1, 30)], folded < projected)
+    # Training's 17 tokens still fold at SAM's own width.
+    assert two_way_transformer.Attention(256, 8, 2)._folds(17)
+    assert not two_way_transformer.Attention(256, 8, 2)._folds(18)
+
+
+def _projected(tokens):
+    return 32 * 16 + tokens * 16
+
+
+def test_planes_are_the_masks(variables):
+    """Fed with planes, and asked for the first mask alone: the same masks, split."""
+    embeddings, prompts = random_embeddings(0, 2, (3, 6)), mixed_prompts(2, 3, (3, 6))
+    whole = jitted(TINY, "predict_masks")(variables, embeddings, prompts)
+    fed, prompts = split_subpixels(prompts.mask_inputs), prompts.replace(mask_inputs=None)
+    for count in (None, 1):
+        planes, ious = jitted(TINY, "predict_planes", num_masks=count)(variables, embeddings, prompts, fed)
+        assert_same(join_subpixels(planes, (3, 6)), whole.low_res_masks[:, :, :count], atol=1e-5)
+        assert_same(ious, whole.iou_predictions[..., :count])
 
 
 def test_a_whole_call_is_encode_then_decode(variables):

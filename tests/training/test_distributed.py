@@ -34,7 +34,6 @@ def get_config():
         log_every=1,
         eval_every=10,
         eval_images=4,
-        remat_interactions=False,
     )
 """
 

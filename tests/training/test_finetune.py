@@ -102,7 +102,6 @@ def test_training_on_kept_embeddings_equals_training_on_pictures():
         interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=1, milestones=()),
         finetune=finetune,
-        remat_interactions=False,
     )
     rng = np.random.default_rng(0)
     batch = {

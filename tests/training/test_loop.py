@@ -37,7 +37,6 @@ def get_config():
         eval_images=4,
         picture_every=4,
         log_every=1,
-        remat_interactions=False,
     )
 """
 

@@ -108,6 +108,15 @@ def test_prompt_loss_takes_the_lowest_of_three_or_the_single_mask(all_iou):
     np.testing.assert_allclose(out, [[1.0 + (0.4 if all_iou else 0.3), 4.0 + 0.5]], rtol=1e-6)
 
 
+def test_the_single_mask_alone_is_the_loss_of_unambiguous_prompts(case):
+    logits, targets, predicted = case
+    parts = losses.mask_losses(LossConfig(), logits, predicted, targets)
+    one = losses.mask_losses(LossConfig(), logits[:, :, :1], predicted[..., :1], targets)
+    unambiguous = np.zeros((B, N), bool)
+    out = [losses.prompt_loss(LossConfig(), x, unambiguous) for x in (one, parts)]
+    np.testing.assert_allclose(*out, rtol=1e-6)
+
+
 def test_only_the_chosen_mask_learns(case):
     logits, targets, predicted = case
 

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from convert.rules import official_key
 from convert.torch_to_flax import to_variables
 from sam_jax.config import MaskDecoderConfig, PromptEncoderConfig, TrainConfig
+from sam_jax.models.planes import join_subpixels
 from sam_jax.models.sam import Sam
 from sam_jax.training import step
 from tests.tiny import SMALLEST, TINY
@@ -34,7 +35,7 @@ WIDE = dataclasses.replace(
     mask_decoder=MaskDecoderConfig(num_heads=2, mlp_dim=48, iou_head_hidden_dim=24),
     prompt_embed_dim=80,
 )
-CASES = {"narrow": TrainConfig(sam=NARROW, remat_interactions=False), "wide": TrainConfig(sam=WIDE)}
+CASES = {"narrow": TrainConfig(sam=NARROW), "wide": TrainConfig(sam=WIDE)}
 # Of the weights: each of the three masks then fits some point's object best, so that all have gradients.
 SEEDS = {"narrow": 30, "wide": 14}
 # Objects in two pictures that leave a part of the frame free; the masks after the last object are padding.
@@ -43,7 +44,7 @@ MASK_VALID = np.arange(7) < np.array([[6], [5]])
 
 
 class Interaction(NamedTuple):
-    """What the decoder got and gave: prompts (B, N, ...) and the logits (B, N, 4, h, w)."""
+    """What the decoder got and gave: prompts (B, N, ...) and the logits (B, N, M, h, w), M = 1 after the first pass."""
 
     prompts: Any
     logits: np.ndarray
@@ -84,13 +85,16 @@ def jax_step(name):
     def record(prompts, logits):
         recorded.append(Interaction(jax.tree.map(np.asarray, prompts), np.asarray(logits)))
 
-    def interact(config, decode, targets, key):
-        def listened_to(prompts):
-            predictions = decode(prompts)
-            jax.debug.callback(record, prompts, predictions.low_res_masks, ordered=True)
-            return predictions
+    def interact(config, decode, learned, targets, weight, key):
+        grid = (targets.shape[2] // 4, targets.shape[3] // 4)
 
-        return original(config, listened_to, targets, key)
+        def listened_to(learned, prompts, fed, num_masks):
+            planes, ious = decode(learned, prompts, fed, num_masks)
+            masks = None if fed is None else join_subpixels(fed, grid)
+            jax.debug.callback(record, prompts.replace(mask_inputs=masks), join_subpixels(planes, grid), ordered=True)
+            return planes, ious
+
+        return original(config, listened_to, learned, targets, weight, key)
 
     original, step.interact = step.interact, interact
     try:
@@ -104,8 +108,7 @@ def jax_step(name):
     for path, gradient in flatten_dict(gradients, sep="/").items():
         key, axes = official_key(path)
         named[key] = np.asarray(gradient if axes is None else gradient.transpose(np.argsort(axes)))
-    # The backward pass of rematerialised interactions decodes a second time.
-    return Step(float(loss), named, recorded[: config.interaction.num_steps], official)
+    return Step(float(loss), named, recorded, official)
 
 
 def official_masks(official, embedding, prompts, chosen, has_box):
@@ -162,8 +165,10 @@ def torch_loss(official, interactions, batch):
             if not len(chosen):
                 continue
             own = jax.tree.map(lambda x, b=b: x[b], prompts)
-            masks, ious = official_masks(official, embeddings[b : b + 1], own, chosen, has_box)
             recorded = torch.from_numpy(logits[b][chosen])
+            masks, ious = (
+                x[:, : recorded.shape[1]] for x in official_masks(official, embeddings[b : b + 1], own, chosen, has_box)
+            )
             torch.testing.assert_close(masks, recorded, rtol=0, atol=1e-4)
             mask_loss, iou_loss = torch_losses(masks, ious, recorded, torch.from_numpy(batch["masks"][b][chosen]))
             # One point is ambiguous: the best of three masks learns. More prompts, or a box, are not: the single mask.

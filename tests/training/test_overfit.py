@@ -39,7 +39,6 @@ def test_eight_photos_are_learned_by_heart(tmp_path):
             learning_rate=2e-3, b2=0.98, weight_decay=0.0, warmup_steps=20, cosine=True, layer_decay=1.0, clip_norm=1.0
         ),
         init_from=str(bundled_model_path()),
-        remat_interactions=False,
         workdir=str(tmp_path / "run"),
         log_every=1,
     )

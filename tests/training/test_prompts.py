@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from sam_jax.config import InteractionConfig, TrainConfig
+from sam_jax.models.planes import split_subpixels
 from sam_jax.training import prompts
 from sam_jax.training.prompts import STRIDE
 from sam_jax.training.step import point_slots
 
 B, N, H, W = 2, 3, 12, 20
+GRID = (H // 4, W // 4)  # of the image embedding
 KEYS = [jax.random.key(seed) for seed in range(30)]
 
 
@@ -105,11 +107,17 @@ def test_first_prompts_are_a_point_or_a_box(probability):
     assert abs(np.mean(shares) - probability) < 0.15
 
 
+def add_error_points(first, slot, key, predicted, targets, keep):
+    """`prompts.add_error_points` of masks (B, N, H, W)."""
+    planes = split_subpixels(predicted), split_subpixels(targets)
+    return prompts.add_error_points(first, slot, key, *planes, keep=keep, grid=GRID)
+
+
 def test_error_points_lie_in_the_error_with_the_true_label():
-    targets, predicted = jnp.asarray(blobs()), blobs(seed=1)
+    targets, predicted = jnp.asarray(blobs()), jnp.asarray(blobs(seed=1))
     config = InteractionConfig(num_points=3)
     first = prompts.first_prompts(config, KEYS[0], targets)
-    add = jax.jit(lambda key: prompts.add_error_points(first, 2, key, predicted, targets, keep=False))
+    add = jax.jit(lambda key: add_error_points(first, 2, key, predicted, targets, keep=False))
     seen = set()
     for key in KEYS:
         after = add(key)
@@ -127,14 +135,14 @@ def test_error_points_lie_in_the_error_with_the_true_label():
 def test_a_perfect_prediction_gets_a_point_with_its_true_label():
     targets = blobs()
     first = prompts.first_prompts(InteractionConfig(num_points=1), KEYS[0], targets)
-    after = prompts.add_error_points(first, 1, KEYS[1], targets, targets, keep=False)
+    after = add_error_points(first, 1, KEYS[1], targets, targets, keep=False)
     np.testing.assert_array_equal(after.point_labels[:, :, 1], lookup(targets, after.point_coords[:, :, 1]))
 
 
 def test_a_mask_only_step_keeps_the_prompts():
     targets = blobs()
     first = prompts.first_prompts(InteractionConfig(num_points=1), KEYS[0], targets)
-    after = prompts.add_error_points(first, 0, KEYS[1], blobs(seed=1), targets, keep=True)
+    after = add_error_points(first, 0, KEYS[1], blobs(seed=1), targets, keep=True)
     np.testing.assert_array_equal(after.point_coords, first.point_coords)
     np.testing.assert_array_equal(after.point_labels, first.point_labels)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 
 from sam_jax.config import InteractionConfig, LossConfig, OptimConfig, TrainConfig
+from sam_jax.models.planes import split_subpixels
 from sam_jax.models.sam import Sam
-from sam_jax.structs import MaskPredictions
 from sam_jax.training.losses import enlarge, mask_losses
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.step import create_state, forward_with_loss, interact, train_step
+from sam_jax.training.step import _interactions, create_state, forward_with_loss, interact, train_step
 from tests.tiny import SMALLEST, random_variables
 
 POINT_ONLY = InteractionConfig(num_points=0, num_mask_only_steps=0, box_probability=0.0)
@@ -43,80 +44,90 @@ def batch_of(count=2, masks=3, seed=0):
     return {"image": images, "input_size": sizes, "masks": targets, "mask_valid": valid}
 
 
+class Fixed(NamedTuple):
+    """Targets, and what a decoder of constants predicts for them: logits of differing quality, IoUs of chance."""
+
+    targets: jax.Array
+    logits: jax.Array
+    ious: jax.Array
+
+    @property
+    def parts(self):
+        return mask_losses(LossConfig(), self.logits, self.ious, self.targets)
+
+    def decode(self, learned, prompts, fed, num_masks):
+        return split_subpixels(self.logits)[:, :, :num_masks], self.ious[..., :num_masks]
+
+    def interact(self, config, decode=None, learned=None, weight=None):
+        weight = jnp.ones(self.targets.shape[:2]) if weight is None else weight
+        return interact(config, decode or self.decode, learned, self.targets, weight, KEY)
+
+
 @pytest.fixture(scope="module")
 def fixed():
-    """Targets, and predictions that differ in quality: a decoder of constants."""
     rng = np.random.default_rng(0)
-    targets = rng.random((2, 3, 8, 8)) < 0.4
+    targets = rng.random((2, 3, 8, 12)) < 0.4
     quality = rng.permuted(np.tile([0.5, 1.0, 2.0, 4.0], (2, 3, 1)), axis=-1)
-    logits = (2 * targets - 1)[:, :, None] * quality[..., None, None] + rng.standard_normal((2, 3, 4, 8, 8))
-    ious = rng.random((2, 3, 4))
-    return jnp.asarray(targets), MaskPredictions(*(jnp.asarray(x, jnp.float32) for x in (logits, ious)))
+    logits = (2 * targets - 1)[:, :, None] * quality[..., None, None] + rng.standard_normal((2, 3, 4, 8, 12))
+    return Fixed(jnp.asarray(targets), *(jnp.asarray(x, jnp.float32) for x in (logits, rng.random((2, 3, 4)))))
 
 
 def test_an_ambiguous_prompt_learns_from_its_best_mask(fixed):
-    targets, predictions = fixed
-    loss, iou, *_ = interact(with_interaction(), lambda _: predictions, targets, KEY)
-    parts = mask_losses(LossConfig(), predictions.low_res_masks, predictions.iou_predictions, targets)
+    total, scores = fixed.interact(with_interaction())
+    parts = fixed.parts
     best = 1 + np.argmin(parts.mask[..., 1:], axis=-1)[..., None]
     expected = np.take_along_axis(np.asarray(parts.mask + parts.iou), best, axis=-1)[..., 0]
-    assert loss.shape == iou.shape == (1, 2, 3)
-    np.testing.assert_allclose(loss[0], expected, rtol=1e-6)
+    assert scores.loss.shape == scores.iou.shape == (1, 2, 3)
+    np.testing.assert_allclose(scores.loss[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(total, expected.sum(), rtol=1e-6)
     # What is fed back, and reported, is the mask that the model itself holds for the best.
-    chosen = 1 + np.argmax(predictions.iou_predictions[..., 1:], axis=-1)[..., None]
-    np.testing.assert_allclose(iou[0], np.take_along_axis(np.asarray(parts.true_iou), chosen, axis=-1)[..., 0])
+    chosen = 1 + np.argmax(fixed.ious[..., 1:], axis=-1)[..., None]
+    np.testing.assert_allclose(scores.iou[0], np.take_along_axis(np.asarray(parts.true_iou), chosen, axis=-1)[..., 0])
     assert (chosen != best).any()
 
 
 @pytest.mark.parametrize("ambiguous", [False, True])
 def test_a_box_is_one_prompt_or_ambiguous_as_configured(fixed, ambiguous):
-    targets, predictions = fixed
     config = with_interaction(box_probability=1.0, box_multimask=ambiguous)
-    loss, *_ = interact(config, lambda _: predictions, targets, KEY)
-    points, *_ = interact(with_interaction(), lambda _: predictions, targets, KEY)
-    parts = mask_losses(LossConfig(), predictions.low_res_masks, predictions.iou_predictions, targets)
-    single = (parts.mask + parts.iou)[..., 0]
+    loss = fixed.interact(config)[1].loss
+    points = fixed.interact(with_interaction())[1].loss
+    single = (fixed.parts.mask + fixed.parts.iou)[..., 0]
     np.testing.assert_allclose(loss[0], points[0] if ambiguous else single, rtol=1e-6)
 
 
-def test_later_steps_get_the_best_mask_and_use_the_single_output(fixed):
-    targets, predictions = fixed
+@pytest.mark.parametrize("all_outputs", [False, True])
+def test_later_steps_get_the_best_mask_and_use_the_single_output(fixed, all_outputs):
+    """The other masks are not even made, unless every output is supervised."""
     config = with_interaction(num_points=2, num_mask_only_steps=1)
+    config = dataclasses.replace(config, loss=LossConfig(supervise_all_outputs=all_outputs))
 
-    def decode(prompts):
-        """Echoes the mask that it is fed, with a point's label on top to see that a point has come."""
-        if prompts.mask_inputs is None:
-            return predictions
-        count = (prompts.point_labels >= 0).sum(axis=-1)[..., None, None, None]
-        echo = prompts.mask_inputs[:, :, None] + jnp.zeros((4, 1, 1)) + 0.0 * count
-        return MaskPredictions(echo, count[..., 0, 0] + jnp.zeros(4))
+    def decode(learned, prompts, fed, num_masks):
+        """Echoes the mask that it is fed, with the number of points as its IoU to see that a point has come."""
+        if fed is None:
+            return fixed.decode(learned, prompts, fed, num_masks)
+        assert num_masks == (None if all_outputs else 1)
+        masks = num_masks or 4
+        count = (prompts.point_labels >= 0).sum(axis=-1)[..., None]
+        return jnp.repeat(fed[:, :, None], masks, axis=2), count + jnp.zeros(masks)
 
-    loss, iou, *_ = interact(config, decode, targets, KEY)
-    chosen = 1 + np.argmax(predictions.iou_predictions[..., 1:], axis=-1)[..., None, None, None]
-    echoed = np.take_along_axis(np.asarray(predictions.low_res_masks), chosen, axis=2)
-    assert loss.shape == (4, 2, 3)
+    _, scores = fixed.interact(config, decode)
+    chosen = 1 + np.argmax(fixed.ious[..., 1:], axis=-1)[..., None, None, None]
+    echoed = np.take_along_axis(np.asarray(fixed.logits), chosen, axis=2)
+    assert scores.loss.shape == (4, 2, 3)
+    two, three = (mask_losses(LossConfig(), echoed, np.full((2, 3, 1), n), fixed.targets) for n in (2.0, 3.0))
     for step in range(1, 4):
-        counts = {2: np.full((2, 3, 1), 2.0), 3: np.full((2, 3, 1), 3.0)}
-        expected = [mask_losses(LossConfig(), echoed, count, targets) for count in counts.values()]
-        assert any(np.allclose(loss[step], (parts.mask + parts.iou)[..., 0], rtol=1e-5) for parts in expected)
-        np.testing.assert_allclose(iou[step], expected[0].true_iou[..., 0])
-    np.testing.assert_allclose(loss[3], (expected[1].mask + expected[1].iou)[..., 0], rtol=1e-5)  # all points are there
+        matches = [np.allclose(scores.loss[step], (x.mask + x.iou)[..., 0], rtol=1e-5) for x in (two, three)]
+        assert any(matches)
+        np.testing.assert_allclose(scores.iou[step], two.true_iou[..., 0])
+    assert matches == [False, True]  # all points are there
 
 
 def test_finer_targets_are_compared_with_enlarged_logits(fixed):
-    _, predictions = fixed
-    fine = jnp.asarray(np.random.default_rng(1).random((2, 3, 16, 16)) < 0.5)
-    fed_back = []
-
-    def decode(prompts):
-        fed_back.append(prompts.mask_inputs)
-        return predictions
-
-    loss, *_ = interact(with_interaction(num_mask_only_steps=1), decode, fine, KEY, factor=2)
-    enlarged = enlarge(predictions.low_res_masks, (16, 16))
-    parts = mask_losses(LossConfig(), enlarged, predictions.iou_predictions, fine)
-    np.testing.assert_allclose(loss[1], (parts.mask + parts.iou)[..., 0], rtol=1e-6)
-    assert fed_back[1].shape == (2, 3, 8, 8)  # the decoder's own grid
+    fine = jnp.asarray(np.random.default_rng(1).random((2, 3, 16, 24)) < 0.5)
+    config = with_interaction(num_mask_only_steps=1)
+    _, scores = interact(config, fixed.decode, None, fine, jnp.ones((2, 3)), KEY, factor=2)
+    parts = mask_losses(LossConfig(), enlarge(fixed.logits, (16, 24)), fixed.ious, fine)
+    np.testing.assert_allclose(scores.loss[1], (parts.mask + parts.iou)[..., 0], rtol=1e-5)
 
 
 def test_a_whole_step_with_masks_at_full_resolution():
@@ -133,20 +144,46 @@ def test_a_whole_step_with_masks_at_full_resolution():
 
 
 def test_no_gradient_flows_through_the_fed_back_mask(fixed):
-    targets, predictions = fixed
+    def decode(scale, prompts, fed, num_masks):
+        planes, ious = fixed.decode(None, prompts, fed, num_masks)
+        return (scale * planes if fed is None else fed[:, :, None] + 0 * scale), ious
 
-    def later_loss(scale):
-        def decode(prompts):
-            if prompts.mask_inputs is None:
-                return predictions.replace(low_res_masks=predictions.low_res_masks * scale)
-            logits = jnp.broadcast_to(prompts.mask_inputs[:, :, None], predictions.low_res_masks.shape)
-            return predictions.replace(low_res_masks=logits)
+    def loss(scale, steps):
+        return fixed.interact(with_interaction(num_mask_only_steps=steps), decode, scale)[0] * (1 + steps)
 
-        return interact(with_interaction(num_mask_only_steps=1), decode, targets, KEY)[0][1].sum()
+    (one, slope), (two, same_slope) = (jax.value_and_grad(loss)(1.0, steps) for steps in (0, 1))
+    assert two > one
+    assert slope != 0
+    np.testing.assert_allclose(same_slope, slope, rtol=1e-6)
 
-    value, slope = jax.value_and_grad(later_loss)(1.0)
-    assert value > 0
-    assert slope == 0
+
+@pytest.mark.parametrize("sums", [False, True])
+def test_gradients_taken_pass_by_pass_are_those_of_the_loss(fixed, sums):
+    """Autodiff through all passes at once, of the very program that gives the value where no gradient is asked for."""
+    config = with_interaction(num_points=2, num_mask_only_steps=1)
+    config = dataclasses.replace(config, loss=LossConfig(sum_interactions=sums))
+    weight = jnp.asarray([[0.5, 0.2, 0.0], [0.1, 0.3, 0.7]])
+
+    def decode(learned, prompts, fed, num_masks):
+        planes, ious = fixed.decode(None, prompts, fed, num_masks)
+        count = (prompts.point_labels >= 0).sum(axis=-1)[..., None]
+        return learned["scale"] * planes + (0 if fed is None else fed[:, :, None]), ious + learned["shift"] * count
+
+    def plain(learned):
+        return 3 * _interactions(config, decode, False, learned, fixed.targets, weight, KEY)[0]
+
+    def ours(learned):
+        return 3 * fixed.interact(config, decode, learned, weight)[0]
+
+    learned = {"scale": jnp.float32(1.5), "shift": jnp.asarray([0.1], jnp.float32)}
+    expected, gradients = jax.jit(jax.value_and_grad(plain))(learned)
+    value, found = jax.jit(jax.value_and_grad(ours))(learned)
+    _, scores = fixed.interact(config, decode, learned, weight)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(value, 3 * (scores.loss * weight).sum() / (1 if sums else 4), rtol=1e-5)
+    for name, gradient in gradients.items():
+        assert np.abs(gradient).min() > 0
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-5)
 
 
 @functools.cache
@@ -165,27 +202,6 @@ def test_padding_masks_do_not_count():
     np.testing.assert_allclose(loss(*args, batch | {"masks": changed}, KEY)[0], value, rtol=1e-5)
     none = batch | {"mask_valid": np.zeros_like(batch["mask_valid"])}
     assert loss(*args, none, KEY)[0] == 0
-
-
-def test_rematerialised_interactions_have_the_same_gradients(fixed):
-    targets, predictions = fixed
-
-    def gradient(remat):
-        config = dataclasses.replace(with_interaction(num_points=2, num_mask_only_steps=1), remat_interactions=remat)
-
-        def loss(scale):
-            def decode(prompts):
-                masks = predictions.low_res_masks * scale
-                return predictions.replace(
-                    low_res_masks=masks if prompts.mask_inputs is None else masks + prompts.mask_inputs[:, :, None]
-                )
-
-            return interact(config, decode, targets, KEY)[0].sum()
-
-        return jax.jit(jax.grad(loss))(1.5)
-
-    assert gradient(True) != 0
-    np.testing.assert_allclose(gradient(True), gradient(False), rtol=1e-5)
 
 
 def test_a_tiny_model_learns_one_batch():
