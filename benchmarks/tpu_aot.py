@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,25 @@ COLUMNS = {
 
 def main() -> None:
     """Prints one line per compilation, as Markdown."""
+    args = parse()
+    rows = []
+    try:
+        for row in compile_rows(args):
+            if not rows:
+                print("Estimates of the TPU compiler for one chip, not measurements.\n")
+                print("| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), sep="\n")
+            rows.append(row)
+            cells = row | {"collectives": row["collectives"] or "none"}
+            print("| " + " | ".join(cell.format(**cells) for cell in COLUMNS.values()) + " |", flush=True)
+    except tpu_estimates.TopologyError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", nargs="+", choices=sorted(PROGRAMS))
     parser.add_argument("--size", nargs="+", choices=sorted(SIZES), default=["b"])
@@ -60,23 +80,20 @@ def main() -> None:
     parser.add_argument("--attention", choices=config.ATTENTION, default="auto", help="see ImageEncoderConfig")
     parser.add_argument("--dtype", choices=config.COMPUTE_DTYPES, default="bfloat16")
     parser.add_argument("--json", type=Path, help="also write the figures there")
-    args = parser.parse_args()
-    try:
-        chips = {name: tpu_estimates.topology_devices(name) for name in args.topology}
-    except tpu_estimates.TopologyError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    print("Estimates of the TPU compiler for one chip, not measurements.\n")
-    print("| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), sep="\n", flush=True)
-    rows = []
+    return parser.parse_args(argv)
+
+
+def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Compiles what the command line asks for; a row of figures for each program.
+
+    Raises:
+      tpu_estimates.TopologyError: a topology cannot be compiled for here.
+    """
+    chips = {name: tpu_estimates.topology_devices(name) for name in args.topology}
     for kind, size, topology in itertools.product(args.program, args.size, chips):
         chip, devices = chips[topology]
         for program in PROGRAMS[kind](size, args):
-            rows.append({"topology": topology} | estimate(program, chip, devices[0]))
-            cells = rows[-1] | {"collectives": rows[-1]["collectives"] or "none"}
-            print("| " + " | ".join(cell.format(**cells) for cell in COLUMNS.values()) + " |", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+            yield {"topology": topology} | estimate(program, chip, devices[0])
 
 
 @dataclasses.dataclass(frozen=True)

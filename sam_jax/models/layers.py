@@ -12,8 +12,15 @@ from einops import rearrange
 from flax import linen as nn
 
 kernel_init = nn.initializers.truncated_normal(stddev=0.02)
-# Variance in two passes: E[x^2] - E[x]^2 in float32 loses digits on ViT-H's large activations.
-LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
+
+
+def LayerNorm(epsilon: float, dtype: Any = jnp.float32, name: str | None = None) -> nn.LayerNorm:
+    """Layer normalisation with statistics in float32.
+
+    The variance takes two passes: E[x^2] - E[x]^2 loses digits on ViT-H's large activations. For bfloat16 it takes one,
+    as the rounding of x loses far more where the mean is far from zero.
+    """
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=dtype == jnp.bfloat16, name=name)
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -140,7 +140,7 @@ def column_lanes(t: Tiling) -> np.ndarray:
 
 
 def place_tables(t: Tiling, table_h: jax.Array, table_w: jax.Array) -> jax.Array:
-    """Tables (2h - 1, D) and (2w - 1, D) -> (slots, 1 or 2, 128, 128): channels in a head's lanes, offsets along columns.
+    """Tables (2h - 1, D), (2w - 1, D) -> (slots, 1 or 2, 128, 128): channels in a head's lanes, offsets along columns.
 
     Both tables become one where they fit side by side.
     """

@@ -170,3 +170,21 @@ def test_the_kernels_compile_for_tpu(shape):
         found = tpu_estimates.compile_for(chip, run, *args)
         assert found.kernels == (1 if run is _form("auto", shape[2]) else 2)
         assert found.temporaries < 0.15
+
+
+@needs_libtpu
+def test_the_kernels_compile_for_a_mesh_of_tpus():
+    """Each chip takes its images; only the gradients of the tables are added up."""
+    chip, devices = tpu_estimates.topology_devices("v5e:2x2")
+    mesh = sharding.make_mesh(data=2, fsdp=2, devices=devices)
+    args = [
+        jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(sharding.AXES if x.ndim == 3 else None))
+        )
+        for x in _inputs(14, 14, 2, 64, 8, jnp.bfloat16)
+    ]
+    forward = tpu_estimates.compile_for(chip, _form("auto", 2), *args)
+    assert (forward.kernels, forward.collectives) == (1, {})
+    both = tpu_estimates.compile_for(chip, _gradients("auto", 2), *args)
+    assert both.kernels == 2
+    assert both.collectives.keys() == {"all-reduce"}
