@@ -22,8 +22,8 @@ Axes = tuple[int, ...] | None
 SAME: Axes = None
 DENSE: Axes = (1, 0)  # torch (out, in) -> (in, out)
 CONV: Axes = (2, 3, 1, 0)  # torch (out, in, kh, kw) -> (kh, kw, in, out)
-# torch (in, out, kh, kw) -> (kh, kw, in, out). Our SubpixelConv indexes its kernel by output sub-pixel, as torch does,
-# so that nothing is flipped.
+# torch (in, out, kh, kw) -> (kh, kw, in, out). Our PlaneSubpixelConv indexes its kernel by output sub-pixel, as torch
+# does, so that nothing is flipped.
 CONV_TRANSPOSE: Axes = (2, 3, 0, 1)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
@@ -63,12 +64,11 @@ class MaskDecoder(nn.Module):
         x = PlaneSubpixelConv(self.dim // 4, self.dtype, name="output_upscaling_0")(pixels)
         x = gelu(PlaneNorm(1e-6, self.dtype, name="output_upscaling_1")(x))
         x = gelu(PlaneSubpixelConv(self.dim // 8, self.dtype, name="output_upscaling_3")(x))
-        x = rearrange(x, "b n u t c s -> b n (u t) c s")
-        if hypernetworks.shape[2] == 1:
-            # A single row would leave a matrix unit idle; as a sum it is one pass over what `gelu` computes anyway.
-            weighted = x.astype(jnp.float32) * rearrange(hypernetworks, "b n 1 c -> b n 1 c 1").astype(jnp.float32)
-            return weighted.sum(axis=3)[:, :, None]
-        return jnp.einsum("bnmc,bnucs->bnmus", hypernetworks, x).astype(jnp.float32)
+        # One row per sub-pixel and mask, zero but for the channels of its own sub-pixel.
+        own = np.eye(4, dtype=np.float32).astype(self.dtype)
+        rows = rearrange(jnp.einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
+        planes = jnp.einsum("bnak,bnuks->bnuas", rows, rearrange(x, "b n u t c s -> b n u (t c) s"))
+        return rearrange(planes, "b n u (m t) s -> b n m (u t) s", t=4).astype(jnp.float32)
 
 
 def _join(output_tokens: jax.Array, prompts: PromptEmbeddings) -> tuple[jax.Array, jax.Array]:

@@ -92,6 +92,8 @@ class PromptEncoder(nn.Module):
             mask_planes = split_subpixels(_checked_masks(prompts.mask_inputs, grid))
         batch = prompt_shape(prompts)
         parts = [*self._points(prompts, input_size), *self._boxes(prompts, batch, input_size)]
+        if len(parts) == 3:
+            parts = [parts[0], *_in_two_slots(*parts[1:])]
         sparse = [tokens for tokens, _ in parts] or [jnp.zeros((*batch, 0, self.embed_dim))]
         valid = [flags for _, flags in parts] or [jnp.zeros((*batch, 0), bool)]
         return PromptEmbeddings(
@@ -152,6 +154,18 @@ class PromptEncoder(nn.Module):
         x = rearrange(gelu(self.mask_downscaling_1(x)), "b n u c s -> b n (u c) s")
         x = gelu(self.mask_downscaling_4(self.mask_downscaling_3(x)))
         return self.mask_downscaling_6(x)
+
+
+def _in_two_slots(
+    missing: tuple[jax.Array, jax.Array], box: tuple[jax.Array, jax.Array]
+) -> list[tuple[jax.Array, jax.Array]]:
+    """The token of a missing box and the first corner never count both: they share a slot.
+
+    One token less costs nothing, and brings training's 17 down to 16, which fills a TPU's tiles.
+    """
+    (padding, alone), (corners, has_box) = missing, box
+    first = jnp.where(has_box[..., :1, None], corners[:, :, :1], padding)
+    return [(first, has_box[..., :1] | alone), (corners[:, :, 1:], has_box[..., 1:])]
 
 
 def _checked_masks(masks: jax.Array, grid: tuple[int, int]) -> jax.Array:

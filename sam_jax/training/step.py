@@ -220,7 +220,7 @@ def interact(
         return (loss, scores), gradient
 
     def backward(gradient: Any, cotangents: tuple[jax.Array, Scores]) -> tuple[Any, None, None, None]:
-        return jax.tree.map(lambda x: x * cotangents[0], gradient), None, None, None
+        return jax.tree.map(lambda x: x * cotangents[0].astype(x.dtype), gradient), None, None, None
 
     total.defvjp(forward, backward)
     return total(learned, targets, weight, key)

@@ -37,8 +37,9 @@ BOX = {"boxes": np.array([[[10, 20, 60, 40]]], np.float32)}
         (points((3, 4), labels=[-1]), [False, False]),
         (BOX, [True, True]),
         (BOX | points((3, 4), labels=[0]), [True, True, True]),
-        (BOX | points((3, 4), labels=[0]) | {"box_valid": np.array([[False]])}, [True, True, False, False]),
-        (BOX | points((3, 4), labels=[0]) | {"box_valid": np.array([[True]])}, [True, False, True, True]),
+        (BOX | points((3, 4), labels=[0]) | {"box_valid": np.array([[False]])}, [True, True, False]),
+        (BOX | points((3, 4), labels=[0]) | {"box_valid": np.array([[True]])}, [True, True, True]),
+        (BOX | points((3, 4), labels=[-1]) | {"box_valid": np.array([[False]])}, [False, False, False]),
         ({"mask_inputs": np.zeros((1, 1, 16, 28), np.float32)}, []),
         ({"valid": np.array([[True]])}, []),
     ],
@@ -64,6 +65,15 @@ def test_boxes_are_labelled_corners(embed, variables):
     ):
         as_point = embed(Prompts(**points(xy, labels=[0]))).sparse[0, 0, 0]
         np.testing.assert_allclose(corner, as_point - table["point_embeddings_0"][0] + table[name][0], atol=1e-5)
+
+
+def test_a_missing_box_takes_the_first_corners_place(embed):
+    point = points((3, 4), labels=[0])
+    for has_box, alone in ((True, BOX | point), (False, point)):
+        flagged = embed(Prompts(**(BOX | point), box_valid=np.array([[has_box]])))
+        plain = embed(Prompts(**alone))
+        counted = flagged.sparse[flagged.sparse_valid]
+        np.testing.assert_array_equal(counted, plain.sparse[plain.sparse_valid])
 
 
 def test_no_mask_is_one_embedding_for_all(embed, variables):
