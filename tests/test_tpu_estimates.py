@@ -36,7 +36,9 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 """
 COST = '"cost_estimate":{"flops":"3000","transcendentals":"9","bytes_accessed":"40"}'
 # 10 FLOPs and 1 byte per second, 1 cycle per second: 300 seconds of arithmetic, 40 of memory.
-CHIP = tpu_estimates.Chip(flops=10.0, hbm=1.0, clock=1.0, bandwidth=1.0, smallest="")
+CHIP = tpu_estimates.Chip(
+    flops=10.0, hbm=1.0, clock=1.0, bandwidth=1.0, smallest="", schedules=((r"slow_\d", 4.0), ("slow", 2.0))
+)
 
 
 def test_loops_are_multiplied_out():
@@ -49,6 +51,8 @@ def test_kernels_cost_what_they_state():
     assert tpu_estimates.kernel_cycles("pallas_call", CHIP) == 0
     assert tpu_estimates.kernel_cycles(f"pallas_call {COST}", CHIP) == 300
     assert tpu_estimates.kernel_cycles(f"pallas_call {COST.replace('40', '4000')}", CHIP) == 4000
+    for name, factor in (("slow_3.2", 4), ("slow", 2), ("fast_slow", 1)):
+        assert tpu_estimates.kernel_cycles(f"  ROOT %{name} = f32[8] pallas_call {COST}", CHIP) == factor * 300
     assert tpu_estimates.kernel_cycles(COST, CHIP) == round(300 * tpu_estimates.XLA_FLASH_FACTOR)
 
 

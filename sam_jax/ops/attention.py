@@ -94,16 +94,15 @@ def _constants(t: Tiling, dtype: Any) -> tuple[jax.Array, jax.Array]:
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-@functools.cache
 def _partitioned(t: Tiling, interpret: bool, direction: str) -> Any:
     """One direction of the kernel, split over the batch where there is a mesh."""
     if direction == "backward":
         backward = functools.partial(attention_tpu_backward.backward, t, interpret=interpret)
-        rule = "b l c, s d, u d, x l p, x l p, x y l p, b l e, b g n l, b l e -> b l c, s d, u d"
-        return split_over_batch(backward, rule)
+        batched = (True, False, False, False, False, False, True, True, True)
+        return split_over_batch(backward, batched, (True, False, False))
     with_lse = direction == "forward with lse"
     forward = functools.partial(attention_tpu.forward, t, with_lse=with_lse, interpret=interpret)
-    return split_over_batch(forward, "b l c, s d, u d, x l p, x l p -> b l e" + (", b g n l" if with_lse else ""))
+    return split_over_batch(forward, (True, False, False, False, False), (True, True) if with_lse else (True,))
 
 
 def relative_positions(table: jax.Array) -> jax.Array:

@@ -159,8 +159,7 @@ def forward(
 
     Args:
       qkv: (B, tokens, 3 heads * stride); table_h: (2h - 1, D); table_w: (2w - 1, D).
-      onehots, columns: `key_onehots` in qkv's dtype and `bias_columns`. Arguments, since what is split over a mesh may
-        not hold constants.
+      onehots, columns: `key_onehots` in qkv's dtype and `bias_columns`.
       with_lse: also return log sum exp of the logits, which the backward pass takes.
 
     Returns:

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 
-def split_over_batch(function: Callable[..., Any], rule: str) -> Callable[..., Any]:
-    """The same function, of which each device computes its own part of the batch.
+def split_over_batch(function: Callable[..., Any], arguments: Sequence[bool], results: Sequence[bool]) -> Any:
+    """The same function, of which each device of the arguments' mesh computes its own part of the batch.
+
+    Every device computes all of it where the batch does not divide. Without a mesh nothing changes.
 
     Args:
       function: takes arrays and returns a tuple of arrays.
-      rule: a letter for every axis of every array, "b n c, s d -> b n c, s d". Axis b, always the first, is the batch;
-        results without it are added up over the devices. All other axes are whole on every device.
+      arguments, results: for each, whether the batch is its first axis. Results without it are sums over the batch.
     """
-    inputs, outputs = ([term.split()[0] == "b" for term in side.split(",")] for side in rule.split("->"))
-    others = sorted({letter for letter in rule if letter.isalpha()} - {"b"})
 
-    def partition(mesh: Mesh, arguments: Any, results: Any) -> Any:
-        spec = arguments[0].sharding.spec
-        axes = spec[0] if spec else None
-        split, whole = NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
+    def divided(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        mesh = jax.typeof(arrays[0]).sharding.mesh
+        if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+            return tuple(function(*arrays))
+        axes = mesh.axis_names if len(arrays[0]) % mesh.size == 0 else ()
 
         def part(*own: jax.Array) -> tuple[jax.Array, ...]:
-            found = function(*own)
-            if axes is None:
-                return tuple(found)
-            return tuple(x if batched else jax.lax.psum(x, axes) for x, batched in zip(found, outputs, strict=True))
+            found = zip(function(*own), results, strict=True)
+            return tuple(x if batched or not axes else jax.lax.psum(x, axes) for x, batched in found)
 
-        of = {True: split, False: whole}
-        return mesh, part, tuple(of[b] for b in outputs), tuple(of[b] for b in inputs)
+        specs = {True: PartitionSpec(axes or None), False: PartitionSpec()}
+        # Pallas does not say over which axes its results vary, which is what check_vma would want to know.
+        mapped: Any = jax.shard_map(
+            part,
+            mesh=mesh,
+            in_specs=tuple(specs[batched] for batched in arguments),
+            out_specs=tuple(specs[batched] for batched in results),
+            check_vma=False,
+        )
+        divided: tuple[jax.Array, ...] = mapped(*arrays)
+        return divided
 
-    @custom_partitioning
-    def divided(*arguments: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(function(*arguments))
-
-    divided.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(others))
     return divided

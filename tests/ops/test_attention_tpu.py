@@ -101,8 +101,8 @@ def test_bfloat16_gradients_are_nearly_as_close_as_those_of_the_xla_form(shape):
 
 def test_large_logits_do_not_overflow():
     qkv, *tables = _inputs(16, 32, 2, 64)
-    out = _form("pallas", 2)(30 * qkv, *tables)
-    np.testing.assert_allclose(out, _form("xla", 2)(30 * qkv, *tables), atol=1e-3)
+    qkv = qkv.at[..., : 2 * 64].multiply(100)  # queries: logits are hundreds
+    np.testing.assert_allclose(_form("pallas", 2)(qkv, *tables), _form("xla", 2)(qkv, *tables), atol=5e-3)
 
 
 @pytest.mark.parametrize(
