@@ -83,7 +83,7 @@ def _row(size: str, topology: str, per_chip: int, masks: int) -> dict:
 
 def _line(row: dict) -> str:
     return (
-        f"| ViT-{row['size'].upper()} | {row['topology']} | {row['batch']} | {row['masks']} | blocks, interactions | "
+        f"| ViT-{row['size'].upper()} | {row['topology']} | {row['batch']} | {row['masks']} | blocks | "
         f"{row['fsdp']} | {row['hbm_gib']:.2f} of {row['hbm_limit_gib']} | {row['step_ms']:.0f} | {row['mfu']:.1%} |"
     )
 

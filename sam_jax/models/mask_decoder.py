@@ -61,9 +61,9 @@ class MaskDecoder(nn.Module):
 
         The sub-pixels of both upscaling steps stay beside each other as planes: no channel or pixel ever moves.
         """
-        x = PlaneSubpixelConv(self.dim // 4, self.dtype, name="output_upscaling_0")(pixels)
-        x = gelu(PlaneNorm(1e-6, self.dtype, name="output_upscaling_1")(x))
-        x = gelu(PlaneSubpixelConv(self.dim // 8, self.dtype, name="output_upscaling_3")(x))
+        x = PlaneSubpixelConv(self.dim // 4, centred=True, dtype=self.dtype, name="output_upscaling_0")(pixels)
+        x = gelu(PlaneNorm(1e-6, centred=True, dtype=self.dtype, name="output_upscaling_1")(x))
+        x = gelu(PlaneSubpixelConv(self.dim // 8, dtype=self.dtype, name="output_upscaling_3")(x))
         # One row per sub-pixel and mask, zero but for the channels of its own sub-pixel.
         own = np.eye(4, dtype=np.float32).astype(self.dtype)
         rows = rearrange(jnp.einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")

@@ -51,9 +51,13 @@ def project(kernel: jax.Array, planes: jax.Array) -> jax.Array:
 
 
 class PlaneNorm(nn.Module):
-    """LayerNorm over the channels of each pixel; parameters as `nn.LayerNorm`, statistics float32, in two passes."""
+    """LayerNorm over the channels of each pixel; parameters as `nn.LayerNorm`, statistics float32, in two passes.
+
+    `centred` promises that the channels add up to zero, as those of a `centred` convolution do: no mean is taken.
+    """
 
     epsilon: float
+    centred: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -61,49 +65,63 @@ class PlaneNorm(nn.Module):
         """(..., C, S)."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-2:-1])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-2:-1])
-        return _normalize(x.astype(self.dtype), scale, bias, self.epsilon)
+        return _normalize(x.astype(self.dtype), scale, bias, self.epsilon, self.centred)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, centred: bool) -> jax.Array:
     """Remembers its input and a pixel's two statistics; autodiff would keep float32 copies of all channels."""
-    return _normalize_forward(x, scale, bias, epsilon)[0]
+    return _normalize_forward(x, scale, bias, epsilon, centred)[0]
 
 
-def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
+def _normalize_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, centred: bool
+) -> tuple[jax.Array, Any]:
     high = x.astype(jnp.float32)
-    mean = high.mean(axis=-2, keepdims=True)
+    mean = jnp.zeros(()) if centred else high.mean(axis=-2, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(high - mean).mean(axis=-2, keepdims=True) + epsilon)
     out = (high - mean) * inverse * scale[:, None] + bias[:, None]
     return out.astype(x.dtype), (x, scale, mean, inverse)
 
 
-def _normalize_backward(epsilon: float, kept: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _normalize_backward(
+    epsilon: float, centred: bool, kept: Any, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, scale, mean, inverse = kept
     slope = cotangent.astype(jnp.float32)
     normal = (x.astype(jnp.float32) - mean) * inverse
     others = (*range(x.ndim - 2), x.ndim - 1)
     d_scale, d_bias = (slope * normal).sum(axis=others), slope.sum(axis=others)
     slope = slope * scale[:, None]
-    along = (slope * normal).mean(axis=-2, keepdims=True)
-    d_x = inverse * (slope - slope.mean(axis=-2, keepdims=True) - normal * along)
-    return d_x.astype(x.dtype), d_scale, d_bias
+    d_x = slope - normal * (slope * normal).mean(axis=-2, keepdims=True)
+    if not centred:
+        d_x = d_x - slope.mean(axis=-2, keepdims=True)
+    return (d_x * inverse).astype(x.dtype), d_scale, d_bias
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _less_mean(kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What makes the outputs add up to zero: a kernel (..., out) and a bias (out,) without their means over `out`.
+
+    The LayerNorm that follows would subtract the same from every pixel of every prompt.
+    """
+    return kernel - kernel.mean(axis=-1, keepdims=True), bias - bias.mean()
 
 
 class PlanePatchConv(nn.Module):
     """Convolution whose stride is its kernel size, where the patches are planes already.
 
     Kernel (k, k, in, out), as `nn.Conv`. `groups` patches lie one after the other: they share the kernel, which is
-    applied to all of them as one block-diagonal matrix.
+    applied to all of them as one block-diagonal matrix. `centred`: see `PlaneNorm`, which has to follow.
     """
 
     in_features: int
     features: int
     size: int
     groups: int = 1
+    centred: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -112,6 +130,8 @@ class PlanePatchConv(nn.Module):
         shape = (self.size, self.size, self.in_features, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.centred:
+            kernel, bias = _less_mean(kernel, bias)
         matrix = jnp.kron(np.eye(self.groups, dtype=np.float32), kernel.reshape(-1, self.features))
         out = project(matrix.astype(self.dtype), x.astype(self.dtype))
         return out + jnp.tile(bias, self.groups).astype(self.dtype)[:, None]
@@ -121,10 +141,12 @@ class PlaneSubpixelConv(nn.Module):
     """Transposed convolution with a 2x2 kernel and stride 2, its four sub-pixels left as planes.
 
     Sub-pixel (a, b) is `x @ kernel[a, b] + bias`, so that the kernel (2, 2, in, out) is torch's ConvTranspose2d weight
-    (in, out, 2, 2) with its axes moved and nothing flipped (`nn.ConvTranspose` would need the flip).
+    (in, out, 2, 2) with its axes moved and nothing flipped (`nn.ConvTranspose` would need the flip). `centred`: see
+    `PlaneNorm`, which has to follow.
     """
 
     features: int
+    centred: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -134,6 +156,8 @@ class PlaneSubpixelConv(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0, 1))
         kernel = self.param("kernel", init, (2, 2, x.shape[-2], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.centred:
+            kernel, bias = _less_mean(kernel, bias)
         flat = rearrange(kernel, "a b i o -> i (a b o)").astype(self.dtype)
         out = rearrange(project(flat, x.astype(self.dtype)), "... (u o) s -> ... u o s", u=4)
         return out + bias.astype(self.dtype)[:, None]

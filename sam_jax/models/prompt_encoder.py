@@ -67,10 +67,10 @@ class PromptEncoder(nn.Module):
         self.not_a_point_embed = self.param("not_a_point_embed", _normal, row)
         self.no_mask_embed = self.param("no_mask_embed", _normal, row)
         chans = self.config.mask_in_chans
-        self.mask_downscaling_0 = PlanePatchConv(1, chans // 4, 2, groups=4, dtype=self.dtype)
-        self.mask_downscaling_1 = PlaneNorm(1e-6, self.dtype)
-        self.mask_downscaling_3 = PlanePatchConv(chans // 4, chans, 2, dtype=self.dtype)
-        self.mask_downscaling_4 = PlaneNorm(1e-6, self.dtype)
+        self.mask_downscaling_0 = PlanePatchConv(1, chans // 4, 2, groups=4, centred=True, dtype=self.dtype)
+        self.mask_downscaling_1 = PlaneNorm(1e-6, centred=True, dtype=self.dtype)
+        self.mask_downscaling_3 = PlanePatchConv(chans // 4, chans, 2, centred=True, dtype=self.dtype)
+        self.mask_downscaling_4 = PlaneNorm(1e-6, centred=True, dtype=self.dtype)
         self.mask_downscaling_6 = PlanePatchConv(chans, self.embed_dim, 1, dtype=self.dtype)
 
     def dense_pe(self, grid: tuple[int, int]) -> jax.Array:

@@ -173,7 +173,7 @@ class TwoWayAttentionBlock(nn.Module):
         tokens = norm("norm3")(tokens + MlpBlock(self.dim, c.mlp_dim, self.dtype, name="mlp")(tokens))
         to_tokens = attention("cross_attn_image_to_token", rate)
         update = to_tokens.pixels_to_tokens(keys, tokens + token_pe, tokens, valid)
-        return tokens, PlaneNorm(1e-5, self.dtype, name="norm4")(pixels + update)
+        return tokens, PlaneNorm(1e-5, dtype=self.dtype, name="norm4")(pixels + update)
 
 
 class TwoWayTransformer(nn.Module):

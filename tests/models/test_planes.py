@@ -63,6 +63,24 @@ def test_plane_norm_is_layer_norm_over_channels(shape):
     _agree(ours, plain, x, scale, bias)
 
 
+@pytest.mark.parametrize("conv", ["patch", "subpixel"])
+def test_a_centred_convolution_and_norm_are_a_plain_pair(conv):
+    x, bias, scale, shift = _random(2, 6, S), _random(4, seed=2), _random(4, seed=3), _random(4, seed=4)
+    kernel = _random(1, 1, 6, 4, seed=1) if conv == "patch" else _random(2, 2, 6, 4, seed=1)
+
+    def pair(centred):
+        def run(x, kernel, bias, scale, shift):
+            layer = planes.PlaneSubpixelConv(4, centred=centred)
+            if conv == "patch":
+                layer = planes.PlanePatchConv(6, 4, 1, centred=centred)
+            y = layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+            return planes.PlaneNorm(1e-6, centred=centred).apply({"params": {"scale": scale, "bias": shift}}, y)
+
+        return run
+
+    _agree(pair(True), pair(False), x, kernel, bias, scale, shift)
+
+
 def test_plane_norm_keeps_digits_far_from_zero():
     x = (_random(64, 4) + 3000).astype(np.float32)
     exact = (x - x.mean(0, dtype=np.float64)) / x.std(0, dtype=np.float64)
