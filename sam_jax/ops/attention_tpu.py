@@ -55,7 +55,7 @@ def take_head(t: Tiling, x: jax.Array, head: int) -> jax.Array:
     return turned[:, :LANES].astype(x.dtype)
 
 
-def put_head(t: Tiling, blocks: list[jax.Array | None], head: int, x: jax.Array) -> None:
+def put_head(t: Tiling, blocks: list[Any], head: int, x: jax.Array) -> None:
     """The inverse of `take_head`: adds (rows, 128), zero outside the head's lanes, to a step's blocks of 128 lanes."""
     start = head * t.stride
     first, shift = start // LANES, start % LANES
@@ -126,7 +126,9 @@ def _attend(
     q_ref, k_ref, v_ref = qkv
     own = own_lanes(t, head)
     queries = query_vectors(t, take_head(t, q_ref[0], head), tables, columns, own)
-    top = total = mixed = None
+    top: Any = None
+    total: Any = None
+    mixed: Any = None
     for start in range(0, t.tokens, t.chunk):
         here = slice(start, start + t.chunk)
         keys = key_vectors(t, take_head(t, k_ref[0, here], head), onehots[here], own)
