@@ -61,13 +61,15 @@ class MaskDecoder(nn.Module):
 
         The sub-pixels of both upscaling steps stay beside each other as planes: no channel or pixel ever moves.
         """
-        x = PlaneSubpixelConv(self.dim // 4, centred=True, dtype=self.dtype, name="output_upscaling_0")(pixels)
-        x = gelu(PlaneNorm(1e-6, centred=True, dtype=self.dtype, name="output_upscaling_1")(x))
-        x = gelu(PlaneSubpixelConv(self.dim // 8, dtype=self.dtype, name="output_upscaling_3")(x))
+        c = self.dim
+        up = PlaneSubpixelConv(c, c // 4, centred=True, dtype=self.dtype, name="output_upscaling_0")
+        norm = PlaneNorm(1e-6, centred=True, dtype=self.dtype, name="output_upscaling_1")
+        up_again = PlaneSubpixelConv(c // 4, c // 8, dtype=self.dtype, name="output_upscaling_3")
+        x = gelu(up_again.stack(gelu(norm(up.split(pixels)))))
         # One row per sub-pixel and mask, zero but for the channels of its own sub-pixel.
         own = np.eye(4, dtype=np.float32).astype(self.dtype)
         rows = rearrange(jnp.einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
-        planes = jnp.einsum("bnak,bnuks->bnuas", rows, rearrange(x, "b n u t c s -> b n u (t c) s"))
+        planes = jnp.broadcast_to(rows[:, :, None], (*x.shape[:3], *rows.shape[2:])) @ x
         return rearrange(planes, "b n u (m t) s -> b n m (u t) s", t=4).astype(jnp.float32)
 
 

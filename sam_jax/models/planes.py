@@ -47,7 +47,20 @@ def subpixel_position(index: jax.Array, width: int, size: int) -> jax.Array:
 
 def project(kernel: jax.Array, planes: jax.Array) -> jax.Array:
     """One matrix (in, out) on every pixel: (..., in, S) -> (..., out, S)."""
-    return jnp.einsum("io,...is->...os", kernel, planes)
+    return _each(kernel.T, planes)
+
+
+def _each(matrices: jax.Array, planes: jax.Array) -> jax.Array:
+    """(x, out, in) or (out, in) times (..., in, S) -> (..., x, out, S) or (..., out, S).
+
+    Both sides are repeated to the same leading axes, so that this is one product per prompt and sub-pixel. Left to
+    themselves, compilers make one large product of it, whose result they then have to re-order and its gradient again.
+    """
+    some = matrices.ndim - 2
+    lead = planes.shape[:-2]
+    planes = planes.reshape(*lead, *(1,) * some, *planes.shape[-2:])
+    planes = jnp.broadcast_to(planes, (*lead, *matrices.shape[:-2], *planes.shape[-2:]))
+    return jnp.broadcast_to(matrices, (*lead, *matrices.shape)) @ planes
 
 
 class PlaneNorm(nn.Module):
@@ -145,19 +158,25 @@ class PlaneSubpixelConv(nn.Module):
     `PlaneNorm`, which has to follow.
     """
 
+    in_features: int
     features: int
     centred: bool = False
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., in, S) -> (..., 4, features, S), sub-pixels in row-major order."""
+    def setup(self) -> None:
         # Each output pixel sees one 1x1 kernel: the fan-in is the input width alone.
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0, 1))
-        kernel = self.param("kernel", init, (2, 2, x.shape[-2], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        if self.centred:
-            kernel, bias = _less_mean(kernel, bias)
-        flat = rearrange(kernel, "a b i o -> i (a b o)").astype(self.dtype)
-        out = rearrange(project(flat, x.astype(self.dtype)), "... (u o) s -> ... u o s", u=4)
-        return out + bias.astype(self.dtype)[:, None]
+        self.kernel = self.param("kernel", init, (2, 2, self.in_features, self.features))
+        self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """(..., in, S) -> (..., 4, features, S), sub-pixels in row-major order."""
+        kernel, bias = _less_mean(self.kernel, self.bias) if self.centred else (self.kernel, self.bias)
+        matrices = rearrange(kernel, "a b i o -> (a b) o i").astype(self.dtype)
+        return _each(matrices, x.astype(self.dtype)) + bias.astype(self.dtype)[:, None]
+
+    def stack(self, x: jax.Array) -> jax.Array:
+        """(..., in, S) -> (..., 4 * features, S): the same as one product, for few features."""
+        kernel, bias = _less_mean(self.kernel, self.bias) if self.centred else (self.kernel, self.bias)
+        matrix = rearrange(kernel, "a b i o -> i (a b o)").astype(self.dtype)
+        return project(matrix, x.astype(self.dtype)) + jnp.tile(bias, 4).astype(self.dtype)[:, None]

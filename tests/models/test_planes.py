@@ -70,10 +70,10 @@ def test_a_centred_convolution_and_norm_are_a_plain_pair(conv):
 
     def pair(centred):
         def run(x, kernel, bias, scale, shift):
-            layer = planes.PlaneSubpixelConv(4, centred=centred)
+            layer, method = planes.PlaneSubpixelConv(6, 4, centred=centred), "split"
             if conv == "patch":
-                layer = planes.PlanePatchConv(6, 4, 1, centred=centred)
-            y = layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+                layer, method = planes.PlanePatchConv(6, 4, 1, centred=centred), "__call__"
+            y = layer.apply({"params": {"kernel": kernel, "bias": bias}}, x, method=method)
             return planes.PlaneNorm(1e-6, centred=centred).apply({"params": {"scale": scale, "bias": shift}}, y)
 
         return run
@@ -112,7 +112,9 @@ def test_two_patch_convs_are_two_strided_convolutions():
 
 def test_subpixel_conv_is_a_transposed_convolution():
     x, kernel, bias = _random(6, S), _random(2, 2, 6, 5), _random(5)
-    out = planes.PlaneSubpixelConv(5).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    conv, variables = planes.PlaneSubpixelConv(6, 5), {"params": {"kernel": kernel, "bias": bias}}
+    out = conv.apply(variables, x, method="split")
+    np.testing.assert_allclose(conv.apply(variables, x, method="stack"), out.reshape(20, S), atol=1e-5)
     assert out.shape == (4, 5, S)
     expected = np.zeros((2 * GRID[0], 2 * GRID[1], 5))
     for i, j, a, b in np.ndindex(*GRID, 2, 2):  # each input pixel paints a 2x2 patch
