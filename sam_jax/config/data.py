@@ -21,6 +21,8 @@ class CompositeConfig:
       pseudo_regions: share of examples that are plain photographs with regions found in them.
       square: share of examples whose content fills the square.
       min_aspect: shorter over longer side of the other examples, at least.
+      plain_background, blurred_background: share of composites before a plain backdrop (studio, sky), or before a
+        photograph out of focus.
       max_objects: cut-outs in a composite, at most; the least is 2.
       max_distractors: misleading edges below the objects, at most.
       photo_region_object: share of objects that are random shapes out of other photographs.
@@ -41,6 +43,8 @@ class CompositeConfig:
     pseudo_regions: float = 0.10
     square: float = 0.35
     min_aspect: float = 0.5
+    plain_background: float = 0.25
+    blurred_background: float = 0.2
     max_objects: int = 12
     max_distractors: int = 5
     photo_region_object: float = 0.30

@@ -97,14 +97,26 @@ def _background_crop(rng: np.random.Generator, pool: CutoutPool, h: int, w: int)
     return crop[:, ::-1] if rng.random() < 0.5 else crop
 
 
-def random_background(rng: np.random.Generator, pool: CutoutPool, h: int, w: int) -> np.ndarray:
-    """A photograph, sometimes blurred or recoloured, now and then a plain gradient: (h, w, 3) float32."""
+def plain_background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """What a studio or the sky looks like: a colour, often white, that fades into one much like it."""
+    colour = np.full(3, rng.uniform(215, 255)) if rng.random() < 0.35 else rng.uniform(0, 255, 3)
+    other = colour + rng.normal(0, 25, 3)
+    angle = rng.uniform(0, 2 * math.pi)
+    ramp = np.add.outer(np.linspace(0, math.sin(angle), h), np.linspace(0, math.cos(angle), w))
+    ramp = (ramp - ramp.min()) / max(float(np.ptp(ramp)), 1e-6)
+    plain = colour + ramp[..., None] * (other - colour) + rng.uniform(0, 15) * smooth_field(rng, h, w, 2)[..., None]
+    return np.clip(plain, 0, 255).astype(np.float32)
+
+
+def random_background(
+    rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig, h: int, w: int
+) -> np.ndarray:
+    """A photograph, sometimes blurred or recoloured, or a plain backdrop: (h, w, 3) float32."""
     kind = rng.random()
-    if kind < 0.05:
-        plain = rng.uniform(0, 255, 3) + rng.uniform(0, 30) * smooth_field(rng, h, w, 2)[..., None]
-        return np.clip(plain, 0, 255).astype(np.float32)
+    if kind < config.plain_background:
+        return plain_background(rng, h, w)
     image = _background_crop(rng, pool, h, w)
-    if kind < 0.2:
+    if kind < config.plain_background + config.blurred_background:
         blur = ImageFilter.GaussianBlur(max(h, w) * rng.uniform(0.004, 0.03))
         image = np.asarray(Image.fromarray(np.ascontiguousarray(image)).filter(blur))
     image = image.astype(np.float32)
@@ -128,7 +140,7 @@ def crop_labelled(rng: np.random.Generator, photo: LabelledPhoto, h: int, w: int
 
 def compose(rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig, h: int, w: int) -> Scene:
     """One composite of (h, w) pixels: background, distractors, objects with parts, lighting."""
-    scene = Scene(random_background(rng, pool, h, w))
+    scene = Scene(random_background(rng, pool, config, h, w))
     add_distractors(rng, scene.canvas, config.max_distractors)
     count = 2 + min(int(rng.exponential(3.2)), config.max_objects - 2)
     lengths = sorted((_random_length(rng, max(h, w)) for _ in range(count)), reverse=True)
