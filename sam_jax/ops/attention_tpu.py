@@ -67,7 +67,8 @@ def put_head(t: Tiling, blocks: list[jax.Array | None], head: int, x: jax.Array)
         if shift + t.dim > LANES:
             parts.append(jnp.where(lane_numbers() < shift, turned, 0.0))
     for block, part in enumerate(parts, first):
-        blocks[block] = part if blocks[block] is None else blocks[block] + part
+        held = blocks[block]
+        blocks[block] = part if held is None else held + part
 
 
 def bias_channels(t: Tiling, q: jax.Array, tables: jax.Array, columns: jax.Array) -> jax.Array:
@@ -126,7 +127,9 @@ def _attend(
     q_ref, k_ref, v_ref = qkv
     own = own_lanes(t, head)
     queries = query_vectors(t, take_head(t, q_ref[0], head), tables, columns, own)
-    top = total = mixed = None
+    top: Any = None
+    total: Any = None
+    mixed: Any = None
     for start in range(0, t.tokens, t.chunk):
         here = slice(start, start + t.chunk)
         keys = key_vectors(t, take_head(t, k_ref[0, here], head), onehots[here], own)
