@@ -49,7 +49,7 @@ _V5E_SCHEDULES = (
     (r"attention_14x14_\d+x80_backward", 2.7),
     (r"attention_14x14_\d+x80", 3.2),
     (r"attention_14x14_\d+x64", 2.2),
-    (r"attention_64x64_\d+x80", 1.15),
+    (r"attention_64x64_\d+x80", 1.08),
     (r"attention_64x64_\d+x64_backward", 1.07),
 )
 _V6E_SCHEDULES = (

@@ -40,3 +40,11 @@ def test_useful_work_of_the_published_sizes():
     """ViT-B, L and H: 0.94, 2.8 and 5.6 TFLOP per image, mostly dense layers and global attention."""
     for name, tera in (("b", 0.94), ("l", 2.84), ("h", 5.64)):
         assert tpu_aot.encoder_flops(tpu_aot.SIZES[name]()) / 1e12 == pytest.approx(tera, rel=0.01)
+
+
+def test_commands_of_the_performance_page_are_understood():
+    lines = (ROOT / "docs" / "performance.md").read_text().splitlines()
+    commands = [line.split()[2:] for line in lines if line.startswith("    python benchmarks/tpu_aot.py ")]
+    assert len(commands) >= 4
+    for command in commands:
+        assert tpu_aot.parse(command).program

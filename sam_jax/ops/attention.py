@@ -65,6 +65,8 @@ def packed_attention(
     return jax.lax.platform_dependent(qkv, table_h, table_w, tpu=on_tpu, default=elsewhere)
 
 
+# Compiled by itself so that blocks of one shape are traced once, on whatever platform.
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _kernel(t: Tiling, interpret: bool, qkv: jax.Array, table_h: jax.Array, table_w: jax.Array) -> jax.Array:
     spread: jax.Array = _attend(t, interpret, spread_heads(t, qkv), table_h, table_w)
     return gather_heads(t, spread)

@@ -100,7 +100,7 @@ def tiling_for(h: int, w: int, heads: int, dim: int) -> Tiling:
         return Tiling(h, w, heads, dim, dim, max(fitting, default=together), tokens, tokens)
     chunk = next(n for n in (1024, 512, 256) if tokens % n == 0)
     if straddles:  # such heads are moved apart beforehand, which costs little beside attention of this length
-        return Tiling(h, w, heads, dim, LANES, 1, BLOCK_QUERIES, chunk)
+        return Tiling(h, w, heads, dim, LANES, 1 + (heads % 2 == 0), BLOCK_QUERIES, chunk)
     return Tiling(h, w, heads, dim, dim, together, BLOCK_QUERIES, chunk)
 
 
@@ -162,14 +162,25 @@ def collect_tables(t: Tiling, placed: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def spread_heads(t: Tiling, x: jax.Array) -> jax.Array:
     """(B, tokens, n * dim) -> (B, tokens, n * stride), zeros after each head that the stride leaves room behind."""
-    if t.stride == t.dim:
-        return x
-    apart = x.reshape(*x.shape[:2], -1, t.dim)
-    return jnp.pad(apart, ((0, 0), (0, 0), (0, 0), (0, t.stride - t.dim))).reshape(*x.shape[:2], -1)
+    return x if t.stride == t.dim else _move_lanes(x, _places(t))
 
 
 def gather_heads(t: Tiling, x: jax.Array) -> jax.Array:
     """The inverse of `spread_heads`."""
-    if t.stride == t.dim:
-        return x
-    return x.reshape(*x.shape[:2], -1, t.stride)[..., : t.dim].reshape(*x.shape[:2], -1)
+    return x if t.stride == t.dim else _move_lanes(x, _places(t).T)
+
+
+def _places(t: Tiling) -> np.ndarray:
+    """(heads * dim, heads * stride): a one for each channel, where it goes; for as many heads as move alike."""
+    together = math.gcd(t.heads, math.lcm(t.dim, LANES) // t.dim)
+    out = np.zeros((together * t.dim, together * t.stride), np.float32)
+    channels = np.arange(together * t.dim)
+    out[channels, channels // t.dim * t.stride + channels % t.dim] = 1
+    return out
+
+
+def _move_lanes(x: jax.Array, places: np.ndarray) -> jax.Array:
+    """A product with ones and zeros, which is exact: on TPU it takes half the time of moving lanes about."""
+    matrix, step = jnp.asarray(places, x.dtype), places.shape[0]
+    parts = [x[..., start : start + step] for start in range(0, x.shape[-1], step)]
+    return jnp.concatenate([jnp.matmul(part, matrix, precision=jax.lax.Precision.HIGHEST) for part in parts], axis=-1)

@@ -67,7 +67,8 @@ def put_head(t: Tiling, blocks: list[Any], head: int, x: jax.Array) -> None:
         if shift + t.dim > LANES:
             parts.append(jnp.where(lane_numbers() < shift, turned, 0.0))
     for block, part in enumerate(parts, first):
-        blocks[block] = part if blocks[block] is None else blocks[block] + part
+        held = blocks[block]
+        blocks[block] = part if held is None else held + part
 
 
 def bias_channels(t: Tiling, q: jax.Array, tables: jax.Array, columns: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from sam_jax.models.layers import resize_rel_pos
 from sam_jax.models.sam import Sam, inference_variables
 from sam_jax.ops.attention import relative_positions
 from tests.statements import attention_with_rel_pos
-from tests.tiny import TINY, jitted, random_images
+from tests.tiny import TINY, jitted, random_images, random_variables
 
 CONFIG = TINY.image_encoder
 
@@ -108,6 +108,28 @@ def test_inference_variables_give_the_same_numbers_from_half_the_bytes(variables
     encoder = jax.tree.leaves(kept["params"]["image_encoder"])
     assert sum(x.nbytes for x in encoder) < 0.6 * sum(4 * x.size for x in encoder)
     assert inference_variables(TINY, variables) is variables
+
+
+@pytest.mark.parametrize("order", ["grid", "windows"])
+def test_the_encoder_with_tpu_kernels_equals_the_one_without(order):
+    """Kernels interpreted in both kinds of blocks, on a grid of 5 x 7 and windows of 3; values and gradients."""
+    wide = {"embed_dim": 128, "num_heads": 8, "depth": 2, "remat": True, "token_order": order}
+    tree = random_variables(_with_encoder(**wide))
+    images = random_images(9, 2, 80, 112)
+
+    def run(attention):
+        model = Sam(_with_encoder(**wide, attention=attention))
+
+        def loss(params):
+            out = model.apply({**tree, "params": params}, images, method="encode_image")
+            return (out * jnp.arange(out.shape[-1])).mean(), out
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(tree["params"])
+
+    ((_, out), grads), ((_, same), same_grads) = run("pallas"), run("xla")
+    np.testing.assert_allclose(out, same, atol=2e-5)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(same_grads), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, np.abs(other).max()))
 
 
 @pytest.mark.parametrize("size", [(80, 80), (64, 112), (112, 64), (16, 16), (160, 160)])
