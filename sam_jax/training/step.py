@@ -242,8 +242,8 @@ def _interactions(
         prompts: Prompts, planes: jax.Array | None, multimask: jax.Array, num_masks: int | None
     ) -> tuple[Any, Any]:
         def loss_of(learned: Any) -> tuple[jax.Array, Any]:
-            predictions = decode(learned, prompts, planes, num_masks)
-            feedback, scores = _score(config, *predictions, targets, multimask)
+            predicted, ious = decode(learned, prompts, planes, num_masks)
+            feedback, scores = _score(config, predicted, ious, targets, multimask)
             return share * (scores.loss * weight).sum(), (feedback, scores)
 
         if not differentiate:
