@@ -45,8 +45,8 @@ class Sam(nn.Module):
 
     def predict_masks(self, image_embeddings: jax.Array, prompts: Prompts) -> MaskPredictions:
         """All masks that the decoder has for each prompt: M = 1 (unambiguous) + num_multimask_outputs."""
-        planes, iou_predictions = self.predict_planes(image_embeddings, prompts)
         h, w = image_embeddings.shape[1:3]
+        planes, iou_predictions = self.predict_planes(image_embeddings, prompts)
         return MaskPredictions(join_subpixels(planes, (h, w)), iou_predictions)
 
     def predict_planes(
