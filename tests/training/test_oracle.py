@@ -85,7 +85,7 @@ def jax_step(name):
     def record(prompts, logits):
         recorded.append(Interaction(jax.tree.map(np.asarray, prompts), np.asarray(logits)))
 
-    def interact(config, decode, learned, targets, weight, key):
+    def interact(config, decode, learned, targets, *rest):
         grid = (targets.shape[2] // 4, targets.shape[3] // 4)
 
         def listened_to(learned, prompts, fed, num_masks):
@@ -94,7 +94,7 @@ def jax_step(name):
             jax.debug.callback(record, prompts.replace(mask_inputs=masks), join_subpixels(planes, grid), ordered=True)
             return planes, ious
 
-        return original(config, listened_to, learned, targets, weight, key)
+        return original(config, listened_to, learned, targets, *rest)
 
     original, step.interact = step.interact, interact
     try:
