@@ -4,6 +4,7 @@
     python benchmarks/tpu_aot.py encoder --size b --attention xla
     python benchmarks/tpu_aot.py blocks kernels --size b l h
     python benchmarks/tpu_aot.py decoder --size b --prompts 64 --json decoder.json
+    python benchmarks/tpu_aot.py everything --size h
 
 Needs libtpu (pip install libtpu). Parameters and compute are bfloat16. All figures are estimates of the compiler for
 one chip; nothing runs.
@@ -28,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from sam_jax import Prompts, config, tpu_estimates
+from sam_jax.inference import mask_candidates
 from sam_jax.models.sam import Sam, inference_variables, init_variables
 from sam_jax.ops.attention import packed_attention
 
@@ -157,7 +159,32 @@ def decoder(size: str, args: argparse.Namespace) -> list[Program]:
     return [Program(name, function, arguments, tpu_estimates.matmul_flops(function, *arguments))]
 
 
-PROGRAMS = {"encoder": encoder, "blocks": blocks, "kernels": kernels, "decoder": decoder}
+def everything(size: str, args: argparse.Namespace) -> list[Program]:
+    """What everything mode runs for a photo of 1500 x 2250 and 32 x 32 points: the encoder once, the decoder 16 times,
+    and the filters for each chunk of masks whose predicted IoU is high enough."""
+    (encode,) = encoder(size, args)
+    model, variables = _model(size, args)
+    grid = model.config.image_encoder.grid_size
+    h, w = (-(-side // mask_candidates.SIDE_STEP) * mask_candidates.SIDE_STEP for side in (1500, 2250))
+    chunk = 1 << (mask_candidates.CHUNK_PIXELS // (h * w)).bit_length() - 1
+    shapes = {
+        "decode": [(grid, grid, model.config.prompt_embed_dim), (64, 2)],
+        "examine": [(3 * 64, 4 * grid, 4 * grid), (h, 4 * grid), (w, 4 * grid), (3,)],
+    }
+    embedding, points, low_res, rows, columns, levels = (
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in itertools.chain(*shapes.values())
+    )
+    indices, sides = jax.ShapeDtypeStruct((chunk,), jnp.int32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    decode = partial(mask_candidates.decode_points, model)
+    examined = low_res, indices, rows, columns, sides, levels
+    return [
+        encode,
+        Program(f"64 of 1024 points {size.upper()}", decode, (variables, embedding, points), 0.0),
+        Program(f"filters of {chunk} masks at 1500 x 2250", mask_candidates.examine, examined, 0.0),
+    ]
+
+
+PROGRAMS = {"encoder": encoder, "blocks": blocks, "kernels": kernels, "decoder": decoder, "everything": everything}
 
 
 def encoder_flops(sam: config.SamConfig) -> float:

@@ -117,7 +117,7 @@ def concatenate(parts: list[Candidates]) -> Candidates:
 
 
 @partial(jax.jit, static_argnums=0)
-def _decode(model: Sam, variables: Any, embedding: jax.Array, points: jax.Array) -> tuple[jax.Array, jax.Array]:
+def decode_points(model: Sam, variables: Any, embedding: jax.Array, points: jax.Array) -> tuple[jax.Array, jax.Array]:
     """An embedding (h, w, C) and points (P, 2) in the input frame -> three masks of each (3 P, 4h, 4w), IoU (3 P,)."""
     prompts = Prompts(point_coords=points[None, :, None], point_labels=jnp.ones((1, len(points), 1), jnp.int32))
     predictions: Any = model.apply(variables, embedding[None], prompts, method="predict_masks")
@@ -126,7 +126,7 @@ def _decode(model: Sam, variables: Any, embedding: jax.Array, points: jax.Array)
 
 
 @jax.jit
-def _examine(
+def examine(
     low_res: jax.Array, indices: jax.Array, rows: jax.Array, columns: jax.Array, size: jax.Array, levels: jax.Array
 ) -> dict[str, jax.Array]:
     """Enlarges some masks to their crop and looks at them there.
@@ -192,7 +192,7 @@ def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid
     for start in range(0, len(points), config.points_per_batch):
         batch = in_frame[start : start + config.points_per_batch]
         filled = np.concatenate([batch, np.repeat(batch[:1], config.points_per_batch - len(batch), axis=0)])
-        waiting.append((start, *_decode(model, variables, crop.embedding, filled)))
+        waiting.append((start, *decode_points(model, variables, crop.embedding, filled)))
         # The device decodes this batch while the host reads which masks of the one before have passed.
         if len(waiting) > 1:
             parts += _chunks(config, *waiting.pop(0), len(points), enlarge)
@@ -202,11 +202,11 @@ def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid
 
 
 Enlargement = dict[str, np.ndarray]
-Chunk = tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]  # points' numbers, predicted IoU, what _examine found
+Chunk = tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]  # points' numbers, predicted IoU, what `examine` found
 
 
 def _enlargement(model: Sam, config: AmgConfig, crop: Crop) -> Enlargement:
-    """The crop-dependent arguments of `_examine`."""
+    """The crop-dependent arguments of `examine`."""
     side, grid = model.config.image_size, 4 * model.config.image_encoder.grid_size
     matrices = []
     for original, resized in zip(crop.size, crop.input_size, strict=True):
@@ -236,7 +236,7 @@ def _chunks(
         indices = passed[first : first + largest]
         size = min(largest, max(MIN_CHUNK, 1 << (len(indices) - 1).bit_length()))
         filled = np.concatenate([indices, np.repeat(indices[:1], size - len(indices))]).astype(np.int32)
-        yield numbers[first : first + largest], scores[indices], _examine(low_res, filled, **enlarge)
+        yield numbers[first : first + largest], scores[indices], examine(low_res, filled, **enlarge)
 
 
 def _filter(

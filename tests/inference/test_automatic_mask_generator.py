@@ -29,7 +29,7 @@ def discs():
         return jnp.float32(logits.reshape(-1, 20, 20)), jnp.float32(iou.reshape(-1))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mask_candidates, "_decode", decode)
+        patch.setattr(mask_candidates, "decode_points", decode)
         yield
 
 
