@@ -68,4 +68,6 @@ def _bare(sam: SamConfig) -> SamConfig:
     encoder = dataclasses.replace(
         sam.image_encoder, drop_path_rate=0.0, remat=False, attention="auto", token_order="auto"
     )
-    return dataclasses.replace(sam, image_encoder=encoder, dtype="float32")
+    return dataclasses.replace(
+        sam, image_encoder=encoder, dtype="float32", pred_iou_thresh=0.0, stability_score_thresh=0.0
+    )
