@@ -24,8 +24,8 @@ def get_config() -> TrainConfig:
         stages=(
             StageConfig(128, 16, masks_per_image=6, num_steps=2500, num_points=0, mosaics=0.6, num_examples=12_000),
             StageConfig(256, 8, masks_per_image=6, num_steps=3500, num_points=0, mosaics=0.3, num_examples=8_000),
-            StageConfig(256, 8, masks_per_image=6, num_steps=250, mosaics=0.2),
-            StageConfig(512, 4, masks_per_image=6, num_steps=1_000, mosaics=0.15),
+            StageConfig(256, 8, masks_per_image=4, num_steps=1_600, num_points=2, mosaics=0.25, num_examples=4_000),
+            StageConfig(512, 4, masks_per_image=3, num_steps=2_300, num_points=2, mosaics=0.1, num_examples=3_000),
         ),
         # Easier pictures than the default: a small model that trains briefly learns more from a few large objects.
         data=CompositeDataConfig(
@@ -40,8 +40,9 @@ def get_config() -> TrainConfig:
                 degrade=0.6,
             ),
         ),
-        # Fewer interactions than the paper's eleven: on a CPU the encoder's share of the work has to stay high.
-        interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
+        # Fewer interactions than the paper's eleven: on a CPU the encoder's share of the work has to stay high. Without
+        # clicks and fed-back masks in training, more clicks make masks worse.
+        interaction=InteractionConfig(num_points=1, num_mask_only_steps=1),
         loss=LossConfig(focal_alpha=0.75, supervise_all_iou=True, supervise_all_outputs=True, affinity_weight=1.0),
         # Without the affinity loss the encoder's output collapses at this rate; see its docstring.
         optim=OptimConfig(
