@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+from sam_jax.checkpoint import save_model
 from tests.tiny import TINY, random_variables
 
 # Markers that run only where `-m` names them.
@@ -52,3 +53,11 @@ def tiny():
 def variables():
     """Variables of the tiny model, every leaf random."""
     return random_variables(TINY)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(variables, tmp_path_factory):
+    """The tiny model as a directory, for programs; no test may change it."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(path, TINY, variables)
+    return path

@@ -14,7 +14,6 @@ from etils import epath
 from PIL import Image
 
 import infer
-from sam_jax.checkpoint import save_model
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.models.sam import Sam
 from sam_jax.ops.rle import decode_mask
@@ -22,13 +21,6 @@ from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
 H, W = 60, 96
-
-
-@pytest.fixture(scope="module")
-def checkpoint(variables, tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    save_model(path, TINY, variables)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from etils import epath
 from PIL import Image
 
 import infer
-from sam_jax.checkpoint import save_model
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.models.sam import Sam
@@ -30,13 +29,6 @@ H, W = 48, 80
 # The tiny model is random: everything passes, box NMS leaves a few.
 LOOSE = dict(points_per_side=2, points_per_batch=4, pred_iou_thresh=-100.0, stability_score_thresh=0.0)
 OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in LOOSE.items()]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(variables, tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    save_model(path, TINY, variables)
-    return path
 
 
 @pytest.fixture

@@ -53,60 +53,70 @@ class ExampleMaker:
           record: the picture and its masks.
 
         Raises:
-          DataError: as `to_example`.
+          DataError: as `make`.
         """
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, int(index)))))
-        return to_example(
-            record,
-            rng,
-            self.image_size,
-            self.masks_per_image,
-            self.max_mask_share,
-            self.jitter,
-            self.mask_stride,
-            self.with_image,
+        return self.make(record, rng)
+
+    def make(self, record: Record, rng: np.random.Generator) -> Example:
+        """One example of a record, by the choices of `rng`.
+
+        Raises:
+          DataError: the picture cannot be read or a mask is broken; the message names the record.
+          NoMaskError: no mask is left.
+        """
+        try:
+            with Image.open(io.BytesIO(record.image)) as picture:
+                for placement in self._placements(rng, (picture.height, picture.width)):
+                    masks = self._draw_masks(rng, record, placement)
+                    if len(masks):
+                        image = self._picture(picture, placement)
+                        return pack_example(image, masks, record.image_id, self.image_size, self.masks_per_image)
+        except DataError as error:
+            raise DataError(f"{record.name}: {error}") from None
+        except UnidentifiedImageError:
+            raise DataError(f"{record.name} is not a picture that PIL can read; fetch the file again") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{record.name} cannot be decoded ({error}); fetch the file again") from error
+        raise NoMaskError(
+            f"{record.name}: none of its {len(record.segmentations)} masks can be trained on: each covers more than "
+            f"{self.max_mask_share:.0%} of the picture or fewer than {MIN_CELLS} cells of {MASK_STRIDE} x "
+            f"{MASK_STRIDE} pixels"
         )
 
+    def _placements(self, rng: np.random.Generator, size: Size) -> list[Placement]:
+        """Where the picture may lie, in the order in which they are tried."""
+        if self.jitter is None:
+            return [whole(size, self.image_size)]
+        drawn = [jittered(rng, size, self.image_size, self.jitter) for _ in range(_JITTER_DRAWS)]
+        return [*drawn, whole(size, self.image_size)]
 
-def to_example(
-    record: Record,
-    rng: np.random.Generator,
-    image_size: int,
-    masks_per_image: int,
-    max_mask_share: float = 1.0,
-    jitter: tuple[float, float] | None = None,
-    mask_stride: int = MASK_STRIDE,
-    with_image: bool = True,
-) -> Example:
-    """One training example of a record; see `ExampleMaker` for the arguments.
+    def _picture(self, picture: Image.Image, placement: Placement) -> np.ndarray:
+        if self.with_image:
+            return read_frame(picture, placement, self.image_size)
+        h, w = (min(side, self.image_size) for side in placement.resized)
+        return np.zeros((h, w, 3), np.uint8)
 
-    Raises:
-      DataError: the picture cannot be read or a mask is broken; the message names the record.
-      NoMaskError: no mask is left.
-    """
-    try:
-        with Image.open(io.BytesIO(record.image)) as picture:
-            size = picture.height, picture.width
-            placements = [whole(size, image_size)]
-            if jitter is not None:
-                placements = [jittered(rng, size, image_size, jitter) for _ in range(_JITTER_DRAWS)] + placements
-            for placement in placements:
-                masks = draw_masks(rng, record, placement, image_size, masks_per_image, max_mask_share, mask_stride)
-                if len(masks):
-                    h, w = (min(side, image_size) for side in placement.resized)
-                    black = np.zeros((h, w, 3), np.uint8)
-                    image = read_frame(picture, placement, image_size) if with_image else black
-                    return pack_example(image, masks, record.image_id, image_size, masks_per_image)
-    except DataError as error:
-        raise DataError(f"{record.name}: {error}") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{record.name} is not a picture that PIL can read; fetch the file again") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{record.name} cannot be decoded ({error}); fetch the file again") from error
-    raise NoMaskError(
-        f"{record.name}: none of its {len(record.segmentations)} masks can be trained on: each covers more than "
-        f"{max_mask_share:.0%} of the picture or fewer than {MIN_CELLS} cells of {MASK_STRIDE} x {MASK_STRIDE} pixels"
-    )
+    def _draw_masks(self, rng: np.random.Generator, record: Record, placement: Placement) -> np.ndarray:
+        """Up to `masks_per_image` random masks that can be trained on: (n, S // mask_stride, S // mask_stride) bool.
+
+        Masks are decoded in random order until enough are left, so that what is never used costs nothing.
+        """
+        h, w = placement.size
+        grid_size, fewest = self.image_size // self.mask_stride, min_cells(self.mask_stride)
+        # No grid cell is won with half of it or less: smaller masks vanish for certain.
+        ratio = (placement.resized[0] / h) * (placement.resized[1] / w)
+        smallest, largest = fewest * self.mask_stride**2 / (2 * ratio), self.max_mask_share * h * w
+        order = rng.permutation(len(record.segmentations))
+        found, missing = [np.zeros((0, grid_size, grid_size), bool)], self.masks_per_image
+        while len(order) and missing:
+            chosen, order = np.split(order, [missing])
+            runs = decode_runs([record.segmentations[number] for number in chosen], placement.size)
+            runs = runs.select((runs.areas >= smallest) & (runs.areas <= largest))
+            reduced = reduce_runs(runs, placement, grid_size, self.mask_stride)
+            found.append(reduced[np.count_nonzero(reduced, axis=(1, 2)) >= fewest])
+            missing -= len(found[-1])
+        return np.concatenate(found)
 
 
 def whole(size: Size, image_size: int) -> Placement:
@@ -124,36 +134,6 @@ def jittered(rng: np.random.Generator, size: Size, image_size: int, scales: tupl
     placement = whole(size, max(1, int(image_size * rng.uniform(*scales) + 0.5)))
     top, left = (int(rng.integers(max(side - image_size, 0) + 1)) for side in placement.resized)
     return dataclasses.replace(placement, offset=(top, left))
-
-
-def draw_masks(
-    rng: np.random.Generator,
-    record: Record,
-    placement: Placement,
-    image_size: int,
-    masks_per_image: int,
-    max_mask_share: float,
-    mask_stride: int = MASK_STRIDE,
-) -> np.ndarray:
-    """Up to `masks_per_image` random masks that can be trained on: (n, S // mask_stride, S // mask_stride) bool.
-
-    Masks are decoded in random order until enough are left, so that what is never used costs nothing.
-    """
-    h, w = placement.size
-    grid_size, fewest = image_size // mask_stride, min_cells(mask_stride)
-    # No grid cell is won with half of it or less: smaller masks vanish for certain.
-    ratio = (placement.resized[0] / h) * (placement.resized[1] / w)
-    smallest, largest = fewest * mask_stride**2 / (2 * ratio), max_mask_share * h * w
-    order = rng.permutation(len(record.segmentations))
-    found, missing = [np.zeros((0, grid_size, grid_size), bool)], masks_per_image
-    while len(order) and missing:
-        chosen, order = np.split(order, [missing])
-        runs = decode_runs([record.segmentations[number] for number in chosen], placement.size)
-        runs = runs.select((runs.areas >= smallest) & (runs.areas <= largest))
-        reduced = reduce_runs(runs, placement, grid_size, mask_stride)
-        found.append(reduced[np.count_nonzero(reduced, axis=(1, 2)) >= fewest])
-        missing -= len(found[-1])
-    return np.concatenate(found)
 
 
 def read_frame(picture: Image.Image, placement: Placement, image_size: int) -> np.ndarray:

@@ -169,14 +169,17 @@ class PlaneSubpixelConv(nn.Module):
         self.kernel = self.param("kernel", init, (2, 2, self.in_features, self.features))
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
 
+    def _applied(self) -> tuple[jax.Array, jax.Array]:
+        return _less_mean(self.kernel, self.bias) if self.centred else (self.kernel, self.bias)
+
     def split(self, x: jax.Array) -> jax.Array:
         """(..., in, S) -> (..., 4, features, S), sub-pixels in row-major order."""
-        kernel, bias = _less_mean(self.kernel, self.bias) if self.centred else (self.kernel, self.bias)
+        kernel, bias = self._applied()
         matrices = rearrange(kernel, "a b i o -> (a b) o i").astype(self.dtype)
         return _each(matrices, x.astype(self.dtype)) + bias.astype(self.dtype)[:, None]
 
     def stack(self, x: jax.Array) -> jax.Array:
         """(..., in, S) -> (..., 4 * features, S): the same as one product, for few features."""
-        kernel, bias = _less_mean(self.kernel, self.bias) if self.centred else (self.kernel, self.bias)
+        kernel, bias = self._applied()
         matrix = rearrange(kernel, "a b i o -> i (a b o)").astype(self.dtype)
         return project(matrix, x.astype(self.dtype)) + jnp.tile(bias, 4).astype(self.dtype)[:, None]

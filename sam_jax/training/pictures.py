@@ -11,7 +11,7 @@ import numpy as np
 from sam_jax.config import TrainConfig
 from sam_jax.models.sam import Sam
 from sam_jax.training.prompts import first_prompts, reduce_masks
-from sam_jax.training.step import Batch, TrainState, image_embeddings, model_variables
+from sam_jax.training.step import Batch, TrainState, finer_than_decoder, image_embeddings, model_variables
 
 ROWS, MASKS = 4, 3  # images, and masks of each
 _COLOURS = np.array([[230, 60, 60], [60, 160, 240], [250, 200, 40]], np.float32)
@@ -23,7 +23,7 @@ def predict_clicks(
     """One click into each mask: the points (B, N, 2) in the input frame, the most confident masks (B, N, S/4, S/4)."""
     variables = model_variables(config, state)
     embeddings = image_embeddings(model, variables, batch)
-    targets = reduce_masks(batch["masks"], batch["masks"].shape[2] // (4 * embeddings.shape[1]))
+    targets = reduce_masks(batch["masks"], finer_than_decoder(batch["masks"], embeddings))
     prompts = first_prompts(dataclasses.replace(config.interaction, box_probability=0.0), key, targets)
     predictions = model.apply(variables, embeddings, prompts, method="predict_masks")
     best = 1 + predictions.iou_predictions[..., 1:].argmax(axis=-1)  # type: ignore[union-attr]

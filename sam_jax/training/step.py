@@ -137,7 +137,7 @@ def forward_with_loss(
     decoder_params = {name: part for name, part in params.items() if name != "image_encoder"}
     decode = partial(_decode, model, constants)
     learned, targets = (decoder_params, embeddings), batch["masks"]
-    factor = targets.shape[2] // (SIDE * embeddings.shape[1])
+    factor = finer_than_decoder(targets, embeddings)
     loss, scores = interact(config, decode, learned, targets, weight, prompt_key, factor)
     sums = Scores(*((x * weight).sum(axis=(1, 2)) for x in scores))
     metrics = {"loss": loss, "focal": sums.focal.mean(), "dice": sums.dice.mean(), "iou_error": sums.iou_error.mean()}
@@ -147,6 +147,11 @@ def forward_with_loss(
         metrics["affinity"] = affinity
         loss = loss + config.loss.affinity_weight * affinity
     return loss, metrics
+
+
+def finer_than_decoder(masks: jax.Array, embeddings: jax.Array) -> int:
+    """How many cells of the masks (B, N, H, W) lie along one of the decoder's grid for embeddings (B, h, w, C)."""
+    return masks.shape[2] // (SIDE * embeddings.shape[1])
 
 
 def _decode(

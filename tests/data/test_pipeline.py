@@ -57,11 +57,12 @@ def test_a_later_start_another_form_and_workers_give_the_same_batches(folder, tm
 
 
 def test_finer_masks_are_those_of_the_same_objects(folder):
-    fine = dataclasses.replace(STAGE, mask_stride=1)
-    for coarse, finer in zip(*(take(make_batches(config_of(folder), s, 0, 0), 6) for s in (STAGE, fine)), strict=True):
-        assert finer["masks"].shape == (4, 2, 48, 48)
-        share = finer["masks"].reshape(4, 2, 12, 4, 12, 4).mean(axis=(3, 5))
-        assert (coarse["masks"] == (share > 0.5)).mean() > 0.9  # rounding twice moves cells at the outline
+    stage = dataclasses.replace(STAGE, image_size=192)  # no mask is so small that it vanishes on one of the grids
+    fine = dataclasses.replace(stage, mask_stride=1)
+    for coarse, finer in zip(*(take(make_batches(config_of(folder), s, 0, 0), 6) for s in (stage, fine)), strict=True):
+        assert finer["masks"].shape == (4, 2, 192, 192)
+        share = finer["masks"].reshape(4, 2, 48, 4, 48, 4).mean(axis=(3, 5))
+        assert (coarse["masks"] == (share > 0.5)).mean() > 0.98  # rounding twice moves single cells
 
 
 def test_hosts_share_each_batch(folder):

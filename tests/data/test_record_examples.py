@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from sam_jax.data.example import MIN_CELLS, PIXEL_MEAN_RGB, reduce_masks
 from sam_jax.data.random_shapes import smooth_field
-from sam_jax.data.record_examples import ExampleMaker, jittered, to_example, whole
+from sam_jax.data.record_examples import ExampleMaker, jittered, whole
 from sam_jax.data.records import DataError, NoMaskError, Record
 
 SIZE = 128
@@ -215,7 +215,7 @@ def test_jitter_moves_picture_and_masks_together():
 def test_a_cropped_picture_is_the_crop_of_the_resized_one():
     picture = smooth_picture(100, 150)
     record = make_record(picture, [np.ones((100, 150), bool)])
-    example = to_example(record, np.random.default_rng(3), SIZE, 1, jitter=(1.7, 1.7))
+    example = ExampleMaker(SIZE, 1, jitter=(1.7, 1.7)).make(record, np.random.default_rng(3))
     placement = jittered(np.random.default_rng(3), (100, 150), SIZE, (1.7, 1.7))
     (h, w), (top, left) = placement.resized, placement.offset
     resized = np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.BILINEAR), int)

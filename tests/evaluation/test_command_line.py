@@ -10,19 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_jax.checkpoint import save_model
 from sam_jax.evaluation.__main__ import main
 from sam_jax.evaluation.paper_sets import PAPER_SETS
 from tests.evaluation.test_paper_sets import ade20k
-from tests.tiny import TINY
 from tests.tiny_sa1b import write_folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(variables, tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    save_model(path, TINY, variables)
-    return path
 
 
 @pytest.fixture
