@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from sam_jax.config import SamConfig, sam_config_from_dict, to_dict
+from sam_jax.files import absolute
 from sam_jax.models.sam import Sam, init_variables
 
 CONFIG_FILE = "config.json"
@@ -103,7 +104,7 @@ def _write_model(target: epath.Path, config: SamConfig, variables: Variables, dt
     try:
         handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            checkpointer.save(str((unfinished / VARIABLES_DIR).resolve()), variables)
+            checkpointer.save(absolute(unfinished / VARIABLES_DIR), variables)
         text = json.dumps({"format": FORMAT, "sam": to_dict(config)}, indent=2)
         (unfinished / CONFIG_FILE).write_text(text + "\n")
         if target.exists():
@@ -147,7 +148,7 @@ def load_variables(path: epath.PathLike, expected: Variables) -> Variables:
     if not source.exists():
         raise CheckpointError(f"{path} holds a config but no {VARIABLES_DIR}/; it is incomplete, write it again")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        location = str(source.resolve())
+        location = absolute(source)
         try:
             stored = checkpointer.metadata(location).item_metadata.tree
         except (FileNotFoundError, KeyError, ValueError, AttributeError) as error:
@@ -199,7 +200,7 @@ class StateStore:
             create=True,
         )
         logging.getLogger("absl").addFilter(_is_news)
-        self._manager = ocp.CheckpointManager(epath.Path(directory).resolve(), options=options)
+        self._manager = ocp.CheckpointManager(absolute(directory), options=options)
 
     def __enter__(self) -> StateStore:
         return self

@@ -1,8 +1,16 @@
-"""Files that appear whole or not at all. Local and gs:// paths alike."""
+"""Absolute paths, and files that appear whole or not at all. Local and gs:// paths alike."""
 
 from __future__ import annotations
 
+import os
+
 from etils import epath
+
+
+def absolute(path: epath.PathLike) -> str:
+    """A path that does not depend on the current directory. gs:// paths are such; `resolve` would make them local."""
+    text = os.fspath(path)
+    return text.rstrip("/") if "://" in text else os.path.abspath(text)
 
 
 def write_atomically(path: epath.PathLike, content: bytes) -> None:

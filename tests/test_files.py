@@ -4,8 +4,15 @@ import contextlib
 import resource
 
 import pytest
+from etils import epath
 
-from sam_jax.files import write_atomically
+from sam_jax.files import absolute, write_atomically
+
+
+def test_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a/../b") == str(tmp_path / "b")
+    assert absolute(epath.Path("gs://bucket/a")) == absolute("gs://bucket/a/") == "gs://bucket/a"
 
 
 def test_write_atomically_leaves_one_whole_file(tmp_path):

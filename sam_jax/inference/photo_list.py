@@ -14,6 +14,8 @@ from typing import Any
 
 from etils import epath
 
+from sam_jax.files import absolute
+
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif")
 )
@@ -113,7 +115,7 @@ def find_photos(inputs: Sequence[str], exclude: epath.PathLike | None = None) ->
     explicit: set[str] = set()
     roots: set[str] = set()
     for source, listed in _sources(inputs):
-        root, found = _expand(source, listed, None if exclude is None else absolute(os.fspath(exclude)))
+        root, found = _expand(source, listed, None if exclude is None else absolute(exclude))
         roots.add(absolute(root))
         if len(found) == 1 and found[0] == source:
             explicit.add(absolute(source))
@@ -127,11 +129,6 @@ def find_photos(inputs: Sequence[str], exclude: epath.PathLike | None = None) ->
     if not files:
         raise ValueError(f"no photos in {', '.join(inputs)}; looked for {' '.join(sorted(SUFFIXES))}")
     return PhotoList(list(files.values()), _common_directory(roots))
-
-
-def absolute(path: str) -> str:
-    """A path that does not depend on the current directory; gs:// paths are such."""
-    return path.rstrip("/") if "://" in path else os.path.abspath(path)
 
 
 def _stem(file_name: str) -> str:
