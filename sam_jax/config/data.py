@@ -17,6 +17,7 @@ class CompositeConfig:
       mask_stride: pixels per cell of the masks, as in `StageConfig`.
       length: examples in one pass: what `len` says.
       labelled: share of examples that are labelled photographs, where the pool has any.
+      regions: share of examples that are photographs with the regions that GrabCut found, where the pool has any.
       mosaics: share of examples that are mosaics: pictures cut into surfaces, without objects.
       pseudo_regions: share of examples that are plain photographs with regions found in them.
       square: share of examples whose content fills the square.
@@ -26,6 +27,7 @@ class CompositeConfig:
       max_objects: cut-outs in a composite, at most; the least is 2.
       max_distractors: misleading edges below the objects, at most.
       photo_region_object: share of objects that are random shapes out of other photographs.
+      region_object: share of objects that are such regions, cut out, where the pool has any.
       match_colours: share of objects whose colours are drawn towards the background's.
       feather: share of objects with soft edges.
       shadow: share of objects that throw a soft shadow.
@@ -39,6 +41,7 @@ class CompositeConfig:
     mask_stride: int = 4
     length: int = 1_000_000
     labelled: float = 0.07
+    regions: float = 0.15
     mosaics: float = 0.15
     pseudo_regions: float = 0.10
     square: float = 0.35
@@ -48,6 +51,7 @@ class CompositeConfig:
     max_objects: int = 12
     max_distractors: int = 5
     photo_region_object: float = 0.30
+    region_object: float = 0.15
     match_colours: float = 0.35
     feather: float = 0.6
     shadow: float = 0.25

@@ -63,12 +63,14 @@ class CompositeSource:
                 return example.to_dict()
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A picture (h, w, 3) uint8 and its masks (n, h, w) bool, of one of the four kinds."""
+        """A picture (h, w, 3) uint8 and its masks (n, h, w) bool, of one of the five kinds."""
         config, pool = self.config, self.pool
         h, w = _random_size(rng, config)
         kind = rng.random()
-        if kind < config.labelled and pool.labelled:
-            image, masks = crop_labelled(rng, pool.labelled[rng.integers(len(pool.labelled))], h, w)
+        if pool.regions and rng.random() < config.regions:
+            image, masks = crop_labelled(rng, pool.regions[rng.integers(len(pool.regions))], h, w, (0.5, 1.0))
+        elif kind < config.labelled and pool.labelled:
+            image, masks = crop_labelled(rng, pool.labelled[rng.integers(len(pool.labelled))], h, w, (0.25, 0.9))
         elif config.labelled < kind < config.labelled + config.mosaics:
             image, masks = mosaic(rng, pool, h, w)
         elif kind > 1 - config.pseudo_regions:
@@ -123,10 +125,15 @@ def random_background(
     return recolour(rng, image, 1.0) if rng.random() < 0.3 else image
 
 
-def crop_labelled(rng: np.random.Generator, photo: LabelledPhoto, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random crop of a labelled photograph, resized: image (h, w, 3) uint8, masks (n, h, w) bool."""
+def crop_labelled(
+    rng: np.random.Generator, photo: LabelledPhoto, h: int, w: int, shares: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random crop of a labelled photograph, resized: image (h, w, 3) uint8, masks (n, h, w) bool.
+
+    It spans a share of the photo's sides between the two given.
+    """
     height, width = photo.image.shape[:2]
-    scale = min(height / h, width / w) * rng.uniform(0.25, 0.9)
+    scale = min(height / h, width / w) * rng.uniform(*shares)
     box = left, top, right, bottom = random_box(rng, (height, width), h, w, scale)
     image = np.asarray(Image.fromarray(photo.image).resize((w, h), Image.Resampling.BILINEAR, box=box))
     if rng.random() < 0.5:
@@ -166,12 +173,23 @@ def _random_length(rng: np.random.Generator, side: int) -> float:
 def _random_cutout(rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig, length: float) -> np.ndarray:
     """A warped cut-out or photo region: (h, w, 4) uint8, its longest side about `length` pixels."""
     max_angle = 180 if rng.random() < 0.2 else 25
-    if rng.random() < config.photo_region_object:
+    kind = rng.random()
+    if kind < config.photo_region_object:
         rgba = photo_region(rng, pool.random_background(rng), length)
+    elif kind > 1 - config.region_object and pool.regions:
+        rgba = _cut_out_region(rng, pool.regions[rng.integers(len(pool.regions))])
     else:
         rgba = pool.random_cutout(rng)
+    if kind >= config.photo_region_object:
         length = min(length, 3 * max(rgba.shape[:2]))  # beyond that there is nothing but blur to see
     return warp(rng, rgba, length, max_angle)
+
+
+def _cut_out_region(rng: np.random.Generator, photo: LabelledPhoto) -> np.ndarray:
+    """One of a photo's regions: (h, w, 4) uint8, cropped to it."""
+    mask = coco_mask.decode(photo.segmentations[rng.integers(len(photo.segmentations))])
+    window = bounding_window(mask.astype(bool))
+    return np.dstack([photo.image[window], mask[window] * 255])
 
 
 def _finish(rng: np.random.Generator, rgba: np.ndarray, around: np.ndarray, config: CompositeConfig) -> Patch:

@@ -1,6 +1,7 @@
 """A pool of cut-outs, photographs and labelled pictures, gathered from public packages.
 
-`python -m sam_jax.data.cutout_pool build --out DIR` writes the pool; `load_pool(DIR, split)` reads it.
+`python -m sam_jax.data.cutout_pool build --out DIR` writes the pool, `... label DIR` adds regions that GrabCut finds in
+its photographs; `load_pool(DIR, split)` reads it.
 """
 
 import argparse
@@ -11,18 +12,24 @@ import json
 import pathlib
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
 from sam_jax.data import pool_packages
+from sam_jax.data.grabcut_regions import find_grabcut_regions
 from sam_jax.data.pool_packages import Found
 
 CUTOUT_SIDE = 384  # longest side in pixels, at most
 RENDERED_SIDE = 224  # emoji are many and smooth: fewer pixels, less memory
 BACKGROUND_SIDE = 640  # shorter side in pixels, at most
+REGION_SIDE = 448  # longer side in pixels, at most
+REGION_TRIES = 30  # random boxes of each photograph
 VAL_ONE_IN = 10
 # How often a picture of each package is drawn beside others of its use, whatever the number of its files.
 CUTOUT_SHARE = {
@@ -66,6 +73,7 @@ class CutoutPool:
         backgrounds: (h, w, 3) uint8 RGB each.
         background_cdf: (len(backgrounds),) float64, by BACKGROUND_SHARE.
         labelled: pictures with real masks; may be empty.
+        regions: backgrounds with what GrabCut found in them, where `label` was run; may be empty.
     """
 
     root: str
@@ -75,6 +83,7 @@ class CutoutPool:
     backgrounds: tuple[np.ndarray, ...]
     background_cdf: np.ndarray
     labelled: tuple[LabelledPhoto, ...]
+    regions: tuple[LabelledPhoto, ...] = ()
 
     def random_cutout(self, rng: np.random.Generator) -> np.ndarray:
         """(h, w, 4) uint8."""
@@ -115,6 +124,20 @@ def _cdf(entries: list[dict], shares: dict[str, float]) -> np.ndarray:
     return np.cumsum(weights) / weights.sum()
 
 
+def _read_listing(root: pathlib.Path) -> list[dict]:
+    listing = root / "pool.json"
+    if not listing.is_file():
+        raise FileNotFoundError(
+            f"no cut-out pool at {root} (pool.json is missing); make one with "
+            f"`python -m sam_jax.data.cutout_pool build --out {root}`"
+        )
+    return json.loads(listing.read_text())["files"]
+
+
+def _write_listing(root: pathlib.Path, files: list[dict]) -> None:
+    (root / "pool.json").write_text(json.dumps({"files": files}, indent=0))
+
+
 def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
     """Reads one split ("train" or "val") of the pool at `root` into memory.
 
@@ -123,21 +146,17 @@ def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
     """
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', not {split!r}")
-    listing = pathlib.Path(root) / "pool.json"
-    if not listing.is_file():
-        raise FileNotFoundError(
-            f"no cut-out pool at {root} (pool.json is missing); make one with "
-            f"`python -m sam_jax.data.cutout_pool build --out {root}`"
-        )
-    entries = [entry for entry in json.loads(listing.read_text())["files"] if entry["split"] == split]
+    root = pathlib.Path(root)
+    entries = [entry for entry in _read_listing(root) if entry["split"] == split]
     cutouts = [entry for entry in entries if entry["kind"].endswith("cutout")]
     backgrounds = [entry for entry in entries if entry["kind"] == "background"]
     labelled = [entry for entry in entries if entry["kind"] == "labelled"]
+    regions = [entry for entry in entries if entry["kind"] == "region"]
     if not cutouts or not backgrounds:
         raise ValueError(f"split {split!r} of {root}: {len(cutouts)} cut-outs, {len(backgrounds)} backgrounds")
 
     def read(chosen: list[dict], reader: Callable[[pathlib.Path], Any]) -> tuple:
-        return tuple(workers.map(lambda entry: reader(listing.parent / entry["path"]), chosen))
+        return tuple(workers.map(lambda entry: reader(root / entry["path"]), chosen))
 
     with concurrent.futures.ThreadPoolExecutor(4) as workers:
         return CutoutPool(
@@ -148,6 +167,7 @@ def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
             backgrounds=read(backgrounds, lambda path: _read_image(path, "RGB")),
             background_cdf=_cdf(backgrounds, BACKGROUND_SHARE),
             labelled=read(labelled, _read_labelled),
+            regions=read(regions, _read_labelled),
         )
 
 
@@ -235,17 +255,52 @@ def build_pool(
             path = _write(found, out, number)
             if path:
                 files.append({"path": path, **found.provenance(), "split": split_of(found.key)})
-    (out / "pool.json").write_text(json.dumps({"files": files}, indent=0))
+    _write_listing(out, files)
     kinds = [entry["kind"] for entry in files]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
+def _label(root: pathlib.Path, entry: dict) -> dict | None:
+    """Writes a background with its regions into the pool; its new entry, or None if GrabCut found none."""
+    with Image.open(root / entry["path"]) as photo:
+        small = photo.convert("RGB")
+    small.thumbnail((REGION_SIDE, REGION_SIDE))
+    rng = np.random.default_rng(zlib.crc32(entry["path"].encode()))
+    regions = find_grabcut_regions(rng, np.asarray(small), REGION_TRIES)
+    if not len(regions):
+        return None
+    path = f"regions/{pathlib.Path(entry['path']).stem}.jpg"
+    small.save(root / path, quality=95)
+    codes = [coco_mask.encode(np.asfortranarray(region.astype(np.uint8))) for region in regions]
+    annotations = [{"segmentation": {**code, "counts": code["counts"].decode()}} for code in codes]
+    (root / path).with_suffix(".json").write_text(json.dumps({"annotations": annotations}))
+    return {**entry, "path": path, "kind": "region"}
+
+
+def label_pool(root: str | pathlib.Path) -> int:
+    """Adds the regions that GrabCut finds in a pool's photographs, about a quarter of a second each; returns how many
+    photographs have any. What an earlier call added is made anew.
+
+    Raises FileNotFoundError if there is no pool at `root`, ImportError without OpenCV.
+    """
+    root = pathlib.Path(root)
+    entries = [entry for entry in _read_listing(root) if entry["kind"] != "region"]
+    (root / "regions").mkdir(exist_ok=True)
+    backgrounds = [entry for entry in entries if entry["kind"] == "background"]
+    with concurrent.futures.ThreadPoolExecutor() as workers:
+        found = list(tqdm(workers.map(lambda e: _label(root, e), backgrounds), "labelling", len(backgrounds)))
+    added = [entry for entry in found if entry]
+    _write_listing(root, entries + added)
+    return len(added)
+
+
 def main() -> None:
-    """Command line: `build` writes a pool."""
+    """Command line: `build` writes a pool, `label` adds to it."""
     parser = argparse.ArgumentParser(prog="python -m sam_jax.data.cutout_pool", description=__doc__)
-    build = parser.add_subparsers(dest="command", required=True).add_parser(
-        "build", help="gather a pool from public Debian and npm packages and from your own folders"
-    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    label = commands.add_parser("label", help="add the regions that GrabCut finds in the photographs of a pool")
+    label.add_argument("pool", metavar="DIR", help="the pool; needs `pip install opencv-python-headless`")
+    build = commands.add_parser("build", help="gather a pool from public Debian and npm packages and your own folders")
     build.add_argument("--out", required=True, metavar="DIR", help="directory to write the pool to")
     build.add_argument(
         "--packages",
@@ -260,8 +315,11 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
+        if args.command == "label":
+            print(f"{label_pool(args.pool)} photographs with regions in {args.pool}")
+            return
         counts = build_pool(args.out, args.packages, tuple(args.photos), tuple(args.labelled))
-    except (FileNotFoundError, RuntimeError) as error:
+    except (ImportError, FileNotFoundError, RuntimeError) as error:
         parser.exit(1, f"{error}\n")
     print("\n".join(f"{kind:16} {count}" for kind, count in counts.items()))
 

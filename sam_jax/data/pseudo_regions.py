@@ -61,15 +61,15 @@ def _absorb_rims(labels: np.ndarray) -> np.ndarray:
     return labels[tuple(nearest)]
 
 
-def _stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray) -> bool:
+def stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray, min_fill: float = MIN_FILL) -> bool:
     """Whether an (h, w) bool region is compact, inside the picture, and has an edge all round.
 
-    `slope` is the picture's (h, w) gradient magnitude.
+    `slope` is the picture's (h, w) gradient magnitude, `min_fill` the least share of its box.
     """
     box = bounding_window(region)
     sides = sum(side.start == 0 for side in box)
     sides += sum(side.stop == length for side, length in zip(box, region.shape, strict=True))
-    if sides > 1 or region[box].mean() < MIN_FILL:
+    if sides > 1 or region[box].mean() < min_fill:
         return False
     grown = ndimage.binary_dilation(region)
     outline = grown & ~ndimage.binary_erosion(region)
@@ -82,13 +82,14 @@ def _stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray) -> boo
     return bool(contrast > MIN_CONTRAST and edged)
 
 
-def _largest_piece(region: np.ndarray) -> np.ndarray:
+def largest_piece(region: np.ndarray) -> np.ndarray:
     """The largest connected piece of an (h, w) bool region, its holes filled."""
     pieces, _ = ndimage.label(region)
     return ndimage.binary_fill_holes(pieces == np.bincount(pieces.ravel())[1:].argmax() + 1)
 
 
-def _distinct(region: np.ndarray, others: list[np.ndarray]) -> bool:
+def distinct(region: np.ndarray, others: list[np.ndarray]) -> bool:
+    """Whether an (h, w) bool region overlaps each of the others by less than 80 % of their union."""
     return all((region & other).sum() < 0.8 * (region | other).sum() for other in others)
 
 
@@ -110,8 +111,8 @@ def find_regions(photo: np.ndarray) -> np.ndarray:
         names, areas = np.unique(labels, return_counts=True)
         large = (areas > MIN_SHARE * labels.size) & (areas < MAX_SHARE * labels.size)
         for name in names[large]:
-            region = _largest_piece(labels == name)
-            if _stands_out(region, image, slope) and _distinct(region, regions):
+            region = largest_piece(labels == name)
+            if stands_out(region, image, slope) and distinct(region, regions):
                 regions.append(region)
     return np.array([_enlarge(region, h, w) for region in regions], bool).reshape(-1, h, w)
 
