@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
         stages=(StageConfig(image_size=1024, batch_size=128, masks_per_image=64, num_steps=180_000),),
         data=RecordDataConfig(path="data/sa1b", num_workers=8),
         optim=OptimConfig(learning_rate=4e-4, weight_decay=0.1, layer_decay=0.8, warmup_steps=250),
-        mesh=MeshConfig(fsdp=16),
+        mesh=MeshConfig(fsdp=4),
         init_from="checkpoints/mae_vit_l",
         workdir="runs/sa1b_vit_l",
         log_every=50,
