@@ -177,7 +177,7 @@ def vit_tiny() -> SamConfig:
 
 
 def for_training(config: SamConfig, drop_path_rate: float = 0.0, remat: bool = True) -> SamConfig:
-    """A network as it trains on TPUs: bfloat16 arithmetic, drop path, blocks recomputed in the backward pass or kept."""
+    """A network as it trains on TPUs: bfloat16 arithmetic, drop path, blocks recomputed for gradients or kept."""
     encoder = dataclasses.replace(config.image_encoder, drop_path_rate=drop_path_rate, remat=remat)
     return dataclasses.replace(config, image_encoder=encoder, dtype="bfloat16")
 
