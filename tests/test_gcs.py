@@ -20,7 +20,7 @@ emulator = pytest.importorskip("gcp_storage_emulator.server")
 objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
 NotFound = objects.NotFound
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.slow]
 ROOT = Path(__file__).parents[1]
 BUCKET = "gs://bucket"
 CONFIG = """
