@@ -80,7 +80,7 @@ THIRD_PARTY = {
     "training": _ARRAYS | {"flax", "optax", "etils", "tqdm", "PIL", "tensorboardX"},
     "training/loop": _ARRAYS | {"flax", "optax", "etils", "tqdm"},
     "data": _HOST,
-    "data/grabcut_regions": {"numpy", "PIL", "scipy", "cv2"},
+    "data/grabcut_regions": {"numpy", "PIL", "cv2"},
     "data/tfds_sa1b": {"numpy", "etils", "tqdm", "tensorflow_datasets", "array_record"},
     "data/tfds_prepare": {"numpy", "etils", "tqdm", "array_record", "apache_beam"},
     "data/pipeline": _HOST | {"grain"},

@@ -1,4 +1,4 @@
-"""gs:// from end to end, against an emulator of Cloud Storage on this machine: train, resume, evaluate, infer."""
+"""gs:// from end to end, against an emulator of Cloud Storage on this machine: train, resume, infer."""
 
 import contextlib
 import json
@@ -68,15 +68,16 @@ MOVE = (
 @pytest.fixture(scope="module")
 def bucket():
     """The file system of an empty bucket, which subprocesses reach, too."""
-    objects.download, emulator.HANDLERS = _download, (MOVE, *emulator.HANDLERS)
-    server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="bucket")
-    server.start()
-    url = f"http://localhost:{server._api._httpd.server_port}"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objects, "download", _download)
+        patch.setattr(emulator, "HANDLERS", (MOVE, *emulator.HANDLERS))
+        server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="bucket")
+        server.start()
+        url = f"http://localhost:{server._api._httpd.server_port}"
         patch.setenv("STORAGE_EMULATOR_HOST", url)
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
         yield gcsfs.GCSFileSystem(endpoint_url=url, token="anon")
-    server.stop()
+        server.stop()
 
 
 @pytest.fixture(scope="module")

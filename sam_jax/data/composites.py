@@ -175,13 +175,12 @@ def _random_cutout(rng: np.random.Generator, pool: CutoutPool, config: Composite
     max_angle = 180 if rng.random() < 0.2 else 25
     kind = rng.random()
     if kind < config.photo_region_object:
-        rgba = photo_region(rng, pool.random_background(rng), length)
-    elif kind > 1 - config.region_object and pool.regions:
+        return warp(rng, photo_region(rng, pool.random_background(rng), length), length, max_angle)
+    if kind > 1 - config.region_object and pool.regions:
         rgba = _cut_out_region(rng, pool.regions[rng.integers(len(pool.regions))])
     else:
         rgba = pool.random_cutout(rng)
-    if kind >= config.photo_region_object:
-        length = min(length, 3 * max(rgba.shape[:2]))  # beyond that there is nothing but blur to see
+    length = min(length, 3 * max(rgba.shape[:2]))  # beyond that there is nothing but blur to see
     return warp(rng, rgba, length, max_angle)
 
 

@@ -9,9 +9,8 @@ import math
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
-from sam_jax.data.pseudo_regions import distinct, largest_piece, stands_out
+from sam_jax.data.pseudo_regions import distinct, largest_piece, smooth_and_slope, stands_out
 from sam_jax.data.scene import bounding_window
 
 WORK_SIDE = 80  # pixels along a box's longest side at which GrabCut works
@@ -108,6 +107,4 @@ def _is_object(photo: np.ndarray, region: np.ndarray) -> bool:
     w, h = (max(8, round(scale * length)) for length in region[outer].shape[::-1])
     small = np.asarray(Image.fromarray(np.ascontiguousarray(photo[outer])).resize((w, h), Image.Resampling.BOX))
     mask = np.asarray(Image.fromarray(region[outer]).resize((w, h), Image.Resampling.NEAREST))
-    image = ndimage.gaussian_filter(small.astype(np.float32), (0.7, 0.7, 0))
-    slope = sum(ndimage.gaussian_gradient_magnitude(image[..., channel], 0.8) for channel in range(3))
-    return bool(mask.any()) and stands_out(mask, image, slope, MIN_FILL)
+    return bool(mask.any()) and stands_out(mask, *smooth_and_slope(small), MIN_FILL)

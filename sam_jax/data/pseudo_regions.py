@@ -61,6 +61,12 @@ def _absorb_rims(labels: np.ndarray) -> np.ndarray:
     return labels[tuple(nearest)]
 
 
+def smooth_and_slope(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A little smoothed, (h, w, 3) float32, and the gradient magnitude of that, (h, w)."""
+    image = ndimage.gaussian_filter(photo.astype(np.float32), (0.7, 0.7, 0))
+    return image, sum(ndimage.gaussian_gradient_magnitude(image[..., channel], 0.8) for channel in range(3))
+
+
 def stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray, min_fill: float = MIN_FILL) -> bool:
     """Whether an (h, w) bool region is compact, inside the picture, and has an edge all round.
 
@@ -101,8 +107,7 @@ def find_regions(photo: np.ndarray) -> np.ndarray:
     h, w = photo.shape[:2]
     shrink = WORK_SIDE / max(h, w)
     small = Image.fromarray(photo).resize((round(w * shrink), round(h * shrink)), Image.Resampling.BOX)
-    image = ndimage.gaussian_filter(np.asarray(small, np.float32), (0.7, 0.7, 0))
-    slope = sum(ndimage.gaussian_gradient_magnitude(image[..., channel], 0.8) for channel in range(3))
+    image, slope = smooth_and_slope(np.asarray(small))
     edges = _edges(image)
     regions: list[np.ndarray] = []
     for scale in SCALES:
