@@ -165,18 +165,18 @@ def everything(size: str, args: argparse.Namespace) -> list[Program]:
     (encode,) = encoder(size, args)
     model, variables = _model(size, args)
     grid = model.config.image_encoder.grid_size
-    h, w = (-(-side // mask_candidates.SIDE_STEP) * mask_candidates.SIDE_STEP for side in (1500, 2250))
-    chunk = 1 << (mask_candidates.CHUNK_PIXELS // (h * w)).bit_length() - 1
+    step, chunk = mask_candidates.SIDE_STEP, mask_candidates.MAX_CHUNK
+    h, w = (-(-side // step) for side in (1500, 2250))
     shapes = {
         "decode": [(grid, grid, model.config.prompt_embed_dim), (64, 2)],
-        "examine": [(3 * 64, 4 * grid, 4 * grid), (h, 4 * grid), (w, 4 * grid), (3,)],
+        "examine": [(3 * 64, 4 * grid, 4 * grid), (w * step, 4 * grid), (h, step, 16), (3,)],
     }
-    embedding, points, low_res, rows, columns, levels = (
+    embedding, points, low_res, columns, row_bands, levels = (
         jax.ShapeDtypeStruct(shape, jnp.float32) for shape in itertools.chain(*shapes.values())
     )
-    indices, sides = jax.ShapeDtypeStruct((chunk,), jnp.int32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    indices, row_starts, sides = (jax.ShapeDtypeStruct((length,), jnp.int32) for length in (chunk, h, 2))
     decode = partial(mask_candidates.decode_points, model)
-    examined = low_res, indices, rows, columns, sides, levels
+    examined = low_res, indices, columns, row_starts, row_bands, sides, levels
     return [
         encode,
         Program(f"64 of 1024 points {size.upper()}", decode, (variables, embedding, points), 0.0),

@@ -20,14 +20,14 @@ from sam_jax.config import AmgConfig
 from sam_jax.inference.encoding import encode_and_wait
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
-from sam_jax.ops.masks import axis_matrix
+from sam_jax.ops.masks import axis_matrix, bands
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side, to_input_frame
 from sam_jax.structs import Prompts
 
 # Sides of enlarged masks are padded to multiples of this: photos of similar size share programs, and bits fill bytes.
 SIDE_STEP = 64
-# Pixels that are enlarged at once, 4 bytes each: 256 MiB.
-CHUNK_PIXELS = 1 << 26
+# Pixels of the masks of a chunk, a bit each: 64 MiB.
+CHUNK_PIXELS = 1 << 29
 MAX_CHUNK, MIN_CHUNK = 64, 4
 CROPS_AT_ONCE = 4
 
@@ -127,40 +127,49 @@ def decode_points(model: Sam, variables: Any, embedding: jax.Array, points: jax.
 
 @jax.jit
 def examine(
-    low_res: jax.Array, indices: jax.Array, rows: jax.Array, columns: jax.Array, size: jax.Array, levels: jax.Array
+    low_res: jax.Array,
+    indices: jax.Array,
+    columns: jax.Array,
+    row_starts: jax.Array,
+    row_bands: jax.Array,
+    size: jax.Array,
+    levels: jax.Array,
 ) -> dict[str, jax.Array]:
     """Enlarges some masks to their crop and looks at them there.
 
     Args:
       low_res: (n, 4h, 4w) logits; indices: (c,) which of them.
-      rows: (Y, 4h) and columns: (X, 4w) resizing matrices, zero beyond the crop.
+      columns: (X, 4w) resizing matrix, zero beyond the crop.
+      row_starts: (t,) and row_bands: (t, Y / t, k) that of rows, also zero beyond the crop; see `ops.masks.bands`.
       size: (2,) h and w of the crop, pixels.
       levels: (3,) logits: the mask threshold, and it plus and minus the stability offset.
 
     Returns:
       `stability` (c,), `boxes` (c, 4), `area` (c,), `bits` (c, X, Y / 8) uint8 column by column, `low_res` (c, 4h, 4w).
     """
-    chosen = low_res[indices]
-    # Columns first: so the bits lie in the order in which run lengths are counted.
-    wide = jnp.einsum("xw,chw->cxh", columns, chosen, precision="highest")
-    logits = jnp.einsum("cxh,yh->cxy", wide, rows, precision="highest")
-    inside = (jnp.arange(len(columns)) < size[1])[:, None] & (jnp.arange(len(rows)) < size[0])
+    rows = row_bands.shape[0] * row_bands.shape[1]
+    inside = (jnp.arange(len(columns)) < size[1])[:, None] & (jnp.arange(rows) < size[0])
+    inside = jnp.packbits(inside, axis=-1)
 
-    def above(level: jax.Array) -> jax.Array:
-        return (logits > level) & inside
+    def look(index: jax.Array) -> dict[str, jax.Array]:
+        mask = low_res[index]
+        # Columns first: so the bits lie in the order in which run lengths are counted.
+        wide = jnp.einsum("xw,hw->xh", columns, mask, precision="highest")
+        # Enlarged logits are many times the caches: each band becomes bits, which then tell all the rest.
+        packed = []
+        for start, band in zip(row_starts, row_bands, strict=True):
+            near = jax.lax.dynamic_slice_in_dim(wide, start, band.shape[1], axis=1)
+            logits = jnp.einsum("xk,yk->xy", near, band, precision="highest")
+            packed.append(jnp.packbits(logits > levels[:, None, None], axis=-1))
+        bits = jnp.concatenate(packed, axis=-1) & inside
+        area, surely, perhaps = jax.lax.population_count(bits.view(jnp.uint32)).astype(jnp.int32).sum(axis=(1, 2))
+        across, down = bits[0].any(axis=1), jnp.unpackbits(jnp.bitwise_or.reduce(bits[0], axis=0))
+        last = len(across) - 1 - across[::-1].argmax(), rows - 1 - down[::-1].argmax()
+        box = jnp.stack([across.argmax(), down.argmax(), *last])
+        found = {"area": area, "stability": surely / perhaps, "boxes": jnp.where(area > 0, box, 0)}
+        return found | {"bits": bits[0], "low_res": mask}
 
-    mask = above(levels[0])
-    area = mask.sum(axis=(1, 2))
-    across, down = mask.any(axis=2), mask.any(axis=1)
-    last = jnp.stack([across.shape[1] - 1 - across[:, ::-1].argmax(1), down.shape[1] - 1 - down[:, ::-1].argmax(1)], 1)
-    boxes = jnp.concatenate([jnp.stack([across.argmax(1), down.argmax(1)], 1), last], axis=1)
-    return {
-        "stability": above(levels[1]).sum(axis=(1, 2)) / above(levels[2]).sum(axis=(1, 2)),
-        "boxes": jnp.where(area[:, None] > 0, boxes, 0),
-        "area": area,
-        "bits": jnp.packbits(mask, axis=-1),
-        "low_res": chosen,
-    }
+    return jax.lax.map(look, indices)
 
 
 def encode_crops(model: Sam, variables: Any, image: np.ndarray, boxes: list[Box]) -> Iterator[Crop]:
@@ -208,14 +217,16 @@ Chunk = tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]  # points' numbers, 
 def _enlargement(model: Sam, config: AmgConfig, crop: Crop) -> Enlargement:
     """The crop-dependent arguments of `examine`."""
     side, grid = model.config.image_size, 4 * model.config.image_encoder.grid_size
-    matrices = []
-    for original, resized in zip(crop.size, crop.input_size, strict=True):
-        matrix = axis_matrix(grid, side, resized, original)
-        matrices.append(np.pad(matrix, ((0, -original % SIDE_STEP), (0, 0))))
+    rows, columns = (
+        np.pad(axis_matrix(grid, side, resized, original), ((0, -original % SIDE_STEP), (0, 0)))
+        for original, resized in zip(crop.size, crop.input_size, strict=True)
+    )
+    row_starts, row_bands = bands(rows, SIDE_STEP)
     threshold, offset = model.config.mask_threshold, config.stability_score_offset
     return {
-        "rows": matrices[0],
-        "columns": matrices[1],
+        "columns": columns,
+        "row_starts": row_starts,
+        "row_bands": row_bands,
         "size": np.array(crop.size, np.int32),
         "levels": np.array([threshold, threshold + offset, threshold - offset], np.float32),
     }
@@ -230,7 +241,7 @@ def _chunks(
     passed = np.flatnonzero(scores > config.pred_iou_thresh if config.pred_iou_thresh > 0 else ~np.isnan(scores))
     numbers = start + passed // (len(scores) // config.points_per_batch)  # several masks per point
     passed, numbers = passed[numbers < num_points], numbers[numbers < num_points]
-    pixels = len(enlarge["rows"]) * len(enlarge["columns"])
+    pixels = len(enlarge["columns"]) * len(enlarge["row_bands"]) * SIDE_STEP
     largest = int(np.clip(2 ** int(np.log2(max(1, CHUNK_PIXELS // pixels))), 1, MAX_CHUNK))
     for first in range(0, len(passed), largest):
         indices = passed[first : first + largest]

@@ -32,6 +32,24 @@ def axis_matrix(low_res: int, image_side: int, input_side: int, original_side: i
     return (bilinear_matrix(original_side, input_side) @ enlarge).astype(np.float32)
 
 
+def bands(matrix: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """A resizing matrix by bands of rows, each with the few columns that it reads: far fewer products.
+
+    Args:
+      matrix: (n * height, m).
+
+    Returns:
+      Starts (n,) int32, and bands (n, height, k): `matrix` is zero but for `bands[i]` in its `height` rows from
+      `i * height` on and its k columns from `starts[i]` on.
+    """
+    parts = matrix.reshape(-1, height, matrix.shape[1])
+    used = [np.flatnonzero(part.any(axis=0)) for part in parts]
+    width = max(columns[-1] + 1 - columns[0] if len(columns) else 1 for columns in used)
+    width = min(-(-width // 8) * 8, matrix.shape[1])  # few different widths, few programs
+    starts = np.array([min(columns[0] if len(columns) else 0, matrix.shape[1] - width) for columns in used], np.int32)
+    return starts, np.stack([part[:, start : start + width] for part, start in zip(parts, starts, strict=True)])
+
+
 def postprocess_masks(
     low_res_masks: jax.Array,
     input_size: tuple[int, int],

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.ops.masks import bilinear_matrix, mask_to_box, postprocess_masks
+from sam_jax.ops.masks import axis_matrix, bands, bilinear_matrix, mask_to_box, postprocess_masks
 
 
 def bilinear(picture, size):
@@ -53,6 +53,21 @@ def test_postprocess_keeps_leading_axes_apart():
     assert out.shape == (2, 3, 45, 28)
     for index in np.ndindex(2, 3):
         np.testing.assert_allclose(out[index], postprocess_masks(jnp.asarray(logits[index]), *sizes), atol=1e-6)
+
+
+@pytest.mark.parametrize(("original", "rows"), [(90, 128), (64, 64), (20, 64), (150, 192), (70, 256)])
+def test_bands_hold_all_of_a_resizing_matrix(original, rows):
+    matrix = np.pad(axis_matrix(48, 192, 150, original), ((0, rows - original), (0, 0)))
+    starts, parts = bands(matrix, 64)
+    assert parts.shape[:2] == (rows // 64, 64)
+    again = np.zeros_like(matrix)
+    for i, (start, part) in enumerate(zip(starts, parts, strict=True)):
+        again[64 * i : 64 * (i + 1), start : start + part.shape[1]] = part
+    np.testing.assert_array_equal(again, matrix)
+
+
+def test_bands_of_a_large_photo_are_narrow():
+    assert bands(np.pad(axis_matrix(256, 1024, 683, 1500), ((0, 36), (0, 0))), 64)[1].shape == (24, 64, 16)
 
 
 @pytest.mark.parametrize(("target", "source"), [(7, 3), (3, 7), (5, 5), (4, 1), (1, 6)])
