@@ -16,7 +16,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_SCRIPT_LINES = 100
 
-_BASE = {"config", "structs", "ops", "ops/attention", "models", "sharding", "checkpoint", "files"}
+_BASE = {"config", "structs", "ops", "ops/network", "models", "sharding", "checkpoint", "files"}
 _LIBRARY = _BASE | {
     "sam_jax",
     "runtime",
@@ -29,16 +29,23 @@ _LIBRARY = _BASE | {
     "text",
     "engine",
 }
-# What ops/attention.py is made of on TPUs.
-KERNEL_FILES = {"ops/attention_tiles", "ops/attention_tpu", "ops/attention_tpu_backward", "ops/batch_partition"}
+# What networks are made of, and what that is made of on TPUs.
+NETWORK_FILES = {"ops/attention", "ops/gelu", "ops/mask_decoder", "ops/planes", "ops/softmax"}
+KERNEL_FILES = {
+    "ops/attention_tiles",
+    "ops/attention_tpu",
+    "ops/attention_tpu_backward",
+    "ops/batch_partition",
+    "ops/mask_decoder_tpu",
+}
 # room: the rooms that it may import, besides itself.
 ALLOWED = {
     "config": set(),
     "structs": set(),
-    "ops/attention": {"ops/attention_tpu"},
-    "ops/attention_tpu": set(),
+    "ops/network": {"ops/kernels"},
+    "ops/kernels": {"ops/network"},
     "ops": {"structs"},
-    "models": {"config", "structs", "ops/attention"},
+    "models": {"config", "structs", "ops/network"},
     "sharding": set(),
     "tpu_estimates": set(),
     "checkpoint": {"config", "structs", "models", "files"},
@@ -67,8 +74,8 @@ _HOST = {"numpy", "etils", "tqdm", "PIL", "pycocotools", "scipy"}
 THIRD_PARTY = {
     "config": set(),
     "structs": {"jax", "flax"},
-    "ops/attention": _ARRAYS,
-    "ops/attention_tpu": {"jax", "numpy"},
+    "ops/network": _ARRAYS,
+    "ops/kernels": {"jax", "numpy"},
     "ops": _ARRAYS | {"PIL", "pycocotools", "scipy"},
     "models": _ARRAYS | {"flax"},
     "sharding": {"jax", "numpy"},
@@ -103,8 +110,9 @@ def room_of(file):
     if parts[1] == "__init__":
         return "sam_jax"
     path = "/".join(parts[1:])
-    if path in KERNEL_FILES:
-        return "ops/attention_tpu"
+    for room, files in (("ops/network", NETWORK_FILES), ("ops/kernels", KERNEL_FILES)):
+        if path in files:
+            return room
     return path if path in ALLOWED else parts[1]
 
 

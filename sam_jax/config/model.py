@@ -80,7 +80,12 @@ class PromptEncoderConfig:
 
 @dataclass(frozen=True)
 class MaskDecoderConfig:
-    """Two-way transformer and heads (SAM paper, appendix A)."""
+    """Two-way transformer and heads (SAM paper, appendix A).
+
+    Attributes:
+      kernels: as `ImageEncoderConfig.attention`, for the decoder's work on pixels. The kernels are made for inference:
+        a gradient computes what it needs anew in the XLA form.
+    """
 
     depth: int = 2
     num_heads: int = 8
@@ -89,6 +94,10 @@ class MaskDecoderConfig:
     num_multimask_outputs: int = 3
     iou_head_depth: int = 3
     iou_head_hidden_dim: int = 256
+    kernels: str = "auto"
+
+    def __post_init__(self) -> None:
+        require(self.kernels in ATTENTION, f"kernels {self.kernels!r} must be one of {', '.join(ATTENTION)}")
 
     @property
     def num_mask_tokens(self) -> int:
@@ -179,7 +188,8 @@ def vit_tiny() -> SamConfig:
 def for_training(config: SamConfig, drop_path_rate: float = 0.0, remat: bool = True) -> SamConfig:
     """A network as it trains on TPUs: bfloat16 arithmetic, drop path, blocks recomputed for gradients or kept."""
     encoder = dataclasses.replace(config.image_encoder, drop_path_rate=drop_path_rate, remat=remat)
-    return dataclasses.replace(config, image_encoder=encoder, dtype="bfloat16")
+    decoder = dataclasses.replace(config.mask_decoder, kernels="xla")
+    return dataclasses.replace(config, image_encoder=encoder, mask_decoder=decoder, dtype="bfloat16")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from sam_jax.models.layers import (
     LayerNorm,
     Linear,
     PatchConv,
-    gelu,
     kernel_init,
     resize_pos_embed,
     resize_rel_pos,
 )
 from sam_jax.ops.attention import packed_attention
+from sam_jax.ops.gelu import gelu
 
 
 class PatchEmbed(nn.Module):

@@ -23,20 +23,6 @@ def LayerNorm(epsilon: float, dtype: Any = jnp.float32, name: str | None = None)
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=dtype == jnp.bfloat16, name=name)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU; for bfloat16 a fit to it with one hardware tanh.
-
-    On TPU erf takes longer than the matrix product before it. The fit is off by 2.5e-5 at most, the usual tanh form by
-    4.7e-4, bfloat16 itself by 2e-3 near one.
-    """
-    if x.dtype != jnp.bfloat16:
-        return jax.nn.gelu(x, approximate=False)
-    y = x.astype(jnp.float32)
-    square = jnp.minimum(y * y, 25.0)
-    inner = y * (0.797507884 + square * (0.0370056463 - 0.000351516846 * square))
-    return (0.5 * y * (1.0 + jnp.tanh(inner))).astype(x.dtype)
-
-
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """(..., in) @ (in, out) as one two-dimensional product, which gives XLA's CPU backend a kernel gradient that is
     three times faster."""

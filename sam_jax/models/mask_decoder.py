@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import MaskDecoderConfig
-from sam_jax.models.layers import Mlp, gelu
+from sam_jax.models.layers import Mlp
 from sam_jax.models.planes import PlaneNorm, PlaneSubpixelConv
 from sam_jax.models.prompt_encoder import PromptEmbeddings
 from sam_jax.models.two_way_transformer import TwoWayTransformer
+from sam_jax.ops.mask_decoder import Upscaling, upscale
 
 _normal = nn.initializers.normal(stddev=1.0)
 
@@ -63,14 +63,10 @@ class MaskDecoder(nn.Module):
         """
         c = self.dim
         up = PlaneSubpixelConv(c, c // 4, centred=True, dtype=self.dtype, name="output_upscaling_0")
-        norm = PlaneNorm(1e-6, centred=True, dtype=self.dtype, name="output_upscaling_1")
+        norm = PlaneNorm(c // 4, 1e-6, centred=True, dtype=self.dtype, name="output_upscaling_1")
         up_again = PlaneSubpixelConv(c // 4, c // 8, dtype=self.dtype, name="output_upscaling_3")
-        x = gelu(up_again.stack(gelu(norm(up.split(pixels)))))
-        # One row per sub-pixel and mask, zero but for the channels of its own sub-pixel.
-        own = np.eye(4, dtype=np.float32).astype(self.dtype)
-        rows = rearrange(jnp.einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
-        planes = jnp.broadcast_to(rows[:, :, None], (*x.shape[:3], *rows.shape[2:])) @ x
-        return rearrange(planes, "b n u (m t) s -> b n m (u t) s", t=4).astype(jnp.float32)
+        upscaling = Upscaling(*up.matrices(), norm.scale, norm.bias, *up_again.matrices())
+        return upscale(upscaling, hypernetworks, pixels, self.config.num_heads, norm.epsilon, self.config.kernels)
 
 
 def _join(output_tokens: jax.Array, prompts: PromptEmbeddings) -> tuple[jax.Array, jax.Array]:

@@ -13,8 +13,9 @@ from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import PromptEncoderConfig
-from sam_jax.models.layers import gelu
-from sam_jax.models.planes import PlaneNorm, PlanePatchConv, split_subpixels
+from sam_jax.models.planes import PlaneNorm, PlanePatchConv
+from sam_jax.ops.gelu import gelu
+from sam_jax.ops.planes import split_subpixels
 from sam_jax.structs import Prompts
 
 # Rows of the point table; box corners are points with labels of their own.
@@ -68,9 +69,9 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = self.param("no_mask_embed", _normal, row)
         chans = self.config.mask_in_chans
         self.mask_downscaling_0 = PlanePatchConv(1, chans // 4, 2, groups=4, centred=True, dtype=self.dtype)
-        self.mask_downscaling_1 = PlaneNorm(1e-6, centred=True, dtype=self.dtype)
+        self.mask_downscaling_1 = PlaneNorm(chans // 4, 1e-6, centred=True, dtype=self.dtype)
         self.mask_downscaling_3 = PlanePatchConv(chans // 4, chans, 2, centred=True, dtype=self.dtype)
-        self.mask_downscaling_4 = PlaneNorm(1e-6, centred=True, dtype=self.dtype)
+        self.mask_downscaling_4 = PlaneNorm(chans, 1e-6, centred=True, dtype=self.dtype)
         self.mask_downscaling_6 = PlanePatchConv(chans, self.embed_dim, 1, dtype=self.dtype)
 
     def dense_pe(self, grid: tuple[int, int]) -> jax.Array:

@@ -11,8 +11,8 @@ from flax import linen as nn
 from sam_jax.config import SamConfig
 from sam_jax.models.image_encoder import ImageEncoder
 from sam_jax.models.mask_decoder import MaskDecoder
-from sam_jax.models.planes import join_subpixels
 from sam_jax.models.prompt_encoder import PromptEncoder
+from sam_jax.ops.planes import join_subpixels
 from sam_jax.structs import MaskPredictions, Prompts
 
 

@@ -21,20 +21,24 @@ from flax import linen as nn
 
 from sam_jax.config import MaskDecoderConfig
 from sam_jax.models.layers import Dense, LayerNorm, Linear
-from sam_jax.models.planes import PlaneNorm, project
-from sam_jax.models.softmax import low_precision_softmax
+from sam_jax.models.planes import PlaneNorm
+from sam_jax.ops.mask_decoder import PixelUpdate, read_pixels, update_pixels
+from sam_jax.ops.planes import project
+from sam_jax.ops.softmax import low_precision_softmax
 
 
 class Attention(nn.Module):
     """Multi-head attention with an inner width of `dim / downsample_rate`.
 
-    Shapes: tokens (B, N, T, C); pixels (B, N or 1, C, S). `valid` (B, N, T) tells which tokens may be attended to.
+    Shapes: tokens (B, N, T, C); pixels (B, N or 1, C, S); image_pe (1, 1, C, S). `valid` (B, N, T) tells which tokens
+    may be attended to. `kernels`: see `MaskDecoderConfig`.
     """
 
     dim: int
     num_heads: int
     downsample_rate: int = 1
     dtype: jnp.dtype = jnp.float32
+    kernels: str = "xla"
 
     def setup(self) -> None:
         inner = self.dim // self.downsample_rate
@@ -55,11 +59,6 @@ class Attention(nn.Module):
         """(B, N, T, I) -> (B, N, heads, T, D)."""
         return rearrange(x, "b n t (h d) -> b n h t d", h=self.num_heads)
 
-    def _of_pixels(self, linear: Linear, pixels: jax.Array) -> jax.Array:
-        """(B, n, C, S) -> (B, n, heads, D, S)."""
-        out = project(linear.kernel.astype(self.dtype), pixels) + linear.bias.astype(self.dtype)[:, None]
-        return rearrange(out, "b n (h d) s -> b n h d s", h=self.num_heads)
-
     def _fold(self, heads: jax.Array, kernel: jax.Array) -> jax.Array:
         """Rows (B, N, T * heads, C) that act on whole pixels: each head times its part of a kernel (C, I)."""
         parts = rearrange(kernel.astype(self.dtype), "c (h d) -> h d c", h=self.num_heads)
@@ -76,45 +75,70 @@ class Attention(nn.Module):
         out = jax.nn.softmax(logits).astype(self.dtype) @ self._heads(self.v_proj(v))
         return self.out_proj(rearrange(out, "b n h t d -> b n t (h d)"))
 
-    def tokens_to_pixels(self, tokens: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    def tokens_to_pixels(self, tokens: jax.Array, pixels: jax.Array, image_pe: jax.Array) -> jax.Array:
         """Each token reads from all pixels. (B, N, T, C)."""
         q = self._heads(self.q_proj(tokens)) * self._scale
-        shared = keys.shape[1] == 1 and tokens.shape[1] > 1
-        if shared or not self._folds(tokens.shape[2]):
-            weights = low_precision_softmax(_matmul_shared(q, self._of_pixels(self.k_proj, keys)), -1)
-            out = _matmul_shared(weights, self._of_pixels(self.v_proj, values).swapaxes(-1, -2))
+        if _shared(pixels, tokens) or not self._folds(tokens.shape[2]):
+            keys, values = _projected(q, self.k_proj, pixels + image_pe), _projected(q, self.v_proj, pixels)
+            weights = low_precision_softmax(_matmul_shared(q, keys), -1)
+            out = _matmul_shared(weights, values.swapaxes(-1, -2))
             return self.out_proj(rearrange(out, "b n h t d -> b n t (h d)"))
         # The key bias adds one constant per query to all its logits, which softmax does not see.
-        weights = low_precision_softmax(self._fold(q, self.k_proj.kernel) @ keys, -1)
-        read = jnp.einsum("bnas,bncs->bnac", weights, values)
+        rows = self._fold(q, self.k_proj.kernel)
+        read = read_pixels(rows, pixels, image_pe, self.num_heads, self.kernels)
         read = rearrange(read, "b n (t h) c -> b n t h c", h=self.num_heads)
         kernel = rearrange(self.v_proj.kernel.astype(self.dtype), "c (h d) -> h c d", h=self.num_heads)
         out = rearrange(jnp.einsum("bnthc,hcd->bnthd", read, kernel), "b n t h d -> b n t (h d)")
         return self.out_proj(out + self.v_proj.bias.astype(self.dtype))
 
-    def pixels_to_tokens(self, pixels: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array) -> jax.Array:
-        """Each pixel reads from all tokens. (B, N, C, S)."""
+    def pixels_to_tokens(
+        self,
+        pixels: jax.Array,
+        image_pe: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        valid: jax.Array,
+        norm: PlaneNorm,
+    ) -> jax.Array:
+        """Each pixel reads from all tokens; what it read is added to it and normalised. (B, N, C, S)."""
         k, v = self._heads(self.k_proj(keys)) * self._scale, self._heads(self.v_proj(values))
-        logits = rearrange(self._pixel_logits(pixels, k), "b n (t h) s -> b n t h s", h=self.num_heads)
-        logits = jnp.where(valid[:, :, :, None, None], logits, -jnp.inf)
-        weights = low_precision_softmax(logits, 2)
-        if self._folds(keys.shape[2]):
-            rows = self._fold(v, self.out_proj.kernel.T)
-            out = jnp.einsum("bnac,bnas->bncs", rows, rearrange(weights, "b n t h s -> b n (t h) s"))
-        else:
+        invalid = jnp.where(valid, 0.0, -jnp.inf)[..., None]
+
+        def logits() -> jax.Array:
+            """(B, N, T * heads, S), each pixel projected once."""
+            found = _matmul_shared(k, _projected(k, q_proj, pixels + image_pe))
+            return rearrange(found, "b n h t s -> b n t h s") + invalid[..., None].astype(self.dtype)
+
+        q_proj = self.q_proj
+        if not self._folds(keys.shape[2]):
+            weights = low_precision_softmax(logits(), 2)
             out = rearrange(jnp.einsum("bnhtd,bnths->bnhds", v, weights), "b n h d s -> b n (h d) s")
             out = project(self.out_proj.kernel.astype(self.dtype), out)
-        return out + self.out_proj.bias.astype(self.dtype)[:, None]
-
-    def _pixel_logits(self, pixels: jax.Array, k: jax.Array) -> jax.Array:
-        """(B, N, T * heads, S)."""
-        shared = pixels.shape[1] == 1 and k.shape[1] > 1
-        if shared or not self._folds(k.shape[3]):
-            logits = _matmul_shared(k, self._of_pixels(self.q_proj, pixels))
-            return rearrange(logits, "b n h t s -> b n (t h) s")
+            return norm(pixels + out + self.out_proj.bias.astype(self.dtype)[:, None])
         q_bias = rearrange(self.q_proj.bias.astype(self.dtype), "(h d) -> h d", h=self.num_heads)
-        constants = rearrange(jnp.einsum("bnhtd,hd->bnth", k, q_bias), "b n t h -> b n (t h) 1")
-        return self._fold(k, self.q_proj.kernel) @ pixels + constants
+        constants = jnp.einsum("bnhtd,hd->bnth", k, q_bias).astype(jnp.float32) + invalid
+        update = PixelUpdate(
+            self._fold(k, self.q_proj.kernel),
+            rearrange(constants, "b n t h -> b n (t h) 1"),
+            self._fold(v, self.out_proj.kernel.T),
+            self.out_proj.bias,
+            norm.scale,
+            norm.bias,
+        )
+        cheaper = (lambda: rearrange(logits(), "b n t h s -> b n (t h) s")) if _shared(pixels, keys) else None
+        return update_pixels(update, pixels, image_pe, self.num_heads, norm.epsilon, self.kernels, cheaper)
+
+
+def _shared(pixels: jax.Array, tokens: jax.Array) -> bool:
+    """Whether all of several prompts see the same pixels."""
+    return pixels.shape[1] == 1 and tokens.shape[1] > 1
+
+
+def _projected(heads: jax.Array, linear: Linear, pixels: jax.Array) -> jax.Array:
+    """Pixels (B, n, C, S) by heads (..., h, T, D) of tokens: (B, n, h, D, S)."""
+    dtype = heads.dtype
+    out = project(linear.kernel.astype(dtype), pixels) + linear.bias.astype(dtype)[:, None]
+    return rearrange(out, "b n (h d) s -> b n h d s", h=heads.shape[2])
 
 
 def _matmul_shared(few: jax.Array, many: jax.Array) -> jax.Array:
@@ -157,7 +181,7 @@ class TwoWayAttentionBlock(nn.Module):
             return LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
 
         def attention(name: str, rate: int) -> Attention:
-            return Attention(self.dim, c.num_heads, rate, self.dtype, name=name)
+            return Attention(self.dim, c.num_heads, rate, self.dtype, c.kernels, name=name)
 
         self_attn = attention("self_attn", 1)
         if self.skip_first_layer_pe:
@@ -167,13 +191,13 @@ class TwoWayAttentionBlock(nn.Module):
             tokens = tokens + self_attn.among_tokens(q, q, tokens, valid)
         tokens = norm("norm1")(tokens)
 
-        rate, keys = c.attention_downsample_rate, pixels + image_pe
+        rate = c.attention_downsample_rate
         to_image = attention("cross_attn_token_to_image", rate)
-        tokens = norm("norm2")(tokens + to_image.tokens_to_pixels(tokens + token_pe, keys, pixels))
+        tokens = norm("norm2")(tokens + to_image.tokens_to_pixels(tokens + token_pe, pixels, image_pe))
         tokens = norm("norm3")(tokens + MlpBlock(self.dim, c.mlp_dim, self.dtype, name="mlp")(tokens))
         to_tokens = attention("cross_attn_image_to_token", rate)
-        update = to_tokens.pixels_to_tokens(keys, tokens + token_pe, tokens, valid)
-        return tokens, PlaneNorm(1e-5, dtype=self.dtype, name="norm4")(pixels + update)
+        norm4 = PlaneNorm(self.dim, 1e-5, dtype=self.dtype, name="norm4")
+        return tokens, to_tokens.pixels_to_tokens(pixels, image_pe, tokens + token_pe, tokens, valid, norm4)
 
 
 class TwoWayTransformer(nn.Module):
@@ -191,8 +215,7 @@ class TwoWayTransformer(nn.Module):
         for i in range(c.depth):
             block = TwoWayAttentionBlock(c, self.dim, i == 0, self.dtype, name=f"layers_{i}")
             tokens, pixels = block(tokens, pixels, token_pe, image_pe, valid)
-        final = Attention(
-            self.dim, c.num_heads, c.attention_downsample_rate, self.dtype, name="final_attn_token_to_image"
-        )
-        tokens = tokens + final.tokens_to_pixels(tokens + token_pe, pixels + image_pe, pixels)
+        rate = c.attention_downsample_rate
+        final = Attention(self.dim, c.num_heads, rate, self.dtype, c.kernels, name="final_attn_token_to_image")
+        tokens = tokens + final.tokens_to_pixels(tokens + token_pe, pixels, image_pe)
         return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_final_attn")(tokens), pixels

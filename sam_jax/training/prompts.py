@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import reduce
 
 from sam_jax.config import InteractionConfig
-from sam_jax.models.planes import subpixel_position
+from sam_jax.ops.planes import subpixel_position
 from sam_jax.structs import Prompts
 
 # The mask decoder predicts on a grid of patch_size / 4 = 4 pixels (SAM's patch size is 16).

@@ -14,8 +14,8 @@ import optax
 from flax import struct
 
 from sam_jax.config import FinetuneConfig, TrainConfig
-from sam_jax.models.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.models.sam import Sam
+from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.ops.transforms import normalize_batch
 from sam_jax.structs import Prompts
 from sam_jax.training.finetune import assemble, split_params

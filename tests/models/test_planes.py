@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.models import planes
+from sam_jax.models.planes import PlaneNorm, PlanePatchConv, PlaneSubpixelConv
+from sam_jax.ops import planes
 
 GRID = (3, 5)
 S = GRID[0] * GRID[1]
@@ -58,7 +59,7 @@ def test_plane_norm_is_layer_norm_over_channels(shape):
     x, scale, bias = _random(*shape), _random(shape[-2], seed=1), _random(shape[-2], seed=2)
 
     def ours(x, scale, bias):
-        return planes.PlaneNorm(1e-6).apply({"params": {"scale": scale, "bias": bias}}, x)
+        return PlaneNorm(shape[-2], 1e-6).apply({"params": {"scale": scale, "bias": bias}}, x)
 
     def plain(x, scale, bias):
         norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False)
@@ -74,11 +75,13 @@ def test_a_centred_convolution_and_norm_are_a_plain_pair(conv):
 
     def pair(centred):
         def run(x, kernel, bias, scale, shift):
-            layer, method = planes.PlaneSubpixelConv(6, 4, centred=centred), "split"
+            variables = {"params": {"kernel": kernel, "bias": bias}}
             if conv == "patch":
-                layer, method = planes.PlanePatchConv(6, 4, 1, centred=centred), "__call__"
-            y = layer.apply({"params": {"kernel": kernel, "bias": bias}}, x, method=method)
-            return planes.PlaneNorm(1e-6, centred=centred).apply({"params": {"scale": scale, "bias": shift}}, y)
+                y = PlanePatchConv(6, 4, 1, centred=centred).apply(variables, x)
+            else:
+                layer = PlaneSubpixelConv(6, 4, centred=centred)
+                y = planes.split(*layer.apply(variables, method="matrices"), x)
+            return PlaneNorm(4, 1e-6, centred=centred).apply({"params": {"scale": scale, "bias": shift}}, y)
 
         return run
 
@@ -88,7 +91,7 @@ def test_a_centred_convolution_and_norm_are_a_plain_pair(conv):
 def test_plane_norm_keeps_digits_far_from_zero():
     x = (_random(64, 4) + 3000).astype(np.float32)
     exact = (x - x.mean(0, dtype=np.float64)) / x.std(0, dtype=np.float64)
-    norm = planes.PlaneNorm(1e-6)
+    norm = PlaneNorm(64, 1e-6)
     np.testing.assert_allclose(norm.apply(norm.init(jax.random.key(0), x), x), exact, atol=2e-3)
 
 
@@ -98,10 +101,10 @@ def test_two_patch_convs_are_two_strided_convolutions():
     kernels = _random(2, 2, 1, 3), _random(3, seed=1), _random(2, 2, 3, 5, seed=2), _random(5, seed=3)
 
     def ours(k0, b0, k1, b1):
-        x = planes.PlanePatchConv(1, 3, 2, groups=4).apply(
+        x = PlanePatchConv(1, 3, 2, groups=4).apply(
             {"params": {"kernel": k0, "bias": b0}}, planes.split_subpixels(masks)
         )
-        x = planes.PlanePatchConv(3, 5, 2).apply({"params": {"kernel": k1, "bias": b1}}, x)
+        x = PlanePatchConv(3, 5, 2).apply({"params": {"kernel": k1, "bias": b1}}, x)
         return x.swapaxes(-1, -2).reshape(2, *GRID, 5)
 
     def plain(k0, b0, k1, b1):
@@ -116,9 +119,10 @@ def test_two_patch_convs_are_two_strided_convolutions():
 
 def test_subpixel_conv_is_a_transposed_convolution():
     x, kernel, bias = _random(6, S), _random(2, 2, 6, 5), _random(5)
-    conv, variables = planes.PlaneSubpixelConv(6, 5), {"params": {"kernel": kernel, "bias": bias}}
-    out = conv.apply(variables, x, method="split")
-    np.testing.assert_allclose(conv.apply(variables, x, method="stack"), out.reshape(20, S), atol=1e-5)
+    conv, variables = PlaneSubpixelConv(6, 5), {"params": {"kernel": kernel, "bias": bias}}
+    matrices = conv.apply(variables, method="matrices")
+    out = planes.split(*matrices, x)
+    np.testing.assert_allclose(planes.stack(*matrices, x), out.reshape(20, S), atol=1e-5)
     assert out.shape == (4, 5, S)
     expected = np.zeros((2 * GRID[0], 2 * GRID[1], 5))
     for i, j, a, b in np.ndindex(*GRID, 2, 2):  # each input pixel paints a 2x2 patch

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sam_jax.models import two_way_transformer
-from sam_jax.models.planes import join_subpixels, split_subpixels
 from sam_jax.models.sam import Sam, init_variables
+from sam_jax.ops.planes import join_subpixels, split_subpixels
 from sam_jax.structs import Prompts
 from tests.tiny import TINY, jitted, random_embeddings, random_images, random_variables
 

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from sam_jax.models.planes import PlaneNorm
 from sam_jax.models.two_way_transformer import Attention
 
 B, N, C, HEADS, INNER, S = 2, 3, 32, 4, 16, 15
@@ -49,31 +51,45 @@ def _agree(ours, plain, *args):
 
 @pytest.mark.parametrize(("length", "owners"), CASES)
 def test_tokens_read_from_pixels(length, owners):
-    tokens, keys, values = _random(1, B, N, length, C), _random(2, B, owners, C, S), _random(3, B, owners, C, S)
+    tokens, pixels, image_pe = _random(1, B, N, length, C), _random(2, B, owners, C, S), _random(3, 1, 1, C, S)
 
     def ours(params, *args):
         return Attention(C, HEADS, 2).apply({"params": params}, *args, method="tokens_to_pixels")
 
-    def plain(params, tokens, keys, values):
-        keys, values = (jnp.broadcast_to(x.swapaxes(-1, -2), (B, N, S, C)) for x in (keys, values))
+    def plain(params, tokens, pixels, image_pe):
+        keys, values = (jnp.broadcast_to(x.swapaxes(-1, -2), (B, N, S, C)) for x in (pixels + image_pe, pixels))
         return _plain(params, tokens, keys, values)
 
     assert Attention(C, HEADS, 2)._folds(length) == (length == 3)
-    _agree(ours, plain, _params(), tokens, keys, values)
+    _agree(ours, plain, _params(), tokens, pixels, image_pe)
+
+
+class Update(nn.Module):
+    """Attention and the norm that it needs."""
+
+    def setup(self):
+        self.attention, self.norm = Attention(C, HEADS, 2), PlaneNorm(C, 1e-5)
+
+    def __call__(self, *args):
+        return self.attention.pixels_to_tokens(*args, self.norm)
 
 
 @pytest.mark.parametrize(("length", "owners"), CASES)
-def test_pixels_read_from_tokens(length, owners):
-    pixels, keys, values = _random(1, B, owners, C, S), _random(2, B, N, length, C), _random(3, B, N, length, C)
+def test_pixels_read_from_tokens_and_are_normalised(length, owners):
+    pixels, image_pe = _random(1, B, owners, C, S), _random(5, 1, 1, C, S)
+    keys, values = _random(2, B, N, length, C), _random(3, B, N, length, C)
     valid = np.random.default_rng(4).random((B, N, length)) < 0.7
     valid[..., 0] = True
+    params = {"attention": _params(), "norm": {"scale": _random(20, C), "bias": _random(21, C)}}
 
     def ours(params, *args):
-        return Attention(C, HEADS, 2).apply({"params": params}, *args, valid, method="pixels_to_tokens")
+        return Update().apply({"params": params}, *args, valid)
 
-    def plain(params, pixels, keys, values):
-        pixels = jnp.broadcast_to(pixels.swapaxes(-1, -2), (B, N, S, C))
-        return _plain(params, pixels, keys, values, valid).swapaxes(-1, -2)
+    def plain(params, pixels, image_pe, keys, values):
+        many, seen = (jnp.broadcast_to(x.swapaxes(-1, -2), (B, N, S, C)) for x in (pixels, pixels + image_pe))
+        updated = many + _plain(params["attention"], seen, keys, values, valid)
+        norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
+        return norm.apply({"params": params["norm"]}, updated).swapaxes(-1, -2)
 
     assert not valid.all()
-    _agree(ours, plain, _params(), pixels, keys, values)
+    _agree(ours, plain, params, pixels, image_pe, keys, values)

@@ -17,8 +17,8 @@ from flax.traverse_util import flatten_dict
 from convert.rules import official_key
 from convert.torch_to_flax import to_variables
 from sam_jax.config import MaskDecoderConfig, PromptEncoderConfig, TrainConfig
-from sam_jax.models.planes import join_subpixels
 from sam_jax.models.sam import Sam
+from sam_jax.ops.planes import join_subpixels
 from sam_jax.training import step
 from tests.tiny import SMALLEST, TINY
 

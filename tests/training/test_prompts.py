@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sam_jax.config import InteractionConfig, TrainConfig
-from sam_jax.models.planes import split_subpixels
+from sam_jax.ops.planes import split_subpixels
 from sam_jax.training import prompts
 from sam_jax.training.prompts import STRIDE
 from sam_jax.training.step import point_slots

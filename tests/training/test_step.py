@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sam_jax.config import InteractionConfig, LossConfig, OptimConfig, TrainConfig
-from sam_jax.models.planes import split_subpixels
 from sam_jax.models.sam import Sam
+from sam_jax.ops.planes import split_subpixels
 from sam_jax.training.losses import enlarge, mask_losses
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import _interactions, create_state, forward_with_loss, interact, train_step

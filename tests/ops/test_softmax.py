@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.models.softmax import low_precision_softmax
+from sam_jax.ops.softmax import low_precision_softmax
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,199 @@
+"""What the mask decoder does to pixels: prompts read them, change them, and turn them into masks.
+
+Each function has a form that every platform compiles, written here, and a TPU kernel (mask_decoder_tpu.py).
+`implementation` chooses: "xla" is the former; "pallas" the latter, which is interpreted, slowly, on other platforms,
+and an error for shapes that it does not take; "auto" is the kernel on TPU for the shapes that it takes, the XLA form
+otherwise. Gradients are those of the XLA form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from sam_jax.ops import mask_decoder_tpu
+from sam_jax.ops.batch_partition import split_over_batch
+from sam_jax.ops.gelu import gelu
+from sam_jax.ops.planes import normalize, split, stack
+from sam_jax.ops.softmax import low_precision_softmax
+
+Kernel = Callable[..., jax.Array]
+
+
+class PixelUpdate(NamedTuple):
+    """What prompts tell pixels: rows (B, N, T * heads, C), heads innermost.
+
+    Attributes:
+      rows: what logits are products with; constants: (B, N, T * heads, 1) float32, their bias, -inf for tokens that do
+        not count.
+      values: what the softmax's weights mix; bias: (C,).
+      scale, shift: (C,) float32, of the LayerNorm that follows.
+    """
+
+    rows: jax.Array
+    constants: jax.Array
+    values: jax.Array
+    bias: jax.Array
+    scale: jax.Array
+    shift: jax.Array
+
+
+class Upscaling(NamedTuple):
+    """Both upscaling steps: the first (4, F, C) and (F,), the LayerNorm between, the second (4, G, F) and (G,).
+
+    The outputs of the first add up to zero over F. Matrices and biases are of the compute dtype.
+    """
+
+    first: jax.Array
+    first_bias: jax.Array
+    scale: jax.Array
+    shift: jax.Array
+    second: jax.Array
+    second_bias: jax.Array
+
+
+def read_pixels(
+    rows: jax.Array, pixels: jax.Array, image_pe: jax.Array, num_heads: int, implementation: str
+) -> jax.Array:
+    """softmax(rows (pixels + image_pe)) pixels^T.
+
+    Args:
+      rows: (B, N, R, C); pixels: (B, N, C, S); image_pe: (1, 1, C, S).
+
+    Returns:
+      (B, N, R, C).
+    """
+    kernel = _split_over_batch(mask_decoder_tpu.read_pixels, (True, True, False))
+    return _run(kernel, _read_xla, implementation, _problem(pixels, num_heads), (rows, pixels, image_pe))
+
+
+def _read_xla(rows: jax.Array, pixels: jax.Array, image_pe: jax.Array) -> jax.Array:
+    weights = low_precision_softmax(rows @ (pixels + image_pe), -1)
+    return jnp.einsum("bnas,bncs->bnac", weights, pixels)
+
+
+def update_pixels(
+    update: PixelUpdate,
+    pixels: jax.Array,
+    image_pe: jax.Array,
+    num_heads: int,
+    epsilon: float,
+    implementation: str,
+    logits: Callable[[], jax.Array] | None = None,
+) -> jax.Array:
+    """norm(pixels + values^T softmax over tokens(rows (pixels + image_pe) + constants) + bias).
+
+    Args:
+      pixels: (B, N or 1, C, S); image_pe: (1, 1, C, S).
+      logits: makes (B, N, R, S) for the XLA form, where there is a cheaper way than with rows.
+
+    Returns:
+      (B, N, C, S).
+    """
+
+    def tpu(*operands: jax.Array, interpret: bool) -> tuple[jax.Array]:
+        pixels, image_pe, rows, constants, values, *norm = operands
+        columns = jnp.stack([x.astype(jnp.float32) for x in norm])[..., None]
+        return mask_decoder_tpu.update_pixels(
+            pixels, image_pe, rows, constants, values, columns, num_heads, epsilon, interpret
+        )
+
+    def xla(pixels: jax.Array, image_pe: jax.Array, *parts: jax.Array) -> jax.Array:
+        known = PixelUpdate(*parts)
+        logits = known.rows @ (pixels + image_pe) + known.constants.astype(pixels.dtype)
+        return _mix(known, pixels, logits, num_heads, epsilon)
+
+    kernel = _split_over_batch(tpu, (True, False, True, True, True, False, False, False))
+    elsewhere = None if logits is None else lambda *_: _mix(update, pixels, logits(), num_heads, epsilon)
+    return _run(kernel, xla, implementation, _problem(pixels, num_heads), (pixels, image_pe, *update), elsewhere)
+
+
+def _mix(update: PixelUpdate, pixels: jax.Array, logits: jax.Array, num_heads: int, epsilon: float) -> jax.Array:
+    weights = low_precision_softmax(rearrange(logits, "b n (t h) s -> b n t h s", h=num_heads), 2)
+    out = jnp.einsum("bnac,bnas->bncs", update.values, rearrange(weights, "b n t h s -> b n (t h) s"))
+    out = out + update.bias.astype(pixels.dtype)[:, None]
+    return normalize(pixels + out, update.scale, update.shift, epsilon, False)
+
+
+def upscale(
+    upscaling: Upscaling,
+    hypernetworks: jax.Array,
+    pixels: jax.Array,
+    num_heads: int,
+    epsilon: float,
+    implementation: str,
+) -> jax.Array:
+    """Pixels (B, N, C, S), enlarged fourfold, times a vector per mask (B, N, M, G): planes (B, N, M, 16, S) float32."""
+
+    def tpu(pixels: jax.Array, rows: jax.Array, *parts: jax.Array, interpret: bool) -> tuple[jax.Array]:
+        known = Upscaling(*parts)
+        columns = [jnp.tile(x.astype(jnp.float32), 4) for x in (known.first_bias, known.scale, known.shift)]
+        return mask_decoder_tpu.upscale(
+            pixels,
+            rearrange(known.first, "x o i -> (x o) i"),
+            jnp.stack(columns)[..., None],
+            rearrange(known.second, "x o i -> (x o) i"),
+            jnp.tile(known.second_bias.astype(jnp.float32), 4)[:, None],
+            rows,
+            epsilon,
+            interpret,
+        )
+
+    def xla(pixels: jax.Array, rows: jax.Array, *parts: jax.Array) -> jax.Array:
+        known = Upscaling(*parts)
+        x = split(known.first, known.first_bias, pixels)
+        x = gelu(normalize(x, known.scale, known.shift, epsilon, True))
+        x = gelu(stack(known.second, known.second_bias, x))
+        planes = jnp.broadcast_to(rows[:, :, None], (*x.shape[:3], *rows.shape[2:])) @ x
+        return planes.astype(jnp.float32)
+
+    # One row per sub-pixel and mask, zero but for the channels of its own sub-pixel.
+    own = jnp.eye(4, dtype=pixels.dtype)
+    rows = rearrange(jnp.einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
+    kernel = _split_over_batch(tpu, (True, True, *(False,) * len(upscaling)))
+    planes = _run(kernel, xla, implementation, _problem(pixels, num_heads), (pixels, rows, *upscaling))
+    return rearrange(planes, "b n u (m t) s -> b n m (u t) s", t=4)
+
+
+def _problem(pixels: jax.Array, num_heads: int) -> str | None:
+    channels, size = pixels.shape[2:]
+    return mask_decoder_tpu.shape_problem(channels, size, num_heads, pixels.dtype.itemsize)
+
+
+def _split_over_batch(kernel: Callable[..., tuple[jax.Array]], batched: tuple[bool, ...]) -> Kernel:
+    """The kernel's one result, under a mesh each device's own images'; `batched` as for `split_over_batch`."""
+
+    def run(*operands: jax.Array, interpret: bool) -> jax.Array:
+        return split_over_batch(partial(kernel, interpret=interpret), batched, (True,))(*operands)[0]
+
+    return run
+
+
+def _run(
+    kernel: Kernel,
+    xla: Callable[..., jax.Array],
+    implementation: str,
+    problem: str | None,
+    operands: tuple[jax.Array, ...],
+    elsewhere: Callable[..., jax.Array] | None = None,
+) -> jax.Array:
+    """The kernel or the XLA form of some operands; `elsewhere` computes the same as the latter, with gradients."""
+    elsewhere = elsewhere or xla
+    if implementation == "pallas" and problem:
+        raise ValueError(f'mask decoder kernels "pallas" do not take this shape: {problem}; use "auto" or "xla"')
+    if implementation == "xla" or problem:
+        return elsewhere(*operands)
+
+    def differentiable(interpret: bool) -> Any:
+        run = jax.custom_vjp(partial(kernel, interpret=interpret))
+        run.defvjp(lambda *args: (run(*args), args), lambda args, slope: jax.vjp(xla, *args)[1](slope))
+        return run
+
+    default = differentiable(True) if implementation == "pallas" else elsewhere
+    out: jax.Array = jax.lax.platform_dependent(*operands, tpu=differentiable(False), default=default)
+    return out

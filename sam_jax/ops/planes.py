@@ -1,0 +1,116 @@
+"""Planes: arrays (..., rows, S) whose last axis runs over the S = h*w pixels of the embedding grid, row-major.
+
+The decoder has few channels and many pixels. A TPU moves arrays in tiles of 8 x 128 of their last two axes, so that
+pixels last fill every tile, while 4, 16, 32 or 64 channels last would leave most of each empty.
+
+A mask of (4h, 4w) is 16 planes, one per sub-pixel of an embedding cell. They are ordered as two strided convolutions
+split them: row 2a + c and column 2b + d of the cell is plane ((a b) (c d)). Masks stay in planes from one interaction
+to the next, and losses are the same sums in any order; only a picture for people needs the sub-pixels side by side.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+SIDE = 4  # sub-pixels per side of an embedding cell
+_SPLIT = "... (h a c) (w b d) -> ... (a b c d) (h w)"
+_JOIN = "... (a b c d) (h w) -> ... (h a c) (w b d)"
+
+
+def split_subpixels(masks: jax.Array) -> jax.Array:
+    """(..., 4h, 4w) -> planes (..., 16, h*w)."""
+    return rearrange(masks, _SPLIT, a=2, b=2, c=2, d=2)
+
+
+def join_subpixels(planes: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Planes (..., 16, h*w) -> (..., 4h, 4w)."""
+    return rearrange(planes, _JOIN, a=2, b=2, c=2, d=2, h=grid[0], w=grid[1])
+
+
+def subpixel_position(index: jax.Array, width: int, size: int) -> jax.Array:
+    """Where in the joined mask an index into the flattened planes (16 * size) lies: (..., 2) int32 (x, y).
+
+    Args:
+      width: w of the embedding grid; size: its h*w.
+    """
+    plane, cell = index // size, index % size
+    a, b, c, d = (plane // step % 2 for step in (8, 4, 2, 1))
+    return jnp.stack([cell % width * SIDE + 2 * b + d, cell // width * SIDE + 2 * a + c], axis=-1)
+
+
+def project(kernel: jax.Array, planes: jax.Array) -> jax.Array:
+    """One matrix (in, out) on every pixel: (..., in, S) -> (..., out, S)."""
+    return _each(kernel.T, planes)
+
+
+def split(matrices: jax.Array, bias: jax.Array, planes: jax.Array) -> jax.Array:
+    """A matrix per sub-pixel (x, out, in) and a bias (out,): (..., in, S) -> (..., x, out, S)."""
+    out = jax.lax.platform_dependent(matrices, planes, cpu=_each_at_once, default=_each)
+    return out + bias[:, None]
+
+
+def stack(matrices: jax.Array, bias: jax.Array, planes: jax.Array) -> jax.Array:
+    """The same as one product, for few features: (..., in, S) -> (..., x * out, S)."""
+    matrix = rearrange(matrices, "x o i -> i (x o)")
+    return project(matrix, planes) + jnp.tile(bias, len(matrices))[:, None]
+
+
+def _each(matrices: jax.Array, planes: jax.Array) -> jax.Array:
+    """(x, out, in) or (out, in) times (..., in, S) -> (..., x, out, S) or (..., out, S).
+
+    Both sides are repeated to the same leading axes, so that this is one product per prompt and sub-pixel. Left to
+    themselves, compilers make one large product of it, whose result they then have to re-order and its gradient again.
+    """
+    some = matrices.ndim - 2
+    lead = planes.shape[:-2]
+    planes = planes.reshape(*lead, *(1,) * some, *planes.shape[-2:])
+    planes = jnp.broadcast_to(planes, (*lead, *matrices.shape[:-2], *planes.shape[-2:]))
+    return jnp.broadcast_to(matrices, (*lead, *matrices.shape)) @ planes
+
+
+def _each_at_once(matrices: jax.Array, planes: jax.Array) -> jax.Array:
+    """As `_each` of (x, out, in), in one product: three times as fast on CPUs, which need not re-order anything."""
+    out = project(rearrange(matrices, "x o i -> i (x o)"), planes)
+    return rearrange(out, "... (x o) s -> ... x o s", x=len(matrices))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, centred: bool) -> jax.Array:
+    """LayerNorm over the channels of each pixel (..., C, S), see `models.planes.PlaneNorm`.
+
+    Remembers its input and a pixel's two statistics; autodiff would keep float32 copies of all channels.
+    """
+    return _normalize_forward(x, scale, bias, epsilon, centred)[0]
+
+
+def _normalize_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, centred: bool
+) -> tuple[jax.Array, Any]:
+    high = x.astype(jnp.float32)
+    mean = jnp.zeros(()) if centred else high.mean(axis=-2, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(high - mean).mean(axis=-2, keepdims=True) + epsilon)
+    out = (high - mean) * inverse * scale[:, None] + bias[:, None]
+    return out.astype(x.dtype), (x, scale, mean, inverse)
+
+
+def _normalize_backward(
+    epsilon: float, centred: bool, kept: Any, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale, mean, inverse = kept
+    slope = cotangent.astype(jnp.float32)
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    others = (*range(x.ndim - 2), x.ndim - 1)
+    d_scale, d_bias = (slope * normal).sum(axis=others), slope.sum(axis=others)
+    slope = slope * scale[:, None]
+    d_x = slope - normal * (slope * normal).mean(axis=-2, keepdims=True)
+    if not centred:
+        d_x = d_x - slope.mean(axis=-2, keepdims=True)
+    return (d_x * inverse).astype(x.dtype), d_scale, d_bias
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
