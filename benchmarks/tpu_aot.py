@@ -169,14 +169,14 @@ def everything(size: str, args: argparse.Namespace) -> list[Program]:
     h, w = (-(-side // step) for side in (1500, 2250))
     shapes = {
         "decode": [(grid, grid, model.config.prompt_embed_dim), (64, 2)],
-        "examine": [(3 * 64, 4 * grid, 4 * grid), (w * step, 4 * grid), (h, step, 16), (3,)],
+        "examine": [(3 * 64, 16, grid * grid), (w * step, 4 * grid), (h, step, 16), (3,)],
     }
-    embedding, points, low_res, columns, row_bands, levels = (
+    embedding, points, planes, columns, row_bands, levels = (
         jax.ShapeDtypeStruct(shape, jnp.float32) for shape in itertools.chain(*shapes.values())
     )
     indices, row_starts, sides = (jax.ShapeDtypeStruct((length,), jnp.int32) for length in (chunk, h, 2))
     decode = partial(mask_candidates.decode_points, model)
-    examined = low_res, indices, columns, row_starts, row_bands, sides, levels
+    examined = planes, indices, columns, row_starts, row_bands, sides, levels
     return [
         encode,
         Program(f"64 of 1024 points {size.upper()}", decode, (variables, embedding, points), 0.0),

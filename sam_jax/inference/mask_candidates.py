@@ -21,6 +21,7 @@ from sam_jax.inference.encoding import encode_and_wait
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
 from sam_jax.ops.masks import axis_matrix, bands
+from sam_jax.ops.planes import SIDE, join_subpixels
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side, to_input_frame
 from sam_jax.structs import Prompts
 
@@ -118,16 +119,23 @@ def concatenate(parts: list[Candidates]) -> Candidates:
 
 @partial(jax.jit, static_argnums=0)
 def decode_points(model: Sam, variables: Any, embedding: jax.Array, points: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An embedding (h, w, C) and points (P, 2) in the input frame -> three masks of each (3 P, 4h, 4w), IoU (3 P,)."""
+    """Three masks of each point, still in planes: most of them will never be looked at.
+
+    Args:
+      embedding: (h, w, C); points: (P, 2) in the input frame.
+
+    Returns:
+      (3 P, 16, h*w) logits, see `ops.planes`, and predicted IoU (3 P,).
+    """
     prompts = Prompts(point_coords=points[None, :, None], point_labels=jnp.ones((1, len(points), 1), jnp.int32))
-    predictions: Any = model.apply(variables, embedding[None], prompts, method="predict_masks")
-    low_res = predictions.low_res_masks[0, :, 1:]
-    return low_res.reshape(-1, *low_res.shape[-2:]), predictions.iou_predictions[0, :, 1:].reshape(-1)
+    found: Any = model.apply(variables, embedding[None], prompts, masks=slice(1, None), method="predict_planes")
+    planes, iou = found
+    return planes.reshape(-1, *planes.shape[-2:]), iou.reshape(-1)
 
 
 @jax.jit
 def examine(
-    low_res: jax.Array,
+    planes: jax.Array,
     indices: jax.Array,
     columns: jax.Array,
     row_starts: jax.Array,
@@ -138,7 +146,7 @@ def examine(
     """Enlarges some masks to their crop and looks at them there.
 
     Args:
-      low_res: (n, 4h, 4w) logits; indices: (c,) which of them.
+      planes: (n, 16, h*w) logits; indices: (c,) which of them.
       columns: (X, 4w) resizing matrix, zero beyond the crop.
       row_starts: (t,) and row_bands: (t, Y / t, k) that of rows, also zero beyond the crop; see `ops.masks.bands`.
       size: (2,) h and w of the crop, pixels.
@@ -150,9 +158,11 @@ def examine(
     rows = row_bands.shape[0] * row_bands.shape[1]
     inside = (jnp.arange(len(columns)) < size[1])[:, None] & (jnp.arange(rows) < size[0])
     inside = jnp.packbits(inside, axis=-1)
+    width = columns.shape[1] // SIDE
+    grid = planes.shape[-1] // width, width
 
     def look(index: jax.Array) -> dict[str, jax.Array]:
-        mask = low_res[index]
+        mask = join_subpixels(planes[index], grid)
         # Columns first: so the bits lie in the order in which run lengths are counted.
         wide = jnp.einsum("xw,hw->xh", columns, mask, precision="highest")
         # Enlarged logits are many times the caches: each band becomes bits, which then tell all the rest.
@@ -233,7 +243,7 @@ def _enlargement(model: Sam, config: AmgConfig, crop: Crop) -> Enlargement:
 
 
 def _chunks(
-    config: AmgConfig, start: int, low_res: jax.Array, iou: jax.Array, num_points: int, enlarge: Enlargement
+    config: AmgConfig, start: int, planes: jax.Array, iou: jax.Array, num_points: int, enlarge: Enlargement
 ) -> Iterator[Chunk]:
     """Examines those masks of a batch whose predicted IoU is high enough."""
     assert config.pred_iou_thresh is not None
@@ -247,7 +257,7 @@ def _chunks(
         indices = passed[first : first + largest]
         size = min(largest, max(MIN_CHUNK, 1 << (len(indices) - 1).bit_length()))
         filled = np.concatenate([indices, np.repeat(indices[:1], size - len(indices))]).astype(np.int32)
-        yield numbers[first : first + largest], scores[indices], examine(low_res, filled, **enlarge)
+        yield numbers[first : first + largest], scores[indices], examine(planes, filled, **enlarge)
 
 
 def _filter(

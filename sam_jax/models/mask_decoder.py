@@ -29,18 +29,17 @@ class MaskDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image_embeddings: jax.Array, image_pe: jax.Array, prompts: PromptEmbeddings, num_masks: int | None = None
+        self, image_embeddings: jax.Array, image_pe: jax.Array, prompts: PromptEmbeddings, masks: slice = slice(None)
     ) -> tuple[jax.Array, jax.Array]:
-        """Planes of the first `num_masks` of all M = 1 + num_multimask_outputs masks (None: all), and their IoUs.
+        """Planes of those of all 1 + num_multimask_outputs masks that `masks` names, M of them, and their IoUs.
 
         Args:
           image_embeddings: (B, h, w, C); image_pe: (h, w, C).
 
         Returns:
-          (B, N, num_masks, 16, h*w) float32 logits, see `planes.join_subpixels`, and (B, N, num_masks) float32.
+          (B, N, M, 16, h*w) float32 logits, see `planes.join_subpixels`, and (B, N, M) float32.
         """
         c = self.config
-        count = c.num_mask_tokens if num_masks is None else num_masks
         iou_token = self.param("iou_token", _normal, (1, self.dim))
         mask_tokens = self.param("mask_tokens", _normal, (c.num_mask_tokens, self.dim))
         tokens, valid = _join(jnp.concatenate([iou_token, mask_tokens]), prompts)
@@ -50,11 +49,11 @@ class MaskDecoder(nn.Module):
         )
         hypernetworks = [
             Mlp(self.dim, self.dim // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
-            for i in range(c.num_mask_tokens if self.is_initializing() else count)
+            for i in range(c.num_mask_tokens)[slice(None) if self.is_initializing() else masks]
         ]
-        planes = self._planes(jnp.stack(hypernetworks[:count], axis=2), pixels)
+        planes = self._planes(jnp.stack(hypernetworks, axis=2), pixels)
         head = Mlp(c.iou_head_hidden_dim, c.num_mask_tokens, c.iou_head_depth, self.dtype, name="iou_prediction_head")
-        return planes, head(tokens[:, :, 0])[..., :count].astype(jnp.float32)
+        return planes, head(tokens[:, :, 0])[..., masks].astype(jnp.float32)
 
     def _planes(self, hypernetworks: jax.Array, pixels: jax.Array) -> jax.Array:
         """(B, N, M, C / 8) and pixels (B, N, C, S) -> (B, N, M, 16, S) float32 logits.

@@ -43,10 +43,12 @@ class Sam(nn.Module):
         """
         return self.image_encoder(images, deterministic)
 
-    def predict_masks(self, image_embeddings: jax.Array, prompts: Prompts) -> MaskPredictions:
-        """All masks that the decoder has for each prompt: M = 1 (unambiguous) + num_multimask_outputs."""
+    def predict_masks(
+        self, image_embeddings: jax.Array, prompts: Prompts, masks: slice = slice(None)
+    ) -> MaskPredictions:
+        """Those of the M = 1 (unambiguous) + num_multimask_outputs masks of each prompt that `masks` names."""
         h, w = image_embeddings.shape[1:3]
-        planes, iou_predictions = self.predict_planes(image_embeddings, prompts)
+        planes, iou_predictions = self.predict_planes(image_embeddings, prompts, masks=masks)
         return MaskPredictions(join_subpixels(planes, (h, w)), iou_predictions)
 
     def predict_planes(
@@ -54,21 +56,20 @@ class Sam(nn.Module):
         image_embeddings: jax.Array,
         prompts: Prompts,
         mask_planes: jax.Array | None = None,
-        num_masks: int | None = None,
+        masks: slice = slice(None),
     ) -> tuple[jax.Array, jax.Array]:
         """`predict_masks` in the layout that the decoder works in, which spares training all re-ordering of pixels.
 
         Args:
           mask_planes: (B, N, 16, h*w) logits to feed back, as `planes.split_subpixels` makes them of `mask_inputs`.
-          num_masks: how many masks to make, the one for unambiguous prompts first; None makes all M.
 
         Returns:
-          Planes (B, N, num_masks, 16, h*w) float32 and IoU predictions (B, N, num_masks) float32.
+          Planes (B, N, masks, 16, h*w) float32 and IoU predictions (B, N, masks) float32.
         """
         h, w = image_embeddings.shape[1:3]
         patch = self.config.image_encoder.patch_size
         embedded = self.prompt_encoder(prompts, (h, w), (h * patch, w * patch), mask_planes)
-        return self.mask_decoder(image_embeddings, self.prompt_encoder.dense_pe((h, w)), embedded, num_masks)
+        return self.mask_decoder(image_embeddings, self.prompt_encoder.dense_pe((h, w)), embedded, masks)
 
     def decode_masks(self, image_embeddings: jax.Array, prompts: Prompts, multimask_output: bool) -> MaskPredictions:
         """Masks for N prompts of each image.
@@ -79,9 +80,7 @@ class Sam(nn.Module):
           multimask_output: True gives the masks for ambiguous prompts (M = 3), False the single mask (M = 1), which is
             the better one when a prompt holds several points or a box.
         """
-        masks = self.predict_masks(image_embeddings, prompts)
-        wanted = slice(1, None) if multimask_output else slice(0, 1)
-        return jax.tree.map(lambda x: x[:, :, wanted], masks)
+        return self.predict_masks(image_embeddings, prompts, slice(1, None) if multimask_output else slice(0, 1))
 
     def __call__(self, images: jax.Array, prompts: Prompts, multimask_output: bool = True) -> MaskPredictions:
         """`encode_image`, then `decode_masks`."""

@@ -78,18 +78,21 @@ class Attention(nn.Module):
     def tokens_to_pixels(self, tokens: jax.Array, pixels: jax.Array, image_pe: jax.Array) -> jax.Array:
         """Each token reads from all pixels. (B, N, T, C)."""
         q = self._heads(self.q_proj(tokens)) * self._scale
-        if _shared(pixels, tokens) or not self._folds(tokens.shape[2]):
-            keys, values = _projected(q, self.k_proj, pixels + image_pe), _projected(q, self.v_proj, pixels)
+        k_proj, v_proj = self.k_proj, self.v_proj
+
+        def each_pixel_projected() -> jax.Array:
+            keys, values = _projected(q, k_proj, pixels + image_pe), _projected(q, v_proj, pixels)
             weights = low_precision_softmax(_matmul_shared(q, keys), -1)
-            out = _matmul_shared(weights, values.swapaxes(-1, -2))
-            return self.out_proj(rearrange(out, "b n h t d -> b n t (h d)"))
+            return rearrange(_matmul_shared(weights, values.swapaxes(-1, -2)), "b n h t d -> b n t (h d)")
+
+        if not self._folds(tokens.shape[2]):
+            return self.out_proj(each_pixel_projected())
         # The key bias adds one constant per query to all its logits, which softmax does not see.
-        rows = self._fold(q, self.k_proj.kernel)
-        read = read_pixels(rows, pixels, image_pe, self.num_heads, self.kernels)
-        read = rearrange(read, "b n (t h) c -> b n t h c", h=self.num_heads)
-        kernel = rearrange(self.v_proj.kernel.astype(self.dtype), "c (h d) -> h c d", h=self.num_heads)
-        out = rearrange(jnp.einsum("bnthc,hcd->bnthd", read, kernel), "b n t h d -> b n t (h d)")
-        return self.out_proj(out + self.v_proj.bias.astype(self.dtype))
+        rows = self._fold(q, k_proj.kernel)
+        kernel = rearrange(v_proj.kernel.astype(self.dtype), "c (h d) -> h c d", h=self.num_heads)
+        cheaper = each_pixel_projected if _shared(pixels, tokens) else None
+        read = read_pixels(rows, kernel, v_proj.bias, pixels, image_pe, self.kernels, cheaper)
+        return self.out_proj(read)
 
     def pixels_to_tokens(
         self,
@@ -104,28 +107,28 @@ class Attention(nn.Module):
         k, v = self._heads(self.k_proj(keys)) * self._scale, self._heads(self.v_proj(values))
         invalid = jnp.where(valid, 0.0, -jnp.inf)[..., None]
 
-        def logits() -> jax.Array:
-            """(B, N, T * heads, S), each pixel projected once."""
-            found = _matmul_shared(k, _projected(k, q_proj, pixels + image_pe))
-            return rearrange(found, "b n h t s -> b n t h s") + invalid[..., None].astype(self.dtype)
-
         q_proj = self.q_proj
+
+        def each_pixel_projected() -> jax.Array:
+            logits = _matmul_shared(k, _projected(k, q_proj, pixels + image_pe))
+            return rearrange(logits, "b n h t s -> b n t h s") + invalid[..., None].astype(self.dtype)
+
         if not self._folds(keys.shape[2]):
-            weights = low_precision_softmax(logits(), 2)
+            weights = low_precision_softmax(each_pixel_projected(), 2)
             out = rearrange(jnp.einsum("bnhtd,bnths->bnhds", v, weights), "b n h d s -> b n (h d) s")
             out = project(self.out_proj.kernel.astype(self.dtype), out)
             return norm(pixels + out + self.out_proj.bias.astype(self.dtype)[:, None])
-        q_bias = rearrange(self.q_proj.bias.astype(self.dtype), "(h d) -> h d", h=self.num_heads)
+        q_bias = rearrange(q_proj.bias.astype(self.dtype), "(h d) -> h d", h=self.num_heads)
         constants = jnp.einsum("bnhtd,hd->bnth", k, q_bias).astype(jnp.float32) + invalid
         update = PixelUpdate(
-            self._fold(k, self.q_proj.kernel),
+            self._fold(k, q_proj.kernel),
             rearrange(constants, "b n t h -> b n (t h) 1"),
             self._fold(v, self.out_proj.kernel.T),
             self.out_proj.bias,
             norm.scale,
             norm.bias,
         )
-        cheaper = (lambda: rearrange(logits(), "b n t h s -> b n (t h) s")) if _shared(pixels, keys) else None
+        cheaper = each_pixel_projected if _shared(pixels, keys) else None
         return update_pixels(update, pixels, image_pe, self.num_heads, norm.epsilon, self.kernels, cheaper)
 
 

@@ -58,23 +58,42 @@ class Upscaling(NamedTuple):
 
 
 def read_pixels(
-    rows: jax.Array, pixels: jax.Array, image_pe: jax.Array, num_heads: int, implementation: str
+    rows: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    pixels: jax.Array,
+    image_pe: jax.Array,
+    implementation: str,
+    cheaper: Callable[[], jax.Array] | None = None,
 ) -> jax.Array:
-    """softmax(rows (pixels + image_pe)) pixels^T.
+    """softmax(rows (pixels + image_pe)) pixels^T, each head's then times its kernel, plus bias.
 
     Args:
-      rows: (B, N, R, C); pixels: (B, N, C, S); image_pe: (1, 1, C, S).
+      rows: (B, N, T * heads, C), heads innermost; kernel: (heads, C, D); bias: (heads * D,).
+      pixels: (B, N or 1, C, S); image_pe: (1, 1, C, S).
+      cheaper: makes the result for other platforms, where there is a cheaper way than with rows.
 
     Returns:
-      (B, N, R, C).
+      (B, N, T, heads * D).
     """
-    kernel = _split_over_batch(mask_decoder_tpu.read_pixels, (True, True, False))
-    return _run(kernel, _read_xla, implementation, _problem(pixels, num_heads), (rows, pixels, image_pe))
+    num_heads = len(kernel)
 
+    def project(read: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        read = rearrange(read, "b n (t h) c -> b n t h c", h=num_heads)
+        out = rearrange(jnp.einsum("bnthc,hcd->bnthd", read, kernel), "b n t h d -> b n t (h d)")
+        return out + bias.astype(pixels.dtype)
 
-def _read_xla(rows: jax.Array, pixels: jax.Array, image_pe: jax.Array) -> jax.Array:
-    weights = low_precision_softmax(rows @ (pixels + image_pe), -1)
-    return jnp.einsum("bnas,bncs->bnac", weights, pixels)
+    def tpu(rows: jax.Array, kernel: jax.Array, bias: jax.Array, *seen: jax.Array, interpret: bool) -> jax.Array:
+        read = _split_over_batch(mask_decoder_tpu.read_pixels, (True, True, False))(rows, *seen, interpret=interpret)
+        return project(read, kernel, bias)
+
+    def xla(rows: jax.Array, kernel: jax.Array, bias: jax.Array, pixels: jax.Array, image_pe: jax.Array) -> jax.Array:
+        weights = low_precision_softmax(rows @ (pixels + image_pe), -1)
+        values = jnp.broadcast_to(pixels, (*weights.shape[:2], *pixels.shape[2:]))
+        return project(jnp.einsum("bnas,bncs->bnac", weights, values), kernel, bias)
+
+    operands = rows, kernel, bias, pixels, image_pe
+    return _run(tpu, xla, implementation, _problem(pixels, num_heads), operands, cheaper)
 
 
 def update_pixels(
@@ -84,13 +103,13 @@ def update_pixels(
     num_heads: int,
     epsilon: float,
     implementation: str,
-    logits: Callable[[], jax.Array] | None = None,
+    cheaper: Callable[[], jax.Array] | None = None,
 ) -> jax.Array:
     """norm(pixels + values^T softmax over tokens(rows (pixels + image_pe) + constants) + bias).
 
     Args:
       pixels: (B, N or 1, C, S); image_pe: (1, 1, C, S).
-      logits: makes (B, N, R, S) for the XLA form, where there is a cheaper way than with rows.
+      cheaper: makes the logits (B, N, T, heads, S) for other platforms, where there is a cheaper way than with rows.
 
     Returns:
       (B, N, C, S).
@@ -106,15 +125,16 @@ def update_pixels(
     def xla(pixels: jax.Array, image_pe: jax.Array, *parts: jax.Array) -> jax.Array:
         known = PixelUpdate(*parts)
         logits = known.rows @ (pixels + image_pe) + known.constants.astype(pixels.dtype)
-        return _mix(known, pixels, logits, num_heads, epsilon)
+        return _mix(known, pixels, rearrange(logits, "b n (t h) s -> b n t h s", h=num_heads), epsilon)
 
     kernel = _split_over_batch(tpu, (True, False, True, True, True, False, False, False))
-    elsewhere = None if logits is None else lambda *_: _mix(update, pixels, logits(), num_heads, epsilon)
+    elsewhere = None if cheaper is None else lambda: _mix(update, pixels, cheaper(), epsilon)
     return _run(kernel, xla, implementation, _problem(pixels, num_heads), (pixels, image_pe, *update), elsewhere)
 
 
-def _mix(update: PixelUpdate, pixels: jax.Array, logits: jax.Array, num_heads: int, epsilon: float) -> jax.Array:
-    weights = low_precision_softmax(rearrange(logits, "b n (t h) s -> b n t h s", h=num_heads), 2)
+def _mix(update: PixelUpdate, pixels: jax.Array, logits: jax.Array, epsilon: float) -> jax.Array:
+    """What pixels become, from logits (B, N, T, heads, S)."""
+    weights = low_precision_softmax(logits, 2)
     out = jnp.einsum("bnac,bnas->bncs", update.values, rearrange(weights, "b n t h s -> b n (t h) s"))
     out = out + update.bias.astype(pixels.dtype)[:, None]
     return normalize(pixels + out, update.scale, update.shift, epsilon, False)
@@ -150,14 +170,13 @@ def upscale(
         x = gelu(normalize(x, known.scale, known.shift, epsilon, True))
         x = gelu(stack(known.second, known.second_bias, x))
         planes = jnp.broadcast_to(rows[:, :, None], (*x.shape[:3], *rows.shape[2:])) @ x
-        return planes.astype(jnp.float32)
+        return rearrange(planes, "b n u (m t) s -> b n m (u t) s", t=4).astype(jnp.float32)
 
     # One row per sub-pixel and mask, zero but for the channels of its own sub-pixel.
     own = jnp.eye(4, dtype=pixels.dtype)
     rows = rearrange(jnp.einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
     kernel = _split_over_batch(tpu, (True, True, *(False,) * len(upscaling)))
-    planes = _run(kernel, xla, implementation, _problem(pixels, num_heads), (pixels, rows, *upscaling))
-    return rearrange(planes, "b n u (m t) s -> b n m (u t) s", t=4)
+    return _run(kernel, xla, implementation, _problem(pixels, num_heads), (pixels, rows, *upscaling))
 
 
 def _problem(pixels: jax.Array, num_heads: int) -> str | None:
@@ -180,10 +199,13 @@ def _run(
     implementation: str,
     problem: str | None,
     operands: tuple[jax.Array, ...],
-    elsewhere: Callable[..., jax.Array] | None = None,
+    cheaper: Callable[[], jax.Array] | None = None,
 ) -> jax.Array:
-    """The kernel or the XLA form of some operands; `elsewhere` computes the same as the latter, with gradients."""
-    elsewhere = elsewhere or xla
+    """The kernel or the XLA form of some operands; `cheaper` computes the same as the latter."""
+
+    def elsewhere(*operands: jax.Array) -> jax.Array:
+        return cheaper() if cheaper else xla(*operands)
+
     if implementation == "pallas" and problem:
         raise ValueError(f'mask decoder kernels "pallas" do not take this shape: {problem}; use "auto" or "xla"')
     if implementation == "xla" or problem:

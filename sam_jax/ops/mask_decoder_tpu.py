@@ -140,23 +140,23 @@ def upscale(
       first: (4 F, C), the four sub-pixels of the first step, whose outputs add up to zero over F.
       norm: (3, 4 F, 1) float32: its bias, and scale and shift of the LayerNorm over F, for each sub-pixel.
       second: (4 G, F) and bias: (4 G, 1) float32 of the second step, also four sub-pixels.
-      rows: (B, N, M, 4 G), what each of M planes takes of them.
+      rows: (B, N, M * 4, 4 G), what each mask's four sub-pixels take of them.
 
     Returns:
-      (B, N, 4, M, S) float32, sub-pixels of the first step outside.
+      (B, N, M, 16, S) float32.
     """
-    block, m = _block(pixels), rows.shape[2]
+    block, m = _block(pixels), rows.shape[2] // 4
     size = pixels.shape[3]
-    # The matrix unit's work on (4 F, C), four times (4 G, F) and four times (M, 4 G), each padded to 128 x 128.
-    products = [(*first.shape, 1), (*second.shape, 4), (m, second.shape[0], 4)]
+    # The matrix unit's work on (4 F, C), four times (4 G, F) and four times (4 M, 4 G), each padded to 128 x 128.
+    products = [(*first.shape, 1), (*second.shape, 4), (4 * m, second.shape[0], 4)]
     flops = sum(2 * times * _padded(rows) * _padded(columns) for rows, columns, times in products)
     return _call(
         partial(_upscale_kernel, epsilon),
-        f"upscale_{m}x{size}",
+        f"upscale_{m}x16x{size}",
         (pixels.shape[0], pixels.shape[1], size // block),
         [_pixels_spec(pixels, block), *map(_of_all, (first, norm, second, bias)), _of_prompt(rows)],
-        pl.BlockSpec((1, 1, 4, m, block), lambda b, n, s: (b, n, 0, 0, s)),
-        (*pixels.shape[:2], 4, m, size),
+        pl.BlockSpec((1, 1, m, 16, block), lambda b, n, s: (b, n, 0, 0, s)),
+        (*pixels.shape[:2], m, 16, size),
         flops * pixels.shape[0] * pixels.shape[1] * size,
         interpret,
         jnp.float32,
@@ -182,7 +182,9 @@ def _upscale_kernel(
         inverse = jax.lax.rsqrt((x * x).mean(axis=0, keepdims=True) + epsilon)
         x = activation(x * inverse * norm_ref[1, own] + norm_ref[2, own]).astype(pixels.dtype)
         x = activation(dot(second_ref[:], x) + bias_ref[:]).astype(pixels.dtype)
-        out_ref[0, 0, sub] = dot(rows_ref[0, 0], x)
+        planes = dot(rows_ref[0, 0], x)
+        for mask in range(out_ref.shape[2]):
+            out_ref[0, 0, mask, 4 * sub : 4 * sub + 4] = planes[4 * mask : 4 * mask + 4]
 
 
 def _gelu(x: jax.Array) -> jax.Array:

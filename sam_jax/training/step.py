@@ -160,7 +160,7 @@ def _decode(
     """`Sam.predict_planes` of `learned`: the parameters without the encoder's, and the image embeddings."""
     params, embeddings = learned
     variables = {"params": params, "constants": constants}
-    result: Any = model.apply(variables, embeddings, prompts, planes, num_masks, method="predict_planes")
+    result: Any = model.apply(variables, embeddings, prompts, planes, slice(num_masks), method="predict_planes")
     return result
 
 

@@ -42,8 +42,14 @@ def _operation(name, owners, dtype):
     """A function of an implementation and of arrays that it may be differentiated by, and these arrays."""
     pixels, image_pe = _random(8, B, owners, C, S, dtype=dtype), _random(9, 1, 1, C, S, dtype=dtype)
     if name == "read":
-        rows = _random(1, B, N, ROWS, C, dtype=dtype) / 8
-        return lambda how, *args: mask_decoder.read_pixels(*args, HEADS, how), (rows, pixels, image_pe)
+        rows, kernel = _random(1, B, N, ROWS, C, dtype=dtype) / 8, _random(2, HEADS, C, 16, dtype=dtype) / 8
+        return lambda how, *args: mask_decoder.read_pixels(*args, how), (
+            rows,
+            kernel,
+            _random(3, HEADS * 16),
+            pixels,
+            image_pe,
+        )
     if name == "update":
         return lambda how, *args: mask_decoder.update_pixels(*args, HEADS, 1e-5, how), (
             _update(dtype),
@@ -56,7 +62,9 @@ def _operation(name, owners, dtype):
 
 
 # Pixels of each prompt's own, or shared by all prompts of an image.
-CASES = pytest.mark.parametrize(("name", "owners"), [("read", N), ("update", N), ("update", 1), ("upscale", N)])
+CASES = pytest.mark.parametrize(
+    ("name", "owners"), [("read", N), ("read", 1), ("update", N), ("update", 1), ("upscale", N)]
+)
 
 
 @CASES
@@ -125,8 +133,9 @@ def test_the_whole_decoder_with_kernels(grid, fed_back):
     ],
 )
 def test_other_shapes_fall_back_or_are_an_error(channels, size, heads, words):
-    rows, pixels, pe = _random(0, 1, 1, heads, channels), _random(1, 1, 1, channels, size), jnp.zeros(())
-    expected = mask_decoder.read_pixels(rows, pixels, pe, heads, "xla")
-    np.testing.assert_array_equal(mask_decoder.read_pixels(rows, pixels, pe, heads, "auto"), expected)
+    rows, kernel, bias = _random(0, 1, 1, heads, channels), _random(1, heads, channels, 4), jnp.zeros(4 * heads)
+    arguments = rows, kernel, bias, _random(2, 1, 1, channels, size), _random(3, 1, 1, channels, size)
+    expected = mask_decoder.read_pixels(*arguments, "xla")
+    np.testing.assert_array_equal(mask_decoder.read_pixels(*arguments, "auto"), expected)
     with pytest.raises(ValueError, match=words):
-        mask_decoder.read_pixels(rows, pixels, pe, heads, "pallas")
+        mask_decoder.read_pixels(*arguments, "pallas")
