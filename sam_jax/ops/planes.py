@@ -18,18 +18,18 @@ import jax.numpy as jnp
 from einops import rearrange
 
 SIDE = 4  # sub-pixels per side of an embedding cell
-_SPLIT = "... (h a c) (w b d) -> ... (a b c d) (h w)"
-_JOIN = "... (a b c d) (h w) -> ... (h a c) (w b d)"
 
 
 def split_subpixels(masks: jax.Array) -> jax.Array:
     """(..., 4h, 4w) -> planes (..., 16, h*w)."""
-    return rearrange(masks, _SPLIT, a=2, b=2, c=2, d=2)
+    return rearrange(masks, "... (h a c) (w b d) -> ... (a b c d) (h w)", a=2, b=2, c=2, d=2)
 
 
 def join_subpixels(planes: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Planes (..., 16, h*w) -> (..., 4h, 4w)."""
-    return rearrange(planes, _JOIN, a=2, b=2, c=2, d=2, h=grid[0], w=grid[1])
+    rows = rearrange(planes, "... (a b c d) (h w) -> ... h a c (b d) w", a=2, b=2, c=2, d=2, h=grid[0])
+    # Rows, then columns: in one go a TPU takes a quarter longer.
+    return rearrange(jax.lax.optimization_barrier(rows), "... h a c t w -> ... (h a c) (w t)")
 
 
 def subpixel_position(index: jax.Array, width: int, size: int) -> jax.Array:
