@@ -79,7 +79,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--topology", nargs="+", default=["v5e:1"], help="such as v5e:1 v6e:1 v5p:1")
     parser.add_argument("--batch", type=int, default=1, help="images")
     parser.add_argument("--prompts", type=int, default=64, help="prompts per image, for the decoder")
-    parser.add_argument("--attention", choices=config.ATTENTION, default="auto", help="see ImageEncoderConfig")
+    parser.add_argument("--attention", choices=config.ATTENTION, default="auto", help="see ImageEncoderConfig; also the decoder's kernels")
     parser.add_argument("--dtype", choices=config.COMPUTE_DTYPES, default="bfloat16")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     return parser.parse_args(argv)
@@ -236,7 +236,8 @@ def _model(size: str, args: argparse.Namespace, **changes: Any) -> tuple[Sam, An
     """The model, and the shapes of its variables as they are kept for inference."""
     sam = SIZES[size]()
     image_encoder = dataclasses.replace(sam.image_encoder, attention=args.attention, **changes)
-    model = Sam(dataclasses.replace(sam, image_encoder=image_encoder, dtype=args.dtype))
+    mask_decoder = dataclasses.replace(sam.mask_decoder, kernels=args.attention)
+    model = Sam(dataclasses.replace(sam, image_encoder=image_encoder, mask_decoder=mask_decoder, dtype=args.dtype))
 
     def make(key: jax.Array) -> Any:
         return inference_variables(model.config, init_variables(model, key))

@@ -194,7 +194,8 @@ class ImageEncoder(nn.Module):
             windowed = order == "windows" and i not in c.global_attn_indexes
             if windowed and not ordered:
                 ordered = Windows(c.window_size, *x.shape[1:3])
-                x = ordered.split(x)
+                # Without the barrier XLA keeps the split's five axes in every norm, which leaves lanes empty on TPUs.
+                x = jax.lax.optimization_barrier(ordered.split(x))
             elif ordered and not windowed:
                 x, ordered = ordered.join(x), None
             x = block(c, i, self.dtype, name=f"blocks_{i}")(x, deterministic, ordered)
