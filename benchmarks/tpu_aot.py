@@ -74,15 +74,25 @@ def main() -> None:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_program_options(parser)
+    parser.add_argument("--topology", nargs="+", default=["v5e:1"], help="such as v5e:1 v6e:1 v5p:1")
+    return parser.parse_args(argv)
+
+
+def add_program_options(parser: argparse.ArgumentParser) -> None:
+    """What to compile; tpu_run.py runs the same."""
     parser.add_argument("program", nargs="+", choices=sorted(PROGRAMS))
     parser.add_argument("--size", nargs="+", choices=sorted(SIZES), default=["b"])
-    parser.add_argument("--topology", nargs="+", default=["v5e:1"], help="such as v5e:1 v6e:1 v5p:1")
     parser.add_argument("--batch", type=int, default=1, help="images")
     parser.add_argument("--prompts", type=int, default=64, help="prompts per image, for the decoder")
-    parser.add_argument("--attention", choices=config.ATTENTION, default="auto", help="see ImageEncoderConfig; also the decoder's kernels")
+    parser.add_argument(
+        "--attention",
+        choices=config.ATTENTION,
+        default="auto",
+        help="see ImageEncoderConfig; also the decoder's kernels",
+    )
     parser.add_argument("--dtype", choices=config.COMPUTE_DTYPES, default="bfloat16")
     parser.add_argument("--json", type=Path, help="also write the figures there")
-    return parser.parse_args(argv)
 
 
 def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Budgets for what the TPU compiler says about the library's programs; skipped where libtpu is not installed."""
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tpu_aot
+from benchmarks import tpu_aot, tpu_run
+from sam_jax import tpu_estimates
 
 ROOT = Path(__file__).parents[1]
 BUDGETS = tomllib.loads((ROOT / "benchmarks" / "budgets.toml").read_text())
@@ -48,3 +51,21 @@ def test_commands_of_the_performance_page_are_understood():
     assert len(commands) >= 4
     for command in commands:
         assert tpu_aot.parse(command).program
+
+
+def test_the_same_programs_run_on_the_device_at_hand(tmp_path):
+    """Here a CPU: measured, and no estimate."""
+    options = ["--prompts", "1", "--dtype", "float32", "--repetitions", "2", "--json", tmp_path / "rows.json"]
+    command = [sys.executable, "benchmarks/tpu_run.py", "decoder", *map(str, options)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["program"] == "decoder B, 1 x 1 prompts"
+    assert 0 < row["fastest_ms"] <= row["ms"]
+    assert row["useful_tflops"] > 0
+    assert row["estimated_ms"] is None
+    assert f"| {row['program']} | cpu | " in done.stdout
+
+
+def test_every_chip_has_a_name_on_hardware():
+    assert set(tpu_run.KINDS.values()) == set(tpu_estimates.CHIPS)
