@@ -91,7 +91,7 @@ def add_program_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="see ImageEncoderConfig; also the decoder's kernels",
     )
-    parser.add_argument("--dtype", choices=config.COMPUTE_DTYPES, default="bfloat16")
+    parser.add_argument("--dtype", choices=config.INFERENCE_DTYPES, default="bfloat16")
     parser.add_argument("--json", type=Path, help="also write the figures there")
 
 
@@ -126,7 +126,8 @@ def encoder(size: str, args: argparse.Namespace, **changes: Any) -> list[Program
     function = partial(model.apply, method="encode_image")
     useful = args.batch * encoder_flops(model.config)
     depth = f" of {model.config.image_encoder.depth} blocks" if changes else ""
-    name = f"encoder {size.upper()}{depth}, {args.batch} images, attention {args.attention}"
+    dtype = "" if args.dtype == "bfloat16" else f", {args.dtype}"
+    name = f"encoder {size.upper()}{depth}, {args.batch} images, attention {args.attention}{dtype}"
     return [Program(name, function, (variables, images), useful)]
 
 
@@ -137,11 +138,12 @@ def blocks(size: str, args: argparse.Namespace) -> list[Program]:
 
 def kernels(size: str, args: argparse.Namespace) -> list[Program]:
     """Attention alone: windows and the whole grid, forward, and forward and backward."""
-    c = SIZES[size]().image_encoder
+    sam = config.for_inference(SIZES[size](), args.dtype)
+    c = sam.image_encoder
     programs = []
     for kind, side in (("windows", c.window_size), ("grid", c.grid_size)):
         count = args.batch * ((-(-c.grid_size // side)) ** 2)
-        qkv = jax.ShapeDtypeStruct((count, side**2, 3 * c.embed_dim), jnp.dtype(args.dtype))
+        qkv = jax.ShapeDtypeStruct((count, side**2, 3 * c.embed_dim), jnp.dtype(sam.dtype))
         table = jax.ShapeDtypeStruct((2 * side - 1, c.embed_dim // c.num_heads), jnp.float32)
         forward = partial(packed_attention, num_heads=c.num_heads, implementation=args.attention)
         both = jax.grad(lambda *x, f=forward: f(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))
@@ -244,10 +246,10 @@ def estimate(program: Program, chip: tpu_estimates.Chip, device: Any) -> dict[st
 
 def _model(size: str, args: argparse.Namespace, **changes: Any) -> tuple[Sam, Any]:
     """The model, and the shapes of its variables as they are kept for inference."""
-    sam = SIZES[size]()
+    sam = config.for_inference(SIZES[size](), args.dtype)
     image_encoder = dataclasses.replace(sam.image_encoder, attention=args.attention, **changes)
     mask_decoder = dataclasses.replace(sam.mask_decoder, kernels=args.attention)
-    model = Sam(dataclasses.replace(sam, image_encoder=image_encoder, mask_decoder=mask_decoder, dtype=args.dtype))
+    model = Sam(dataclasses.replace(sam, image_encoder=image_encoder, mask_decoder=mask_decoder))
 
     def make(key: jax.Array) -> Any:
         return inference_variables(model.config, init_variables(model, key))

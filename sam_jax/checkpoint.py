@@ -7,7 +7,6 @@ checkpoints/sam_vit_b/
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.resources
 import json
 import logging
@@ -23,7 +22,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from sam_jax.config import SamConfig, sam_config_from_dict, to_dict
+from sam_jax.config import SamConfig, for_inference, sam_config_from_dict, to_dict
 from sam_jax.files import absolute
 from sam_jax.models.sam import Sam, init_variables
 
@@ -43,7 +42,7 @@ def load_model(path: epath.PathLike | None = None, dtype: str | None = None) -> 
 
     Args:
       path: a directory written by `convert.torch_to_flax` or by training, local or gs://; None means the bundled model.
-      dtype: compute dtype in place of the config's, "float32" or "bfloat16".
+      dtype: compute dtype in place of the config's: "float32", "bfloat16", or "int8", see `config.for_inference`.
 
     Raises:
       CheckpointError: there is no such directory, it is incomplete, or it does not fit its config.
@@ -51,7 +50,7 @@ def load_model(path: epath.PathLike | None = None, dtype: str | None = None) -> 
     root = epath.Path(path) if path is not None else bundled_model_path()
     config = load_config(root)
     if dtype is not None:
-        config = dataclasses.replace(config, dtype=dtype)
+        config = for_inference(config, dtype)
     model = Sam(config)
     return model, load_variables(root, jax.eval_shape(partial(init_variables, model), jax.random.key(0)))
 

@@ -44,8 +44,9 @@ class Chip:
 
 
 # Kernels of ops/attention_tpu.py: windows keep the vector unit busy and not the matrix unit; heads of 80 channels have
-# to be moved as well. Those of ops/mask_decoder_tpu.py normalise and activate more than they multiply. Read from libtpu
-# 0.0.52's dumps at the sizes of ViT-B, L and H, and of 64 prompts with 7 tokens; none of v5p.
+# to be moved as well. Those of ops/mask_decoder_tpu.py normalise and activate more than they multiply. int8 has
+# twice the peak. Read from libtpu 0.0.52's dumps at the sizes of ViT-B, L and H, and of 64 prompts with 7 tokens; none
+# of v5p.
 _V5E_SCHEDULES = (
     (r"attention_14x14_\d+x80_backward", 2.7),
     (r"attention_14x14_\d+x80", 3.2),
@@ -55,6 +56,9 @@ _V5E_SCHEDULES = (
     (r"read_pixels_", 1.4),
     (r"update_pixels_", 4.1),
     (r"upscale_", 1.2),
+    (r"int8_mlp_\d+x1280", 0.63),
+    (r"int8_mlp_\d+x1024", 0.7),
+    (r"int8_mlp_\d+x768", 0.75),
 )
 _V6E_SCHEDULES = (
     (r"attention_14x14_\d+x80", 10.5),
@@ -63,6 +67,8 @@ _V6E_SCHEDULES = (
     (r"read_pixels_", 3.9),
     (r"update_pixels_", 13.5),
     (r"upscale_", 4.4),
+    (r"int8_mlp_\d+x768", 2.1),
+    (r"int8_mlp_", 1.4),
 )
 CHIPS = {
     "v5e": Chip(197e12, 15.75, 1.5e9, 819e9, "v5e:2x2", _V5E_SCHEDULES),

@@ -30,12 +30,13 @@ _LIBRARY = _BASE | {
     "engine",
 }
 # What networks are made of, and what that is made of on TPUs.
-NETWORK_FILES = {"ops/attention", "ops/gelu", "ops/mask_decoder", "ops/planes", "ops/softmax"}
+NETWORK_FILES = {"ops/attention", "ops/gelu", "ops/int8_mlp", "ops/mask_decoder", "ops/planes", "ops/softmax"}
 KERNEL_FILES = {
     "ops/attention_tiles",
     "ops/attention_tpu",
     "ops/attention_tpu_backward",
     "ops/batch_partition",
+    "ops/int8_mlp_tpu",
     "ops/mask_decoder_tpu",
 }
 # room: the rooms that it may import, besides itself.

@@ -8,10 +8,12 @@ from sam_jax.config.data import CompositeConfig, CompositeDataConfig, RecordData
 from sam_jax.config.model import (
     ATTENTION,
     COMPUTE_DTYPES,
+    INFERENCE_DTYPES,
     ImageEncoderConfig,
     MaskDecoderConfig,
     PromptEncoderConfig,
     SamConfig,
+    for_inference,
     for_training,
     sam_config_from_dict,
     to_dict,
@@ -33,6 +35,7 @@ from sam_jax.config.training import (
 __all__ = [
     "ATTENTION",
     "COMPUTE_DTYPES",
+    "INFERENCE_DTYPES",
     "AmgConfig",
     "CompositeConfig",
     "CompositeDataConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "SamConfig",
     "StageConfig",
     "TrainConfig",
+    "for_inference",
     "for_training",
     "sam_config_from_dict",
     "to_dict",

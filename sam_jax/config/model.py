@@ -10,6 +10,7 @@ from typing import Any
 from sam_jax.config.checks import require
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+INFERENCE_DTYPES = (*COMPUTE_DTYPES, "int8")
 ATTENTION = ("auto", "xla", "pallas")
 TOKEN_ORDERS = ("auto", "grid", "windows")
 
@@ -31,6 +32,8 @@ class ImageEncoderConfig:
         every block and computes no padded token outside attention: less arithmetic, best on CPUs. "windows" cuts once
         per group of windowed blocks and carries the padding along: fewer copies, best on TPUs. "auto" is "windows"
         where the compute dtype is bfloat16, else "grid".
+      int8_mlp: multiply the MLPs of blocks, two thirds of the arithmetic, in 8-bit integers. For inference alone:
+        rounding has no gradient.
     """
 
     image_size: int = 1024
@@ -45,6 +48,7 @@ class ImageEncoderConfig:
     remat: bool = False
     attention: str = "auto"
     token_order: str = "auto"
+    int8_mlp: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -183,6 +187,17 @@ def vit_tiny() -> SamConfig:
         pred_iou_thresh=0.33,  # it is seldom sure, and its logits are soft
         stability_score_thresh=0.4,
     )
+
+
+def for_inference(config: SamConfig, dtype: str) -> SamConfig:
+    """A network that computes in one of INFERENCE_DTYPES; "int8" is bfloat16 with `ImageEncoderConfig.int8_mlp`.
+
+    Raises:
+      ValueError: another dtype.
+    """
+    require(dtype in INFERENCE_DTYPES, f"dtype {dtype!r} is not one of {', '.join(INFERENCE_DTYPES)}")
+    encoder = dataclasses.replace(config.image_encoder, int8_mlp=dtype == "int8")
+    return dataclasses.replace(config, image_encoder=encoder, dtype="bfloat16" if dtype == "int8" else dtype)
 
 
 def for_training(config: SamConfig, drop_path_rate: float = 0.0, remat: bool = True) -> SamConfig:

@@ -200,6 +200,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         patch = self.sam.image_encoder.patch_size
         require(patch == 16, f"training needs patch_size 16 (masks at a quarter of the image side), not {patch}")
+        require(not self.sam.image_encoder.int8_mlp, "int8_mlp is for inference; training needs it False")
         wrong = [stage.image_size for stage in self.stages if stage.image_size % patch]
         require(not wrong, f"stage image_size {wrong} must be a multiple of patch_size {patch}")
         for name in ("accumulate", "log_every", "eval_images", "checkpoint_every", "keep"):

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from sam_jax.checkpoint import bundled_model_path, load_model
-from sam_jax.config.model import COMPUTE_DTYPES
+from sam_jax.config.model import INFERENCE_DTYPES
 from sam_jax.data.records import DataError
 from sam_jax.evaluation.case_pictures import Case, draw_cases
 from sam_jax.evaluation.floors import evaluate_floors, floor_columns
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list-sets", action="store_true", help="describe the paper's sets and stop")
     parser.add_argument("--images", metavar="DIR", help="where the pictures of COCO or LVIS files in DATA lie")
     parser.add_argument("--checkpoint", metavar="DIR", help="model directory (default: the bundled vit_tiny)")
-    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, help="compute in this type instead of the model's own")
+    parser.add_argument("--dtype", choices=INFERENCE_DTYPES, help="compute in this type instead of the model's own")
     parser.add_argument("--out", default="report", metavar="DIR", help="where the report goes (default: report)")
     parser.add_argument("--clicks", type=int, nargs="*", default=list(PAPER_CLICKS), metavar="N")
     parser.add_argument("--no-boxes", action="store_true", help="leave box prompts out")

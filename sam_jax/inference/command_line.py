@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from sam_jax.config import AmgConfig, SamConfig
+from sam_jax.config import INFERENCE_DTYPES, AmgConfig, SamConfig
 from sam_jax.inference.batch_run import RunOptions
 from sam_jax.inference.images import MAX_PIXELS, read_mask_input
 from sam_jax.inference.prompt_files import PromptTable, read_prompts
@@ -53,7 +53,7 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argp
     parser.add_argument("--checkpoint", default=None, metavar="DIR", help="model; default: the bundled vit_tiny")
     parser.add_argument("--out", default="sam_out", metavar="DIR", help="where results go (default: sam_out)")
     parser.add_argument(
-        "--dtype", default=None, choices=("float32", "bfloat16"), help="compute type (default: the model's)"
+        "--dtype", default=None, choices=INFERENCE_DTYPES, help="compute type (default: the model's); int8 is for TPUs"
     )
     _add_prompt_options(parser.add_argument_group("prompts for one photo"))
     _add_many_options(parser.add_argument_group("many photos"))

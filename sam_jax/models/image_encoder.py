@@ -15,7 +15,6 @@ from flax import linen as nn
 
 from sam_jax.config import ImageEncoderConfig
 from sam_jax.models.layers import (
-    Dense,
     DropPath,
     LayerNorm,
     Linear,
@@ -26,6 +25,7 @@ from sam_jax.models.layers import (
 )
 from sam_jax.ops.attention import packed_attention
 from sam_jax.ops.gelu import gelu
+from sam_jax.ops.int8_mlp import int8_mlp
 
 
 class PatchEmbed(nn.Module):
@@ -129,12 +129,19 @@ class MlpBlock(nn.Module):
     config: ImageEncoderConfig
     dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def setup(self) -> None:
         c = self.config
         hidden = int(c.embed_dim * c.mlp_ratio)
-        x = gelu(Dense(hidden, dtype=self.dtype, kernel_init=kernel_init, name="lin1")(x))
-        return Dense(c.embed_dim, dtype=self.dtype, kernel_init=kernel_init, name="lin2")(x)
+        self.lin1 = Linear(c.embed_dim, hidden, self.dtype, kernel_init)
+        self.lin2 = Linear(hidden, c.embed_dim, self.dtype, kernel_init)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens in grid order (B, h, w, C) or in window order (B, windows, side^2, C)."""
+        if not self.config.int8_mlp:
+            return self.lin2(gelu(self.lin1(x)))
+        # Windows are short enough to stay whole; a grid's rows are joined, to be cut where it suits the kernel.
+        tokens = x if x.shape[2] == self.config.window_size**2 else rearrange(x, "b h w c -> b 1 (h w) c")
+        return int8_mlp(tokens, self.lin1.int8(), self.lin2.int8(), self.config.attention).reshape(x.shape)
 
 
 class Block(nn.Module):

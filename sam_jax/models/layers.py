@@ -11,6 +11,9 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
+from sam_jax.ops.int8_mlp import Int8Dense, quantize
+
+KERNEL_SCALE = "kernel_scale"  # of an int8 kernel, beside it in the parameter tree
 kernel_init = nn.initializers.truncated_normal(stddev=0.02)
 
 
@@ -42,13 +45,20 @@ class Linear(nn.Module):
     in_features: int
     features: int
     dtype: jnp.dtype = jnp.float32
+    kernel_init: Any = nn.initializers.xavier_uniform()
 
     def setup(self) -> None:
-        self.kernel = self.param("kernel", nn.initializers.xavier_uniform(), (self.in_features, self.features))
+        self.kernel = self.param("kernel", self.kernel_init, (self.in_features, self.features))
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return matmul(x.astype(self.dtype), self.kernel.astype(self.dtype)) + self.bias.astype(self.dtype)
+
+    def int8(self) -> Int8Dense:
+        """The layer in 8-bit integers: quantised here, or before, with the scales beside the kernel."""
+        known: jax.Array | None = self.get_variable("params", KERNEL_SCALE)
+        kernel, scale = quantize(self.kernel, 0) if known is None else (self.kernel, known)
+        return Int8Dense(kernel, scale[0], self.bias.astype(jnp.float32))
 
 
 class Mlp(nn.Module):

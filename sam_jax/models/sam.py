@@ -7,11 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam_jax.config import SamConfig
 from sam_jax.models.image_encoder import ImageEncoder
+from sam_jax.models.layers import KERNEL_SCALE
 from sam_jax.models.mask_decoder import MaskDecoder
 from sam_jax.models.prompt_encoder import PromptEncoder
+from sam_jax.ops.int8_mlp import quantize
 from sam_jax.ops.planes import join_subpixels
 from sam_jax.structs import MaskPredictions, Prompts
 
@@ -96,18 +99,21 @@ def init_variables(model: Sam, rng: jax.Array) -> dict[str, Any]:
 
 
 def inference_variables(config: SamConfig, variables: dict[str, Any]) -> dict[str, Any]:
-    """Variables that take less memory and give the same numbers: the image encoder's kernels in the compute dtype.
+    """Variables that take less memory and give the same numbers: the image encoder's kernels as they are multiplied.
 
     Each layer casts its kernel to the compute dtype before it multiplies, so that with bfloat16 they can be kept so;
-    normalisation, biases and tables stay float32. With float32 the variables come back as they are.
+    normalisation, biases and tables stay float32. With `int8_mlp` the MLPs' kernels are kept as 8-bit integers and
+    scales. With float32 the variables come back as they are, and so do those that are ready already.
     """
-    dtype = jnp.dtype(config.dtype)
-
-    def cast(path: Any, leaf: Any) -> Any:
-        names = [key.key for key in path]
-        return leaf.astype(dtype) if names[:2] == ["params", "image_encoder"] and names[-1] == "kernel" else leaf
-
-    if dtype == jnp.float32:
+    dtype, int8 = jnp.dtype(config.dtype), config.image_encoder.int8_mlp
+    if dtype == jnp.float32 and not int8:
         return variables
-    cast_tree: dict[str, Any] = jax.tree_util.tree_map_with_path(cast, variables)
-    return cast_tree
+    leaves = {}
+    for path, leaf in flatten_dict(variables).items():
+        if path[:2] != ("params", "image_encoder") or path[-1] != "kernel" or leaf.dtype == jnp.int8:
+            leaves[path] = leaf
+        elif int8 and path[3] == "mlp":
+            leaves[path], leaves[(*path[:-1], KERNEL_SCALE)] = quantize(leaf, 0)
+        else:
+            leaves[path] = leaf.astype(dtype)
+    return unflatten_dict(leaves)

@@ -1,0 +1,108 @@
+"""The MLP in 8-bit integers: against float32, and its TPU kernel, interpreted, against the XLA form."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sam_jax
+from sam_jax.config import for_inference, vit_b
+from sam_jax.config.training import TrainConfig
+from sam_jax.models.layers import KERNEL_SCALE
+from sam_jax.models.sam import Sam, inference_variables
+from sam_jax.ops.gelu import gelu
+from sam_jax.ops.int8_mlp import Int8Dense, int8_mlp, quantize
+from tests.tiny import TINY, random_images, random_variables
+
+C, HIDDEN = 128, 512
+
+
+def _random(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _layers():
+    kernels = _random(1, C, HIDDEN) / np.sqrt(C), _random(2, HIDDEN, C) / np.sqrt(HIDDEN)
+    biases = _random(3, HIDDEN), _random(4, C)
+    return kernels, biases
+
+
+def _int8(kernels, biases):
+    found = []
+    for kernel, bias in zip(kernels, biases, strict=True):
+        values, scale = quantize(jnp.asarray(kernel), 0)
+        found.append(Int8Dense(values, scale[0], jnp.asarray(bias)))
+    return found
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_values_and_scales_are_the_matrix_up_to_half_a_scale(axis):
+    x = jnp.asarray(_random(0, 40, 30)).at[:, 3].set(0.0).at[5].set(0.0)
+    values, scale = quantize(x, axis)
+    assert values.dtype == jnp.int8
+    assert np.abs(values).max() == 127
+    assert (np.abs(values * scale - x) <= scale / 2 + 1e-7).all()
+
+
+# Windows of 196 tokens, a grid in two blocks, and a token of zeros, as padding is.
+@pytest.mark.parametrize("shape", [(2, 3, 196), (2, 1, 512)])
+def test_the_kernel_is_the_xla_form_and_near_float32(shape):
+    x = _random(0, *shape, C)
+    x[0, 0, 7] = 0
+    kernels, biases = _layers()
+    xla, kernel = (
+        jax.jit(partial(int8_mlp, implementation=how))(x, *_int8(kernels, biases)) for how in ("xla", "pallas")
+    )
+    # A value that lies between two integers may fall to either side: a step of one hidden channel, rarely.
+    assert np.abs(xla - kernel).mean() < 1e-5
+    assert np.abs(xla - kernel).max() < 0.02
+    exact = gelu(x @ kernels[0] + biases[0]) @ kernels[1] + biases[1]
+    assert 0 < np.abs(xla - exact).mean() < 0.01 * np.abs(exact).mean()
+
+
+@pytest.mark.parametrize(
+    ("length", "channels", "words"), [(196, 96, "96 and 512 channels"), (300, 128, "300 tokens are more than 256")]
+)
+def test_other_shapes_fall_back_or_are_an_error(length, channels, words):
+    x, kernels = _random(0, 1, 1, length, channels), (_random(1, channels, HIDDEN), _random(2, HIDDEN, channels))
+    layers = _int8(kernels, (_random(3, HIDDEN), _random(4, channels)))
+    np.testing.assert_array_equal(int8_mlp(x, *layers, "auto"), int8_mlp(x, *layers, "xla"))
+    with pytest.raises(ValueError, match=words):
+        int8_mlp(x, *layers, "pallas")
+
+
+def test_kernels_are_quantised_once_and_give_the_same_embeddings():
+    config = for_inference(TINY, "int8")
+    assert (config.dtype, config.image_encoder.int8_mlp) == ("bfloat16", True)
+    variables, images = random_variables(TINY), random_images(0, 2, 80, 48)
+    ready = inference_variables(config, variables)
+    mlp = ready["params"]["image_encoder"]["blocks_0"]["mlp"]["lin1"]
+    assert (mlp["kernel"].dtype, mlp[KERNEL_SCALE].shape) == (jnp.int8, (1, 128))
+    assert ready["params"]["image_encoder"]["blocks_0"]["attn"]["qkv"]["kernel"].dtype == jnp.bfloat16
+    again = inference_variables(config, ready)
+    jax.tree.map(np.testing.assert_array_equal, again, ready)
+    encode = jax.jit(partial(Sam(config).apply, method="encode_image"))
+    np.testing.assert_array_equal(encode(ready, images), encode(variables, images))
+
+
+def test_masks_of_the_bundled_model_stay():
+    """int8 against float32, as everybody will use it; bfloat16 alone is held to 0.99."""
+    photo = np.random.default_rng(0).integers(0, 60, (240, 320, 3), np.uint8)
+    photo[60:180, 90:250] += 120
+    masks = []
+    for dtype in ("float32", "int8"):
+        predictor = sam_jax.SamPredictor(*sam_jax.load_model(dtype=dtype))
+        predictor.set_image(photo)
+        masks.append(predictor.predict(box=np.array([90, 60, 250, 180]), multimask_output=False).masks[0])
+    assert (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum() > 0.97
+
+
+def test_wrong_uses_are_refused():
+    with pytest.raises(ValueError, match="dtype 'int4' is not one of float32, bfloat16, int8"):
+        for_inference(vit_b(), "int4")
+    encoder = dataclasses.replace(TINY.image_encoder, int8_mlp=True)
+    with pytest.raises(ValueError, match="int8_mlp is for inference"):
+        TrainConfig(sam=dataclasses.replace(TINY, image_encoder=encoder))
