@@ -26,6 +26,8 @@ class ImageEncoderConfig:
       window_size: side in tokens of the windows of all blocks but `global_attn_indexes`.
       drop_path_rate: stochastic depth of the last block at training; earlier blocks scale down linearly to 0.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      scan: loop over groups of blocks, of which one is compiled: compile times are half as long, runs a little longer.
+        Groups end with a global block each and have to be equal. Parameters are the same.
       attention: "xla" is the form that every platform compiles, "pallas" the TPU kernels (an error for shapes that they
         do not take), "auto" the kernels on TPU for the shapes that they take and the XLA form elsewhere.
       token_order: how tokens lie between consecutive windowed blocks, which changes no result. "grid" cuts windows in
@@ -46,6 +48,7 @@ class ImageEncoderConfig:
     global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
     drop_path_rate: float = 0.0
     remat: bool = False
+    scan: bool = False
     attention: str = "auto"
     token_order: str = "auto"
     int8_mlp: bool = False
@@ -65,6 +68,12 @@ class ImageEncoderConfig:
             require(value in known, f"{name} {value!r} is not one of {', '.join(known)}")
         wrong = [i for i in self.global_attn_indexes if not 0 <= i < self.depth]
         require(not wrong, f"global_attn_indexes {wrong} lie outside the {self.depth} blocks")
+        every = self.depth // max(1, len(self.global_attn_indexes))
+        require(
+            not self.scan or self.global_attn_indexes == tuple(range(every - 1, self.depth, every)),
+            f"scan needs equal groups that end with a global block, which {self.depth} blocks with global_attn_indexes "
+            f"{self.global_attn_indexes} are not",
+        )
 
     @property
     def grid_size(self) -> int:

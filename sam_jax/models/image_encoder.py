@@ -5,7 +5,9 @@ Source: official `modeling/image_encoder.py`; Li et al. 2022, "Exploring plain v
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -155,15 +157,21 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool = True, windows: Windows | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        deterministic: bool = True,
+        windows: Windows | None = None,
+        drop_path_rate: float | jax.Array = 0.0,
+    ) -> jax.Array:
         c = self.config
         window = 0 if self.index in c.global_attn_indexes else c.window_size
-        drop_path = DropPath(c.drop_path_rate * self.index / max(1, c.depth - 1))
+        drop_path = DropPath()
         y = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
         y = Attention(c, window, self.dtype, name="attn")(y, windows)
-        x = x + drop_path(y, deterministic)
+        x = x + drop_path(y, drop_path_rate, deterministic)
         y = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        return x + drop_path(MlpBlock(c, self.dtype, name="mlp")(y), deterministic)
+        return x + drop_path(MlpBlock(c, self.dtype, name="mlp")(y), drop_path_rate, deterministic)
 
 
 class ImageEncoder(nn.Module):
@@ -191,13 +199,22 @@ class ImageEncoder(nn.Module):
         return self._neck(self._blocks(x, deterministic)).astype(jnp.float32)
 
     def _blocks(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        """All blocks, (B, h, w, C) in and out; between windowed blocks tokens may stay in window order."""
+        """All blocks, (B, h, w, C) in and out."""
+        c = self.config
+        block = nn.remat(Block, static_argnums=(2, 3)) if c.remat else Block
+        rates = np.linspace(0.0, c.drop_path_rate, c.depth).tolist()
+        if c.scan and not self.is_initializing():
+            return self._scanned(block, x, rates, deterministic)
+        blocks = [partial(block(c, i, self.dtype, name=f"blocks_{i}"), drop_path_rate=rates[i]) for i in range(c.depth)]
+        return self._in_order(blocks, x, deterministic)
+
+    def _in_order(self, blocks: Sequence[Callable[..., jax.Array]], x: jax.Array, deterministic: bool) -> jax.Array:
+        """Blocks one after the other; between windowed ones tokens may stay in window order."""
         c, order = self.config, self.config.token_order
         if order == "auto":
             order = "windows" if self.dtype == jnp.bfloat16 else "grid"
-        block = nn.remat(Block, static_argnums=(2, 3)) if c.remat else Block
         ordered: Windows | None = None
-        for i in range(c.depth):
+        for i, block in enumerate(blocks):
             windowed = order == "windows" and i not in c.global_attn_indexes
             if windowed and not ordered:
                 ordered = Windows(c.window_size, *x.shape[1:3])
@@ -205,8 +222,34 @@ class ImageEncoder(nn.Module):
                 x = jax.lax.optimization_barrier(ordered.split(x))
             elif ordered and not windowed:
                 x, ordered = ordered.join(x), None
-            x = block(c, i, self.dtype, name=f"blocks_{i}")(x, deterministic, ordered)
+            x = block(x, deterministic, ordered)
         return ordered.join(x) if ordered else x
+
+    def _scanned(self, block: Any, x: jax.Array, rates: Sequence[float], deterministic: bool) -> jax.Array:
+        """The same as a loop over equal groups, of which one is compiled. The parameter tree stays as it is."""
+        c = self.config
+        size = c.depth // len(c.global_attn_indexes)
+        params = self.variables["params"]
+        groups = [[params[f"blocks_{i}"] for i in range(k, k + size)] for k in range(0, c.depth, size)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *groups)
+        random = not deterministic and c.drop_path_rate > 0
+        keys = jax.random.split(self.make_rng("drop_path") if random else jax.random.key(0), (len(groups), size))
+
+        def group(x: jax.Array, part: Any) -> tuple[jax.Array, None]:
+            params, rates, keys = part
+            blocks = [
+                partial(
+                    block(c, i, self.dtype, parent=None).apply,
+                    {"params": params[i]},
+                    drop_path_rate=rates[i] if random else 0.0,
+                    rngs={"drop_path": keys[i]},
+                )
+                for i in range(size)
+            ]
+            return self._in_order(blocks, x, deterministic), None
+
+        x, _ = jax.lax.scan(group, x, (stacked, jnp.asarray(rates, jnp.float32).reshape(len(groups), size), keys))
+        return x
 
     def _neck(self, x: jax.Array) -> jax.Array:
         channels, dtype = self.out_channels, self.dtype

@@ -98,18 +98,16 @@ class PatchConv(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops the residual branch of a whole image with probability `rate` (rng stream drop_path)."""
-
-    rate: float
+    """Stochastic depth: drops the residual branch of a whole image with a probability (rng stream drop_path)."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        if deterministic or self.rate == 0.0:
+    def __call__(self, x: jax.Array, rate: float | jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or (isinstance(rate, float) and rate == 0.0):
             return x
-        keep = 1.0 - self.rate
+        keep = 1.0 - rate
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
         kept = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
-        return jnp.where(kept, x / keep, jnp.zeros_like(x))
+        return jnp.where(kept, (x / keep).astype(x.dtype), jnp.zeros_like(x))
 
 
 def _cubic_weights(target: int, source: int) -> np.ndarray:

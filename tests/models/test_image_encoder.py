@@ -9,7 +9,7 @@ import pytest
 
 from sam_jax.models.image_encoder import Attention, ImageEncoder, Windows
 from sam_jax.models.layers import resize_rel_pos
-from sam_jax.models.sam import Sam, inference_variables
+from sam_jax.models.sam import Sam, inference_variables, init_variables
 from sam_jax.ops.attention import relative_positions
 from tests.statements import attention_with_rel_pos
 from tests.tiny import TINY, jitted, random_images, random_variables
@@ -71,6 +71,46 @@ def test_windows_split_and_join(grid):
     # Padding is zero, and the mask says where it is.
     np.testing.assert_array_equal(np.where(windows.real(), split, 1) != 0, np.ones_like(split, bool))
     np.testing.assert_array_equal(np.where(windows.real(), 0, split), 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": True, "token_order": "windows"}])
+def test_a_loop_over_groups_of_blocks_equals_single_blocks(options):
+    """Values and gradients, with the same tree of parameters."""
+    groups = {"depth": 4, "global_attn_indexes": (1, 3)} | options
+    tree, images = random_variables(_with_encoder(**groups)), random_images(9, 2, 80, 112)
+
+    def run(scan):
+        model = Sam(_with_encoder(**groups, scan=scan))
+
+        def loss(params):
+            out = model.apply({**tree, "params": params}, images, method="encode_image")
+            return (out * jnp.arange(out.shape[-1])).mean(), out
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(tree["params"])
+
+    ((_, out), grads), ((_, same), same_grads) = run(True), run(False)
+    np.testing.assert_allclose(out, same, atol=2e-5)
+    assert jax.tree.structure(grads) == jax.tree.structure(same_grads)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(same_grads), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, np.abs(other).max()))
+    shapes = jax.eval_shape(lambda: init_variables(Sam(_with_encoder(**groups, scan=True)), jax.random.key(0)))
+    assert jax.tree.structure(shapes) == jax.tree.structure(tree)
+
+
+def test_a_loop_needs_equal_groups():
+    with pytest.raises(ValueError, match=r"which 3 blocks with global_attn_indexes \(1,\) are not"):
+        _with_encoder(scan=True)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_drop_path_of_a_loop_draws_anew_for_every_block(scan):
+    """Of two blocks the first keeps both branches, the second drops each in half of the images."""
+    config = _with_encoder(depth=2, global_attn_indexes=(0, 1), drop_path_rate=0.5, scan=scan)
+    encode = jitted(config, "encode_image", deterministic=False)
+    images = np.repeat(random_images(2, 1, 80, 80), 32, axis=0)
+    out = encode(random_variables(config), images, rngs={"drop_path": jax.random.key(0)})
+    kinds = np.unique(np.round(np.asarray(out).reshape(32, -1), 3), axis=0)
+    assert len(kinds) == 4  # neither, one, the other, both of the second block's branches
 
 
 @pytest.mark.parametrize("size", [(80, 80), (64, 112), (16, 16), (96, 48)])

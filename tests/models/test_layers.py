@@ -31,12 +31,12 @@ def test_layer_norm_keeps_digits_far_from_zero():
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
     x = np.ones((4000, 2, 3), np.float32)
-    drop = layers.DropPath(0.25)
-    out = np.asarray(drop.apply({}, x, False, rngs={"drop_path": jax.random.key(0)}))
+    drop = layers.DropPath()
+    out = np.asarray(drop.apply({}, x, 0.25, False, rngs={"drop_path": jax.random.key(0)}))
     kept = out[:, 0, 0] > 0
     np.testing.assert_allclose(out, np.where(kept[:, None, None], x / 0.75, 0) * np.ones_like(x), rtol=1e-6)
     assert abs(kept.mean() - 0.75) < 0.03
-    np.testing.assert_array_equal(drop.apply({}, x, True), x)
+    np.testing.assert_array_equal(drop.apply({}, x, 0.25, True), x)
 
 
 def test_rel_pos_is_indexed_by_query_minus_key():

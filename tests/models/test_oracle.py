@@ -3,6 +3,7 @@
 Needs the `oracle` extra. The weights are random, so that no download is needed and every parameter matters.
 """
 
+import dataclasses
 import functools
 import gc
 from typing import Any, NamedTuple
@@ -161,6 +162,23 @@ def test_masks_and_scores(pair, name, kind):
         clear = np.abs(logits.numpy()) > 1e-3
         np.testing.assert_array_equal(binary[clear], (logits.numpy() > 0)[clear])
         assert clear.mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_with_the_decoders_kernels(pair, kind):
+    """The TPU kernels, interpreted, on the wide photo."""
+    if pair.config.prompt_embed_dim % 128:
+        pytest.skip("the kernels do not take so small a decoder")
+    encoded = pair.photos["wide"]
+    prompts = make_prompts(pair, encoded, kind)
+    decoder = dataclasses.replace(pair.config.mask_decoder, kernels="pallas")
+    model = Sam(dataclasses.replace(pair.config, mask_decoder=decoder))
+    given = Prompts(**{key: value[None] for key, value in prompts.items()})
+    run = jax.jit(functools.partial(model.apply, method="predict_masks"))
+    ours = run(pair.variables, encoded.ours, given)
+    masks, ious = official_decode(pair.official, encoded.official, prompts, True)
+    np.testing.assert_allclose(ours.low_res_masks[0, :, 1:], masks, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(ours.iou_predictions[0, :, 1:], ious, rtol=0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
