@@ -5,9 +5,10 @@
     python benchmarks/tpu_aot.py blocks kernels --size b l h
     python benchmarks/tpu_aot.py decoder --size b --prompts 64 --json decoder.json
     python benchmarks/tpu_aot.py everything --size h
+    python benchmarks/tpu_aot.py train --size b --topology v5e:4x4        # a quarter of an hour; see tpu_training.py
 
-Needs libtpu (pip install libtpu). Parameters and compute are bfloat16. All figures are estimates of the compiler for
-one chip; nothing runs.
+Needs libtpu (pip install libtpu). Parameters and compute are bfloat16. All figures are estimates of the compiler per
+chip; nothing runs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import tpu_training
 from sam_jax import Prompts, config, tpu_estimates
 from sam_jax.inference import mask_candidates
 from sam_jax.models.sam import Sam, inference_variables, init_variables
@@ -55,15 +58,11 @@ COLUMNS = {
 def main() -> None:
     """Prints one line per compilation, as Markdown."""
     args = parse()
-    rows = []
     try:
-        for row in compile_rows(args):
-            if not rows:
-                print("Estimates of the TPU compiler for one chip, not measurements.\n")
-                print("| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), sep="\n")
-            rows.append(row)
-            cells = row | {"collectives": row["collectives"] or "none"}
-            print("| " + " | ".join(cell.format(**cells) for cell in COLUMNS.values()) + " |", flush=True)
+        rows = print_rows(args) if args.program != ["train"] else []
+        if "train" in args.program:
+            chosen = [(size, topology, args.batch) for size in args.size for topology in args.topology]
+            rows += tpu_training.print_rows(chosen, [64])
     except tpu_estimates.TopologyError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
@@ -71,17 +70,32 @@ def main() -> None:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
+def print_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of `compile_rows`, each printed as it comes."""
+    rows = []
+    for row in compile_rows(args):
+        if not rows:
+            print("Estimates of the TPU compiler for one chip, not measurements.\n")
+            print("| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), sep="\n")
+        rows.append(row)
+        cells = row | {"collectives": row["collectives"] or "none"}
+        print("| " + " | ".join(cell.format(**cells) for cell in COLUMNS.values()) + " |", flush=True)
+    return rows
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_program_options(parser)
-    parser.add_argument("--topology", nargs="+", default=["v5e:1"], help="such as v5e:1 v6e:1 v5p:1")
+    add_program_options(parser, [*PROGRAMS, "train"])
+    parser.add_argument(
+        "--topology", nargs="+", default=["v5e:1"], help="such as v5e:1 v6e:1 v5p:1; for train whole slices: v5e:4x4"
+    )
     return parser.parse_args(argv)
 
 
-def add_program_options(parser: argparse.ArgumentParser) -> None:
+def add_program_options(parser: argparse.ArgumentParser, programs: Sequence[str]) -> None:
     """What to compile; tpu_run.py runs the same."""
-    parser.add_argument("program", nargs="+", choices=sorted(PROGRAMS))
+    parser.add_argument("program", nargs="+", choices=sorted(programs))
     parser.add_argument("--size", nargs="+", choices=sorted(SIZES), default=["b"])
     parser.add_argument("--batch", type=int, default=1, help="images")
     parser.add_argument("--prompts", type=int, default=64, help="prompts per image, for the decoder")
@@ -91,6 +105,7 @@ def add_program_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="see ImageEncoderConfig; also the decoder's kernels",
     )
+    parser.add_argument("--scan", action="store_true", help="see ImageEncoderConfig")
     parser.add_argument("--dtype", choices=config.INFERENCE_DTYPES, default="bfloat16")
     parser.add_argument("--json", type=Path, help="also write the figures there")
 
@@ -103,6 +118,8 @@ def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """
     chips = {name: tpu_estimates.topology_devices(name) for name in args.topology}
     for kind, size, topology in itertools.product(args.program, args.size, chips):
+        if kind == "train":
+            continue
         chip, devices = chips[topology]
         for program in PROGRAMS[kind](size, args):
             yield {"topology": topology} | estimate(program, chip, devices[0])
@@ -247,7 +264,7 @@ def estimate(program: Program, chip: tpu_estimates.Chip, device: Any) -> dict[st
 def _model(size: str, args: argparse.Namespace, **changes: Any) -> tuple[Sam, Any]:
     """The model, and the shapes of its variables as they are kept for inference."""
     sam = config.for_inference(SIZES[size](), args.dtype)
-    image_encoder = dataclasses.replace(sam.image_encoder, attention=args.attention, **changes)
+    image_encoder = dataclasses.replace(sam.image_encoder, attention=args.attention, scan=args.scan, **changes)
     mask_decoder = dataclasses.replace(sam.mask_decoder, kernels=args.attention)
     model = Sam(dataclasses.replace(sam, image_encoder=image_encoder, mask_decoder=mask_decoder))
 

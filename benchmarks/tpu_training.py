@@ -14,6 +14,7 @@ import dataclasses
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 from sam_jax.training.dry_run import estimate_step
 
@@ -43,17 +44,23 @@ def main() -> None:
     chosen = DEFAULT
     if args.size or args.topology:
         chosen = [(s, t, args.batch) for s in args.size or "blh" for t in args.topology or ["v5e:4x4"]]
-    print("Compiler estimates, not measurements.\n", HEADER, "|" + "---|" * 9, sep="\n", flush=True)
-    rows = []
-    for size, topology, per_chip in chosen:
-        for masks in args.masks:
-            rows.append(_row(size, topology, per_chip, masks, args.remat))
-            print(_line(rows[-1]), flush=True)
+    rows = print_rows(chosen, args.masks, args.remat)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def _row(size: str, topology: str, per_chip: int, masks: int, remat: str | None) -> dict:
+def print_rows(chosen: list[tuple[str, str, int]], masks: list[int], remat: str | None = None) -> list[dict[str, Any]]:
+    """Compiles sizes on topologies with so many images per chip, for each number of masks; prints lines of Markdown."""
+    print("Compiler estimates, not measurements.\n", HEADER, "|" + "---|" * 9, sep="\n", flush=True)
+    rows = []
+    for size, topology, per_chip in chosen:
+        for count in masks:
+            rows.append(_row(size, topology, per_chip, count, remat))
+            print(_line(rows[-1]), flush=True)
+    return rows
+
+
+def _row(size: str, topology: str, per_chip: int, masks: int, remat: str | None) -> dict[str, Any]:
     config = runpy.run_path(str(ROOT / "configs" / f"sa1b_vit_{size}.py"))["get_config"]()
     chips = 1
     for side in topology.partition(":")[2].split("x"):
@@ -83,7 +90,7 @@ def _row(size: str, topology: str, per_chip: int, masks: int, remat: str | None)
     }
 
 
-def _line(row: dict) -> str:
+def _line(row: dict[str, Any]) -> str:
     return (
         f"| ViT-{row['size'].upper()} | {row['topology']} | {row['batch']} | {row['masks']} | {row['remat']} | "
         f"{row['fsdp']} | {row['hbm_gib']:.2f} of {row['hbm_limit_gib']} | {row['step_ms']:.0f} | {row['mfu']:.1%} |"

@@ -26,8 +26,8 @@ class ImageEncoderConfig:
       window_size: side in tokens of the windows of all blocks but `global_attn_indexes`.
       drop_path_rate: stochastic depth of the last block at training; earlier blocks scale down linearly to 0.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      scan: loop over groups of blocks, of which one is compiled: compile times are half as long, runs a little longer.
-        Groups end with a global block each and have to be equal. Parameters are the same.
+      scan: loop over groups of blocks, of which one is compiled. Compiling takes less time, running a sixth more, and
+        memory a second copy of the blocks' parameters. Groups have to be equal and end with a global block each.
       attention: "xla" is the form that every platform compiles, "pallas" the TPU kernels (an error for shapes that they
         do not take), "auto" the kernels on TPU for the shapes that they take and the XLA form elsewhere.
       token_order: how tokens lie between consecutive windowed blocks, which changes no result. "grid" cuts windows in
