@@ -340,6 +340,8 @@ def test_a_disk_that_fills_up(run, tmp_path, monkeypatch):
     write, written = path_type.write_bytes, []
 
     def fill_up(path, content):
+        if not path.is_relative_to(tmp_path / "out"):  # JAX keeps compiled programs elsewhere
+            return write(path, content)
         written.append(path)
         if len(written) > 3:
             write(path, content[: len(content) // 2])

@@ -11,6 +11,7 @@ from pycocotools import mask as coco
 from sam_jax.inference import mask_candidates
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.models.sam import Sam
+from sam_jax.ops.planes import split_subpixels
 from tests.tiny import TINY, random_variables
 
 LOOSE = dict(points_per_side=4, points_per_batch=5, pred_iou_thresh=0.0, stability_score_thresh=0.2)
@@ -26,7 +27,7 @@ def discs():
         logits = np.array([2.0, 3.0, 5.0])[:, None, None] - distance[:, None]
         logits[:, 0, 0, 0] = 1.0  # a speck far off
         iou = 0.5 + points[:, :1] / 1000 + np.array([0.0, 0.2, 0.1])
-        return jnp.float32(logits.reshape(-1, 20, 20)), jnp.float32(iou.reshape(-1))
+        return split_subpixels(jnp.float32(logits.reshape(-1, 20, 20))), jnp.float32(iou.reshape(-1))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask_candidates, "decode_points", decode)
