@@ -59,7 +59,7 @@ def main() -> None:
     """Prints one line per compilation, as Markdown."""
     args = parse()
     try:
-        rows = print_rows(args) if args.program != ["train"] else []
+        rows = print_rows(args)
         if "train" in args.program:
             chosen = [(size, topology, args.batch) for size in args.size for topology in args.topology]
             rows += tpu_training.print_rows(chosen, [64])
@@ -194,22 +194,19 @@ def everything(size: str, args: argparse.Namespace) -> list[Program]:
     (encode,) = encoder(size, args)
     model, variables = _model(size, args)
     grid = model.config.image_encoder.grid_size
-    step, chunk = mask_candidates.SIDE_STEP, mask_candidates.MAX_CHUNK
-    h, w = (-(-side // step) for side in (1500, 2250))
-    shapes = {
-        "decode": [(grid, grid, model.config.prompt_embed_dim), (64, 2)],
-        "examine": [(3 * 64, 16, grid * grid), (w * step, 4 * grid), (h, step, 16), (3,)],
-    }
-    embedding, points, planes, columns, row_bands, levels = (
-        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in itertools.chain(*shapes.values())
-    )
-    indices, row_starts, sides = (jax.ShapeDtypeStruct((length,), jnp.int32) for length in (chunk, h, 2))
+    photo, input_size, chunk = (1500, 2250), (683, 1024), mask_candidates.MAX_CHUNK
+    crop = mask_candidates.Crop((0, 0, *photo[::-1]), photo, input_size, jnp.zeros(()))
+    enlarge = mask_candidates.enlargement(model, config.AmgConfig(), crop)
+    embedding = jax.ShapeDtypeStruct((grid, grid, model.config.prompt_embed_dim), jnp.float32)
+    points = jax.ShapeDtypeStruct((64, 2), jnp.float32)
+    planes = jax.ShapeDtypeStruct((3 * 64, 16, grid * grid), jnp.float32)
+    indices = jax.ShapeDtypeStruct((chunk,), jnp.int32)
     decode = partial(mask_candidates.decode_points, model)
-    examined = planes, indices, columns, row_starts, row_bands, sides, levels
+    examined = planes, indices, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), enlarge)
     return [
         encode,
         Program(f"64 of 1024 points {size.upper()}", decode, (variables, embedding, points), 0.0),
-        Program(f"filters of {chunk} masks at 1500 x 2250", mask_candidates.examine, examined, 0.0),
+        Program(f"filters of {chunk} masks at 1500 x 2250", _examine, examined, 0.0),
     ]
 
 
@@ -234,6 +231,10 @@ def encoder_flops(sam: config.SamConfig) -> float:
     patches = 2 * tokens * 3 * c.patch_size**2 * width
     neck = 2 * tokens * (width * out + 9 * out**2)
     return dense + num_global * attention(tokens, c.grid_size) + window + patches + neck
+
+
+def _examine(planes: jax.Array, indices: jax.Array, enlarge: dict[str, jax.Array]) -> Any:
+    return mask_candidates.examine(planes, indices, **enlarge)
 
 
 def estimate(program: Program, chip: tpu_estimates.Chip, device: Any) -> dict[str, Any]:

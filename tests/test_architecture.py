@@ -30,7 +30,15 @@ _LIBRARY = _BASE | {
     "engine",
 }
 # What networks are made of, and what that is made of on TPUs.
-NETWORK_FILES = {"ops/attention", "ops/gelu", "ops/int8_mlp", "ops/mask_decoder", "ops/planes", "ops/softmax"}
+NETWORK_FILES = {
+    "ops/attention",
+    "ops/gelu",
+    "ops/int8_mlp",
+    "ops/kernel_choice",
+    "ops/mask_decoder",
+    "ops/planes",
+    "ops/softmax",
+}
 KERNEL_FILES = {
     "ops/attention_tiles",
     "ops/attention_tpu",

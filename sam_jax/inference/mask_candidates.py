@@ -205,7 +205,7 @@ def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid
     """
     points = grid * np.array(crop.size[::-1])
     in_frame = to_input_frame(points, crop.size, crop.input_size).astype(np.float32)
-    enlarge = _enlargement(model, config, crop)
+    enlarge = enlargement(model, config, crop)
     parts: list[Chunk] = []
     waiting: list[tuple[int, jax.Array, jax.Array]] = []  # batches that the device works on
     for start in range(0, len(points), config.points_per_batch):
@@ -224,7 +224,7 @@ Enlargement = dict[str, np.ndarray]
 Chunk = tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]  # points' numbers, predicted IoU, what `examine` found
 
 
-def _enlargement(model: Sam, config: AmgConfig, crop: Crop) -> Enlargement:
+def enlargement(model: Sam, config: AmgConfig, crop: Crop) -> Enlargement:
     """The crop-dependent arguments of `examine`."""
     side, grid = model.config.image_size, 4 * model.config.image_encoder.grid_size
     rows, columns = (

@@ -27,6 +27,7 @@ from sam_jax.ops.attention_tiles import (
     tiling_for,
 )
 from sam_jax.ops.batch_partition import split_over_batch
+from sam_jax.ops.kernel_choice import run_kernel
 
 # Above this many logits in one attention (4 bytes each), the CPU form goes head by head and strip by strip.
 CPU_CHUNK_LOGITS = 1 << 22
@@ -41,8 +42,7 @@ def packed_attention(
       qkv: (B, h*w, 3C), row-major tokens; queries, keys and values one after the other, D = C / num_heads channels per
         head in each. B may count windows.
       table_h: (2h - 1, D) and table_w: (2w - 1, D), indexed by query position - key position + size - 1.
-      implementation: "xla" is the form that every platform compiles. "pallas" is the TPU kernel, which is interpreted,
-        slowly, on other platforms. "auto" is the kernel on TPU for the shapes that it takes, the XLA form otherwise.
+      implementation: "auto", "xla" or "pallas", see `kernel_choice.run_kernel`.
 
     Returns:
       (B, h*w, C) in the dtype of qkv; logits and softmax are float32.
@@ -51,18 +51,17 @@ def packed_attention(
       ValueError: "pallas" was asked for, and the kernel does not take the shape.
     """
     xla = functools.partial(_xla, num_heads=num_heads)
-    if implementation == "xla":
-        return xla(qkv, table_h, table_w)
     h, w, dim = (len(table_h) + 1) // 2, (len(table_w) + 1) // 2, table_h.shape[1]
     try:
-        tiling = tiling_for(h, w, num_heads, dim)
+        tiling, problem = tiling_for(h, w, num_heads, dim), None
     except ValueError as error:
-        if implementation == "pallas":
-            raise ValueError(f'attention "pallas" does not take this shape: {error}; use "auto" or "xla"') from None
-        return xla(qkv, table_h, table_w)
-    on_tpu = functools.partial(_kernel, tiling, False)
-    elsewhere = functools.partial(_kernel, tiling, True) if implementation == "pallas" else xla
-    return jax.lax.platform_dependent(qkv, table_h, table_w, tpu=on_tpu, default=elsewhere)
+        tiling, problem = None, str(error)
+
+    def kernel(*operands: jax.Array, interpret: bool) -> jax.Array:
+        assert tiling is not None
+        return _kernel(tiling, interpret, *operands)
+
+    return run_kernel("attention", implementation, problem, kernel, xla, qkv, table_h, table_w)
 
 
 # Compiled by itself so that blocks of one shape are traced once, on whatever platform.

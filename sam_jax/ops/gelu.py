@@ -22,3 +22,8 @@ def gelu_fit(x: jax.Array) -> jax.Array:
     square = jnp.minimum(x * x, 25.0)
     inner = x * (0.797507884 + square * (0.0370056463 - 0.000351516846 * square))
     return 0.5 * x * (1.0 + jnp.tanh(inner))
+
+
+def gelu_in_kernel(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`gelu` of float32 that becomes `dtype` next, in operations that TPU kernels know (erf, but not erfc)."""
+    return gelu_fit(x) if dtype == jnp.bfloat16 else 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))

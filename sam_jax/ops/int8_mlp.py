@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from sam_jax.ops import int8_mlp_tpu
 from sam_jax.ops.batch_partition import split_over_batch
 from sam_jax.ops.gelu import gelu
+from sam_jax.ops.int8_mlp_tpu import quantize
+from sam_jax.ops.kernel_choice import run_kernel
 
 HIDDEN_PARTS = 8  # at most; each is a multiple of 128 channels
 
@@ -27,19 +29,12 @@ class Int8Dense(NamedTuple):
     bias: jax.Array
 
 
-def quantize(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """int8 values, and float32 scales that keep `axis` with length 1; values * scales is x up to half a scale."""
-    high = x.astype(jnp.float32)
-    scale = jnp.abs(high).max(axis=axis, keepdims=True) / 127
-    return jnp.round(high / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
-
-
 def int8_mlp(x: jax.Array, first: Int8Dense, second: Int8Dense, implementation: str) -> jax.Array:
     """second(gelu(first(x))).
 
     Args:
       x: (B, n, L, C) tokens. first: C -> hidden channels, second: back.
-      implementation: as of `ops.attention.packed_attention`. The kernel takes widths that are multiples of 128.
+      implementation: "auto", "xla" or "pallas", see `kernel_choice.run_kernel`.
 
     Returns:
       (B, n, L, C) in x's dtype.
@@ -49,22 +44,15 @@ def int8_mlp(x: jax.Array, first: Int8Dense, second: Int8Dense, implementation: 
     """
     hidden = first.kernel.shape[1]
     parts = next(n for n in range(HIDDEN_PARTS, 0, -1) if hidden % n == 0 and (n == 1 or hidden // n % 128 == 0))
-    xla = partial(_xla, parts)
     problem = int8_mlp_tpu.shape_problem(x.shape[2], x.shape[3], hidden)
-    if implementation == "pallas" and problem:
-        raise ValueError(f'int8 MLP "pallas" does not take this shape: {problem}; use attention "auto" or "xla"')
-    operands = x, *first, *second
-    if implementation == "xla" or problem:
-        return xla(*operands)
 
     def kernel(*operands: jax.Array, interpret: bool) -> jax.Array:
         run = partial(int8_mlp_tpu.int8_mlp, parts, interpret)
         out: jax.Array = split_over_batch(run, (True, *(False,) * 6), (True,))(*operands)[0]
         return out
 
-    default = partial(kernel, interpret=True) if implementation == "pallas" else xla
-    chosen: jax.Array = jax.lax.platform_dependent(*operands, tpu=partial(kernel, interpret=False), default=default)
-    return chosen
+    name = "int8 MLP under attention"
+    return run_kernel(name, implementation, problem, kernel, partial(_xla, parts), x, *first, *second)
 
 
 def _xla(

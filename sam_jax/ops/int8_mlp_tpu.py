@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from sam_jax.ops.attention_tiles import LANES
 from sam_jax.ops.attention_tpu import NN, VMEM_LIMIT
-from sam_jax.ops.gelu import gelu_fit
+from sam_jax.ops.gelu import gelu_in_kernel
 
-LANES, MAX_ROWS = 128, 256
+MAX_ROWS = 256
 MAX_WEIGHTS = 24 * 2**20  # bytes; there are two copies of them on the chip
 
 
@@ -65,24 +66,22 @@ def _kernel(
     bias_2: Any,
     out_ref: Any,
 ) -> None:
-    values, scale = _quantize(x_ref[0, 0].astype(jnp.float32))
+    values, scale = quantize(x_ref[0, 0], 1)
     width = kernel_1.shape[1] // parts
     total: Any = 0.0
     for part in range(parts):
         own = slice(part * width, (part + 1) * width)
         hidden = _dot(values, kernel_1[:, own]) * scale * scale_1[:, own] + bias_1[:, own]
-        hidden = (
-            gelu_fit(hidden) if x_ref.dtype == jnp.bfloat16 else 0.5 * hidden * (1 + jax.lax.erf(hidden * 0.5**0.5))
-        )
-        again, again_scale = _quantize(hidden)
+        again, again_scale = quantize(gelu_in_kernel(hidden, x_ref.dtype), 1)
         total = total + _dot(again, kernel_2[own]) * again_scale
     out_ref[0, 0] = (total * scale_2[:] + bias_2[:]).astype(out_ref.dtype)
 
 
-def _quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rows of float32 as int8, and their scales (rows, 1)."""
-    scale = jnp.abs(x).max(axis=1, keepdims=True) * (1 / 127)
-    return jnp.round(x * (1.0 / jnp.where(scale > 0, scale, 1.0))).astype(jnp.int8), scale
+def quantize(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """int8 values, and float32 scales that keep `axis` with length 1; values * scales is x up to half a scale."""
+    high = x.astype(jnp.float32)
+    scale = jnp.abs(high).max(axis=axis, keepdims=True) * (1 / 127)
+    return jnp.round(high * (1.0 / jnp.where(scale > 0, scale, 1.0))).astype(jnp.int8), scale
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,16 +1,14 @@
 """What the mask decoder does to pixels: prompts read them, change them, and turn them into masks.
 
-Each function has a form that every platform compiles, written here, and a TPU kernel (mask_decoder_tpu.py).
-`implementation` chooses: "xla" is the former; "pallas" the latter, which is interpreted, slowly, on other platforms,
-and an error for shapes that it does not take; "auto" is the kernel on TPU for the shapes that it takes, the XLA form
-otherwise. Gradients are those of the XLA form.
+Each function has a form that every platform compiles, written here, and a TPU kernel (mask_decoder_tpu.py);
+`implementation` chooses, see `kernel_choice.run_kernel`. Gradients are those of the XLA form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from einops import rearrange
 from sam_jax.ops import mask_decoder_tpu
 from sam_jax.ops.batch_partition import split_over_batch
 from sam_jax.ops.gelu import gelu
+from sam_jax.ops.kernel_choice import run_kernel
 from sam_jax.ops.planes import normalize, split, stack
 from sam_jax.ops.softmax import low_precision_softmax
 
@@ -206,16 +205,10 @@ def _run(
     def elsewhere(*operands: jax.Array) -> jax.Array:
         return cheaper() if cheaper else xla(*operands)
 
-    if implementation == "pallas" and problem:
-        raise ValueError(f'mask decoder kernels "pallas" do not take this shape: {problem}; use "auto" or "xla"')
-    if implementation == "xla" or problem:
-        return elsewhere(*operands)
-
-    def differentiable(interpret: bool) -> Any:
+    def differentiable(*operands: jax.Array, interpret: bool) -> jax.Array:
         run = jax.custom_vjp(partial(kernel, interpret=interpret))
         run.defvjp(lambda *args: (run(*args), args), lambda args, slope: jax.vjp(xla, *args)[1](slope))
-        return run
+        out: jax.Array = run(*operands)
+        return out
 
-    default = differentiable(True) if implementation == "pallas" else elsewhere
-    out: jax.Array = jax.lax.platform_dependent(*operands, tpu=differentiable(False), default=default)
-    return out
+    return run_kernel("mask decoder kernels", implementation, problem, differentiable, elsewhere, *operands)

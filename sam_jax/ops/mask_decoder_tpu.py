@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from sam_jax.ops.attention_tiles import LANES
 from sam_jax.ops.attention_tpu import NT, TN, VMEM_LIMIT, dot
-from sam_jax.ops.gelu import gelu_fit
+from sam_jax.ops.gelu import gelu_in_kernel
 
-LANES, SUBLANES = 128, 8
+SUBLANES = 8
 MAX_BYTES = 8 * 2**20  # of one prompt's pixels; several such have to fit into VMEM
 
 
@@ -174,7 +175,7 @@ def _upscale_kernel(
     out_ref: Any,
 ) -> None:
     pixels, features = pixels_ref[0, 0], second_ref.shape[1]
-    activation = gelu_fit if pixels.dtype == jnp.bfloat16 else _gelu
+    activation = partial(gelu_in_kernel, dtype=pixels.dtype)
     both = dot(first_ref[:], pixels) + norm_ref[0]
     for sub in range(4):
         own = slice(sub * features, (sub + 1) * features)
@@ -185,11 +186,6 @@ def _upscale_kernel(
         planes = dot(rows_ref[0, 0], x)
         for mask in range(out_ref.shape[2]):
             out_ref[0, 0, mask, 4 * sub : 4 * sub + 4] = planes[4 * mask : 4 * mask + 4]
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-    """The exact one, of what kernels can compute on TPU."""
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
 def _block(pixels: jax.Array) -> int:

@@ -38,6 +38,23 @@ def _stated_window_attention(p, x, window):
     return (out @ p["proj"]["kernel"] + p["proj"]["bias"])[:, :h, :w]
 
 
+def assert_same_with_gradients(one, other, tree, images):
+    """Two configs have the same embeddings of images, and gradients by the same tree of parameters."""
+
+    def run(config):
+        def loss(params):
+            out = Sam(config).apply({**tree, "params": params}, images, method="encode_image")
+            return (out * jnp.arange(out.shape[-1])).mean(), out
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(tree["params"])
+
+    ((_, out), grads), ((_, same), same_grads) = run(one), run(other)
+    np.testing.assert_allclose(out, same, atol=2e-5)
+    assert jax.tree.structure(grads) == jax.tree.structure(same_grads)
+    for found, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(same_grads), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
+
+
 @pytest.mark.parametrize("grid", [(5, 5), (4, 7), (3, 6), (2, 1)])
 def test_windows_equal_padding_first(variables, grid):
     p = variables["params"]["image_encoder"]["blocks_0"]["attn"]
@@ -79,20 +96,7 @@ def test_a_loop_over_groups_of_blocks_equals_single_blocks(options):
     groups = {"depth": 4, "global_attn_indexes": (1, 3)} | options
     tree, images = random_variables(_with_encoder(**groups)), random_images(9, 2, 80, 112)
 
-    def run(scan):
-        model = Sam(_with_encoder(**groups, scan=scan))
-
-        def loss(params):
-            out = model.apply({**tree, "params": params}, images, method="encode_image")
-            return (out * jnp.arange(out.shape[-1])).mean(), out
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(tree["params"])
-
-    ((_, out), grads), ((_, same), same_grads) = run(True), run(False)
-    np.testing.assert_allclose(out, same, atol=2e-5)
-    assert jax.tree.structure(grads) == jax.tree.structure(same_grads)
-    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(same_grads), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, np.abs(other).max()))
+    assert_same_with_gradients(*(_with_encoder(**groups, scan=scan) for scan in (True, False)), tree, images)
     shapes = jax.eval_shape(lambda: init_variables(Sam(_with_encoder(**groups, scan=True)), jax.random.key(0)))
     assert jax.tree.structure(shapes) == jax.tree.structure(tree)
 
@@ -157,19 +161,9 @@ def test_the_encoder_with_tpu_kernels_equals_the_one_without(order):
     tree = random_variables(_with_encoder(**wide))
     images = random_images(9, 2, 80, 112)
 
-    def run(attention):
-        model = Sam(_with_encoder(**wide, attention=attention))
-
-        def loss(params):
-            out = model.apply({**tree, "params": params}, images, method="encode_image")
-            return (out * jnp.arange(out.shape[-1])).mean(), out
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(tree["params"])
-
-    ((_, out), grads), ((_, same), same_grads) = run("pallas"), run("xla")
-    np.testing.assert_allclose(out, same, atol=2e-5)
-    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(same_grads), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, np.abs(other).max()))
+    assert_same_with_gradients(
+        *(_with_encoder(**wide, attention=attention) for attention in ("pallas", "xla")), tree, images
+    )
 
 
 @pytest.mark.parametrize("size", [(80, 80), (64, 112), (112, 64), (16, 16), (160, 160)])
