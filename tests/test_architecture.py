@@ -35,9 +35,11 @@ NETWORK_FILES = {
     "ops/gelu",
     "ops/int8_mlp",
     "ops/kernel_choice",
+    "ops/layer_norm",
     "ops/mask_decoder",
     "ops/planes",
     "ops/softmax",
+    "ops/sums",
 }
 KERNEL_FILES = {
     "ops/attention_tiles",

@@ -12,18 +12,30 @@ from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.ops.int8_mlp import Int8Dense, quantize
+from sam_jax.ops.layer_norm import ONE_PASS, TWO_PASSES, layer_norm
 
 KERNEL_SCALE = "kernel_scale"  # of an int8 kernel, beside it in the parameter tree
 kernel_init = nn.initializers.truncated_normal(stddev=0.02)
 
 
-def LayerNorm(epsilon: float, dtype: Any = jnp.float32, name: str | None = None) -> nn.LayerNorm:
-    """Layer normalisation with statistics in float32.
+class LayerNorm(nn.Module):
+    """Layer normalisation of the last axis, with statistics in float32; parameters as `nn.LayerNorm`.
 
     The variance takes two passes: E[x^2] - E[x]^2 loses digits on ViT-H's large activations. For bfloat16 it takes one,
     as the rounding of x loses far more where the mean is far from zero.
     """
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=dtype == jnp.bfloat16, name=name)
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., C)."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        statistics = ONE_PASS if self.dtype == jnp.bfloat16 else TWO_PASSES
+        x = x.astype(jnp.promote_types(x.dtype, self.dtype))
+        return layer_norm(x, scale, bias, self.epsilon, -1, statistics).astype(self.dtype)
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from sam_jax.models.planes import PlaneNorm, PlaneSubpixelConv
 from sam_jax.models.prompt_encoder import PromptEmbeddings
 from sam_jax.models.two_way_transformer import TwoWayTransformer
 from sam_jax.ops.mask_decoder import Upscaling, upscale
+from sam_jax.ops.sums import repeat
 
 _normal = nn.initializers.normal(stddev=1.0)
 
@@ -43,7 +44,8 @@ class MaskDecoder(nn.Module):
         iou_token = self.param("iou_token", _normal, (1, self.dim))
         mask_tokens = self.param("mask_tokens", _normal, (c.num_mask_tokens, self.dim))
         tokens, valid = _join(jnp.concatenate([iou_token, mask_tokens]), prompts)
-        pixels = rearrange(image_embeddings, "b h w c -> b 1 c (h w)").astype(self.dtype) + prompts.dense
+        pixels = rearrange(image_embeddings, "b h w c -> b 1 c (h w)").astype(self.dtype)
+        pixels = repeat(pixels, prompts.dense.shape[1], 1) + prompts.dense
         tokens, pixels = TwoWayTransformer(c, self.dim, self.dtype, name="transformer")(
             tokens.astype(self.dtype), pixels, rearrange(image_pe, "h w c -> 1 1 c (h w)").astype(self.dtype), valid
         )

@@ -8,7 +8,8 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from sam_jax.ops.planes import normalize, project
+from sam_jax.ops.layer_norm import CENTRED, TWO_PASSES, layer_norm
+from sam_jax.ops.planes import project
 
 
 class PlaneNorm(nn.Module):
@@ -28,7 +29,8 @@ class PlaneNorm(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., C, S)."""
-        return normalize(x.astype(self.dtype), self.scale, self.bias, self.epsilon, self.centred)
+        statistics = CENTRED if self.centred else TWO_PASSES
+        return layer_norm(x.astype(self.dtype), self.scale, self.bias, self.epsilon, -2, statistics)
 
 
 def _less_mean(kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:

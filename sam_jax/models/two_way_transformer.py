@@ -180,7 +180,7 @@ class TwoWayAttentionBlock(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         c = self.config
 
-        def norm(name: str) -> nn.LayerNorm:
+        def norm(name: str) -> LayerNorm:
             return LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
 
         def attention(name: str, rate: int) -> Attention:

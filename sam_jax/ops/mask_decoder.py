@@ -18,7 +18,8 @@ from sam_jax.ops import mask_decoder_tpu
 from sam_jax.ops.batch_partition import split_over_batch
 from sam_jax.ops.gelu import gelu
 from sam_jax.ops.kernel_choice import run_kernel
-from sam_jax.ops.planes import normalize, split, stack
+from sam_jax.ops.layer_norm import CENTRED, layer_norm
+from sam_jax.ops.planes import split, stack
 from sam_jax.ops.softmax import low_precision_softmax
 
 Kernel = Callable[..., jax.Array]
@@ -136,7 +137,7 @@ def _mix(update: PixelUpdate, pixels: jax.Array, logits: jax.Array, epsilon: flo
     weights = low_precision_softmax(logits, 2)
     out = jnp.einsum("bnac,bnas->bncs", update.values, rearrange(weights, "b n t h s -> b n (t h) s"))
     out = out + update.bias.astype(pixels.dtype)[:, None]
-    return normalize(pixels + out, update.scale, update.shift, epsilon, False)
+    return layer_norm(pixels + out, update.scale, update.shift, epsilon, -2)
 
 
 def upscale(
@@ -166,7 +167,7 @@ def upscale(
     def xla(pixels: jax.Array, rows: jax.Array, *parts: jax.Array) -> jax.Array:
         known = Upscaling(*parts)
         x = split(known.first, known.first_bias, pixels)
-        x = gelu(normalize(x, known.scale, known.shift, epsilon, True))
+        x = gelu(layer_norm(x, known.scale, known.shift, epsilon, -2, CENTRED))
         x = gelu(stack(known.second, known.second_bias, x))
         planes = jnp.broadcast_to(rows[:, :, None], (*x.shape[:3], *rows.shape[2:])) @ x
         return rearrange(planes, "b n u (m t) s -> b n m (u t) s", t=4).astype(jnp.float32)

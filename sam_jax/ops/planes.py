@@ -10,9 +10,6 @@ to the next, and losses are the same sums in any order; only a picture for peopl
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -77,40 +74,3 @@ def _each_at_once(matrices: jax.Array, planes: jax.Array) -> jax.Array:
     """As `_each` of (x, out, in), in one product: three times as fast on CPUs, which need not re-order anything."""
     out = project(rearrange(matrices, "x o i -> i (x o)"), planes)
     return rearrange(out, "... (x o) s -> ... x o s", x=len(matrices))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, centred: bool) -> jax.Array:
-    """LayerNorm over the channels of each pixel (..., C, S), see `models.planes.PlaneNorm`.
-
-    Remembers its input and a pixel's two statistics; autodiff would keep float32 copies of all channels.
-    """
-    return _normalize_forward(x, scale, bias, epsilon, centred)[0]
-
-
-def _normalize_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, centred: bool
-) -> tuple[jax.Array, Any]:
-    high = x.astype(jnp.float32)
-    mean = jnp.zeros(()) if centred else high.mean(axis=-2, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(high - mean).mean(axis=-2, keepdims=True) + epsilon)
-    out = (high - mean) * inverse * scale[:, None] + bias[:, None]
-    return out.astype(x.dtype), (x, scale, mean, inverse)
-
-
-def _normalize_backward(
-    epsilon: float, centred: bool, kept: Any, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, scale, mean, inverse = kept
-    slope = cotangent.astype(jnp.float32)
-    normal = (x.astype(jnp.float32) - mean) * inverse
-    others = (*range(x.ndim - 2), x.ndim - 1)
-    d_scale, d_bias = (slope * normal).sum(axis=others), slope.sum(axis=others)
-    slope = slope * scale[:, None]
-    d_x = slope - normal * (slope * normal).mean(axis=-2, keepdims=True)
-    if not centred:
-        d_x = d_x - slope.mean(axis=-2, keepdims=True)
-    return (d_x * inverse).astype(x.dtype), d_scale, d_bias
-
-
-normalize.defvjp(_normalize_forward, _normalize_backward)

@@ -7,6 +7,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from sam_jax.ops.sums import plain_sum
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def low_precision_softmax(logits: jax.Array, axis: int) -> jax.Array:
@@ -25,7 +27,7 @@ def _forward(logits: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 
 def _backward(axis: int, weights: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
     high, slope = weights.astype(jnp.float32), cotangent.astype(jnp.float32)
-    return ((high * (slope - (high * slope).sum(axis=axis, keepdims=True))).astype(weights.dtype),)
+    return ((high * (slope - plain_sum(high * slope, axis))).astype(weights.dtype),)
 
 
 low_precision_softmax.defvjp(_forward, _backward)
