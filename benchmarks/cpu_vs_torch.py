@@ -1,12 +1,14 @@
 """Ours against the official PyTorch code on this CPU: one run, alternating repetitions, ratios.
 
-    pip install -e ".[oracle]" && python benchmarks/cpu_vs_torch.py [--rows encode decode everything train]
+    pip install -e ".[oracle]" && python benchmarks/cpu_vs_torch.py [--rows encode decode tiny everything train]
 
-Both sides get the same random ViT-B weights and the same inputs, in float32 with all cores. A ratio above 1 means that
-torch takes longer. Times on a shared machine vary; the ratio of medians taken turn by turn varies far less.
+Both sides get the same random weights, of ViT-B unless said, and the same inputs, in float32 with all cores. A ratio
+above 1 means that torch takes longer. Times on a shared machine vary; the ratio of medians taken turn by turn varies
+far less.
 
   encode      one picture of 1024 px through the image encoder
   decode      1 and 64 one-point prompts, three masks each
+  tiny        the same of vit_tiny, the architecture of the bundled model, one picture of 512 px and one prompt
   everything  a photo of 1500 x 2250, 32 x 32 points, post-processing included: the official generator against ours. Of
               random weights' masks about a third pass the predicted IoU, and a third of those the stability score.
               Our host's share (box NMS, run lengths, records) is printed below
@@ -34,14 +36,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from convert.torch_to_flax import load_official
-from sam_jax import Prompts, Sam, SamAutomaticMaskGenerator, vit_b
+from sam_jax import Prompts, Sam, SamAutomaticMaskGenerator, vit_b, vit_tiny
 from sam_jax.config import OptimConfig, SamConfig, TrainConfig
 from sam_jax.inference import automatic_mask_generator
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import create_state, train_step
 from tests.oracle import build_official
 
-ROWS = ("encode", "decode", "everything", "train")
+ROWS = ("encode", "decode", "tiny", "everything", "train")
 Sides = tuple[Callable[[], object], Callable[[], object]]
 
 
@@ -69,12 +71,13 @@ def same_model(config: SamConfig) -> tuple[Any, Sam, dict[str, Any]]:
 class Parts:
     """Encoder and decoder by themselves."""
 
-    def __init__(self) -> None:
-        self.official, self.model, self.variables = same_model(vit_b())
+    def __init__(self, config: SamConfig) -> None:
+        self.official, self.model, self.variables = same_model(config)
         rng = np.random.default_rng(0)
-        self.images = rng.standard_normal((1, 1024, 1024, 3)).astype(np.float32)
-        self.coords = rng.uniform(0, 1024, (64, 1, 2)).astype(np.float32)
-        self.embeddings = rng.standard_normal((1, 64, 64, 256)).astype(np.float32)
+        side, grid = config.image_encoder.image_size, config.image_encoder.grid_size
+        self.images = rng.standard_normal((1, side, side, 3)).astype(np.float32)
+        self.coords = rng.uniform(0, side, (64, 1, 2)).astype(np.float32)
+        self.embeddings = rng.standard_normal((1, grid, grid, config.prompt_embed_dim)).astype(np.float32)
         self._encode = jax.jit(lambda v, x: self.model.apply(v, x, method="encode_image"))
         self._decode = jax.jit(lambda v, e, p: self.model.apply(v, e, p, True, method="decode_masks"))
 
@@ -240,12 +243,16 @@ def main() -> int:
 
     print(f"jax {jax.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
     print(f"{'':34}{'ours s':>10}{'torch s':>10}{'torch / ours':>14}")
-    parts = Parts() if {"encode", "decode"} & set(args.rows) else None
+    parts = Parts(vit_b()) if {"encode", "decode"} & set(args.rows) else None
     if parts and "encode" in args.rows:
         measure("ViT-B encode, 1 image", parts.encode())
     if parts and "decode" in args.rows:
         measure("ViT-B decode, 1 prompt", parts.decode(1), times=8)
         measure("ViT-B decode, 64 prompts", parts.decode(64))
+    if "tiny" in args.rows:
+        tiny = Parts(vit_tiny())
+        measure("vit_tiny encode, 1 image", tiny.encode(), times=8)
+        measure("vit_tiny decode, 1 prompt", tiny.decode(1), times=8)
     if "everything" in args.rows:
         everything = Everything()
         measure("ViT-B everything, 1024 points", everything.sides())
