@@ -12,7 +12,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def _exact(x: jax.Array) -> jax.Array:
-    # Not by erfc, as JAX's own: TPU kernels lack it, and a CPU takes twice as long. Torch adds 1 to erf, too.
+    # Not by erfc, as JAX's own: TPU kernels lack it, and CPUs take longer. Torch adds 1 to erf, too.
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 

@@ -67,6 +67,6 @@ def _along(vector: jax.Array, axis: int) -> jax.Array:
 
 def _over_positions(x: jax.Array, axis: int) -> jax.Array:
     """The sum over all axes but that of the channels: (C,)."""
-    if axis == -1:
+    if axis == -1:  # sums along the last axes are fast everywhere, those along the first are not
         return plain_sum(x.reshape(-1, x.shape[-1]), 0)[0]
     return x.sum(axis=(*range(x.ndim - 2), x.ndim - 1))

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 def weighted_sum(x: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
     """The sum of float32 `x` times `weights` (x.shape[axis],) along an axis, which stays with length 1.
 
-    CPUs take it as a matrix product: XLA's sums there, in the backward passes of norms and broadcasts, were measured
-    at a tenth of that speed. A TPU adds, as its products round float32 factors.
+    CPUs take it as a matrix product: in the backward passes of norms and broadcasts, XLA's sums are many times slower
+    there. A TPU adds, as its products round float32 factors.
     """
     axis %= x.ndim
     total: jax.Array = jax.lax.platform_dependent(
