@@ -74,6 +74,15 @@ def test_any_mesh_gives_the_curve_of_one_device(data, fsdp, one_device, untraine
     np.testing.assert_allclose(curve(data, fsdp, 8), one_device, atol=1e-5)
 
 
+def test_muon_gives_one_curve_too(one_device, untrained, monkeypatch):
+    muon = {"optim": dataclasses.replace(CONFIG.optim, optimizer="muon")}
+    monkeypatch.setattr(sharding, "MIN_SPLIT_ELEMENTS", 64)
+    alone = curve(1, 1, 1, **muon)
+    assert np.abs(alone - untrained)[5:].min() > 1e-3
+    assert np.abs(alone - one_device)[5:].max() > 1e-3
+    np.testing.assert_allclose(curve(2, 4, 8, **muon), alone, atol=1e-4)
+
+
 def test_accumulated_pieces_learn_the_same(one_device):
     """Prompts are drawn anew for each piece, so that the curves differ a little."""
     pieces = curve(1, 1, 1, accumulate=4)

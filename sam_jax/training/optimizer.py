@@ -1,13 +1,15 @@
-"""AdamW as the paper sets it: warm-up, step (or cosine) decay, layer-wise learning rates, decay of matrices only."""
+"""AdamW as the paper sets it, or Muon: warm-up, step (or cosine) decay, layer-wise rates, decay of matrices only."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sam_jax.config import OptimConfig, SamConfig
 
@@ -51,11 +53,43 @@ def make_optimizer(config: OptimConfig, sam: SamConfig, num_steps: int) -> optax
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
         clip,
-        optax.scale_by_adam(config.b1, config.b2),
+        _directions(config),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
         _scale_by_layer(config, sam),
         optax.scale_by_learning_rate(learning_rate_schedule(config, num_steps)),
     )
+
+
+def muon_matrices(params: Any) -> Any:
+    """True for the kernels that Muon takes as a matrix: the last axis counts outputs, all others inputs.
+
+    Heads and kernels of few rows stay with Adam, and so do transposed convolutions, which are not one matrix.
+    """
+
+    def is_matrix(path: str, shape: tuple[int, ...]) -> bool:
+        return path.endswith("/kernel") and "upscaling" not in path and min(math.prod(shape[:-1]), shape[-1]) >= 32
+
+    flat = {path: is_matrix(path, x.shape) for path, x in flatten_dict(params, sep="/").items()}
+    return unflatten_dict(flat, sep="/")
+
+
+def _directions(config: OptimConfig) -> optax.GradientTransformation:
+    """Where each parameter goes, in steps of about Adam's length; decay and rates come later in the chain."""
+    adam = optax.scale_by_adam(config.b1, config.b2)
+    if config.optimizer == "adamw":
+        return adam
+    muon = optax.chain(scale_by_muon(weight_dimension_numbers=_last_axis_is_output), optax.stateless(_as_long_as_adams))
+    parts = {"muon": muon, "adam": adam}
+    return optax.partition(parts, lambda params: jax.tree.map(lambda x: "muon" if x else "adam", muon_matrices(params)))
+
+
+def _last_axis_is_output(updates: Any) -> Any:
+    return jax.tree.map(lambda x: MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1), updates)
+
+
+def _as_long_as_adams(updates: Any, params: Any = None) -> Any:
+    """Orthogonal updates scaled to a root mean square of 0.2, whatever their shape (Liu et al. 2025)."""
+    return jax.tree.map(lambda x: 0.2 * max(math.prod(x.shape[:-1]), x.shape[-1]) ** 0.5 * x, updates)
 
 
 def _scale_by_layer(config: OptimConfig, sam: SamConfig) -> optax.GradientTransformation:

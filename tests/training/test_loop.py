@@ -157,18 +157,22 @@ def wait_for_rows(process, workdir, count):
 
 
 def test_a_killed_and_a_preempted_run_end_like_one_that_was_not(config_file, root):
-    """SIGKILL at a random step, then SIGTERM, then to the end: the curve of a run without stops, bit for bit."""
+    """SIGKILL at a random step, then SIGTERM, then to the end: the curve of a run without stops, bit for bit.
+
+    With Muon, whose state has Adam's in it.
+    """
     alone, stopped = root / "alone", root / "stopped"
-    assert subprocess.run(**command(config_file, alone)).returncode == 0
+    muon = "--optim.optimizer", "muon"
+    assert subprocess.run(**command(config_file, alone, *muon)).returncode == 0
 
     steps = int(np.random.default_rng().integers(1, 5))
-    process = subprocess.Popen(**command(config_file, stopped))
+    process = subprocess.Popen(**command(config_file, stopped, *muon))
     wait_for_rows(process, stopped, steps)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (stopped / "model").exists()
 
-    process = subprocess.Popen(**command(config_file, stopped))
+    process = subprocess.Popen(**command(config_file, stopped, *muon))
     while (stopped / "logs" / "host_0.log").read_text().count("of 7 on {") < 2:  # it has started again
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
@@ -177,7 +181,7 @@ def test_a_killed_and_a_preempted_run_end_like_one_that_was_not(config_file, roo
     if process.returncode != 0:  # 0: it was done before the signal came
         assert process.returncode == 75, errors
         assert "run the same command to go on" in errors
-        assert subprocess.run(**command(config_file, stopped)).returncode == 0
+        assert subprocess.run(**command(config_file, stopped, *muon)).returncode == 0
 
     same_curve(rows_of(alone), rows_of(stopped))
     same_curve(rows_of(alone, "eval_loss"), rows_of(stopped, "eval_loss"))

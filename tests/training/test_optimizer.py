@@ -1,14 +1,16 @@
-"""AdamW's parts: what decays, how fast each layer learns, and the schedule."""
+"""AdamW's parts and Muon's: what decays, how fast each layer learns, and the schedule."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from sam_jax.config import OptimConfig
-from sam_jax.training.optimizer import decay_mask, layer_scales, learning_rate_schedule, make_optimizer
+from sam_jax.config import OptimConfig, vit_tiny
+from sam_jax.models.sam import Sam, init_variables
+from sam_jax.training.optimizer import decay_mask, layer_scales, learning_rate_schedule, make_optimizer, muon_matrices
 from tests.tiny import TINY
 
 CONSTANT = OptimConfig(learning_rate=1.0, warmup_steps=0, milestones=(), weight_decay=0.0, layer_decay=1.0)
@@ -96,3 +98,33 @@ def test_clipping_is_by_the_global_norm(params):
     )
     norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(moments)))
     np.testing.assert_allclose(norm, 0.1, rtol=1e-4)  # (1 - b1) times a norm of 1
+
+
+def test_muon_takes_the_kernels_that_are_one_matrix():
+    shapes = jax.eval_shape(partial(init_variables, Sam(vit_tiny())), jax.random.key(0))["params"]
+    flat = {path for path, muons in flatten_dict(muon_matrices(shapes), sep="/").items() if muons}
+    encoder, decoder = "image_encoder/blocks_0/", "mask_decoder/transformer/"
+    assert {"image_encoder/patch_embed/proj/kernel", "image_encoder/neck_2/kernel"} <= flat
+    assert {f"{encoder}attn/qkv/kernel", f"{encoder}mlp/lin2/kernel", f"{decoder}layers_0/mlp/lin1/kernel"} <= flat
+    left = "bias|norm|scale|rel_pos|iou_token|mask_tokens|upscaling|downscaling_0|embeddings|no_mask|head/layers_2"
+    assert not [path for path in flat for word in left.split("|") if word in path]
+
+
+def test_muons_updates_are_orthogonal_and_as_long_as_adams():
+    rng = np.random.default_rng(0)
+    params = {"mask_decoder": {"lin": {"kernel": rng.normal(size=(96, 48)), "bias": rng.normal(size=48)}}}
+    params = jax.tree.map(np.float32, params)
+    grads = {"mask_decoder": {"lin": {"kernel": rng.normal(size=(96, 48)) ** 3, "bias": np.full(48, 5.0)}}}
+    config = dataclasses.replace(CONSTANT, learning_rate=0.1, optimizer="muon")
+    updates = _updates(config, params, jax.tree.map(np.float32, grads), steps=2)
+    kernel = np.asarray(updates["mask_decoder/lin/kernel"])
+    lengths = np.linalg.svd(kernel, compute_uv=False) / (0.1 * 0.2 * np.sqrt(96))
+    assert 0.6 < lengths.min() <= lengths.max() < 1.3  # five Newton-Schulz iterations come that close to 1
+    assert np.sqrt((kernel**2).mean()) == pytest.approx(0.1 * 0.2, rel=0.2)
+    assert (kernel * grads["mask_decoder"]["lin"]["kernel"]).sum() < 0
+    np.testing.assert_allclose(updates["mask_decoder/lin/bias"], -0.1, rtol=1e-4)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="optimizer 'sgd' is not one of adamw, muon"):
+        OptimConfig(optimizer="sgd")
