@@ -13,7 +13,7 @@ class CompositeConfig:
 
     Attributes:
       image_size: side S of the padded square, in pixels; a multiple of 4.
-      masks_per_image: K, masks kept of each picture; a random K where there are more.
+      masks_per_image: K, masks kept of each picture; where there are more, large and hollow ones are kept more often.
       mask_stride: pixels per cell of the masks, as in `StageConfig`.
       length: examples in one pass: what `len` says.
       labelled: share of examples that are labelled photographs, where the pool has any.

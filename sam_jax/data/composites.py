@@ -57,7 +57,7 @@ class CompositeSource:
         config = self.config
         while True:
             image, masks = self._draw(rng)
-            masks = masks[rng.permutation(len(masks))[: config.masks_per_image]]
+            masks = choose_masks(rng, masks, config.masks_per_image)
             example = make_example(image, masks, index, config.image_size, config.masks_per_image, config.mask_stride)
             if example.mask_valid.any():
                 return example.to_dict()
@@ -270,6 +270,19 @@ def _split_part(
     shift = rng.normal(0, 22, 3) + rng.choice([-1, 1]) * rng.uniform(8, 35)
     other = recolour(rng, rgb, 1.5) + shift
     return Patch(np.clip(other, 0, 255).astype(np.float32), alpha), window[0].start, window[1].start
+
+
+def choose_masks(rng: np.random.Generator, masks: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the masks (n, h, w), in random order: rather large ones, and such as leave much of their box out.
+
+    Tiny ones are beyond the model's grid, and whoever fills the box is right about compact ones without looking.
+    """
+    masks = masks[masks.any(axis=(1, 2))]
+    windows = [bounding_window(mask) for mask in masks]
+    areas = np.array([math.prod(side.stop - side.start for side in window) for window in windows], float)
+    fill = masks.sum(axis=(1, 2)) / areas
+    weights = (1.25 - fill) * np.clip(np.sqrt(areas) / (0.12 * max(masks.shape[1:])), 0.15, 1)
+    return masks[np.argsort(rng.exponential(size=len(masks)) / weights)[:count]]
 
 
 def _part_place(rng: np.random.Generator, window: Window, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from sam_jax.data import cutout_pool
-from sam_jax.data.composites import CompositeConfig, CompositeSource
+from sam_jax.data.composites import CompositeConfig, CompositeSource, choose_masks
 from sam_jax.data.cutout_pool import load_pool, split_of
 from sam_jax.data.example import PIXEL_MEAN_RGB
 from sam_jax.data.patches import Patch
@@ -120,6 +120,19 @@ def test_some_masks_are_parts_of_others(examples):
         for part in masks:
             nested += any((part <= whole).all() and part.sum() < 0.9 * whole.sum() for whole in masks)
     assert nested >= 10
+
+
+def test_large_and_hollow_masks_are_kept_more_often():
+    masks = np.zeros((4, 100, 100), bool)
+    masks[0, :30, :30] = True
+    masks[1, :30, :30] = np.eye(30, dtype=bool)
+    masks[2, 50:53, 50:53] = True  # the last one is empty
+    rng = np.random.default_rng(0)
+    first = [choose_masks(rng, masks, 1)[0].sum() for _ in range(300)]
+    full, hollow, tiny = (first.count(size) for size in (900, 30, 9))
+    assert hollow > 2 * full > 2 * tiny > 0
+    assert sorted(mask.sum() for mask in choose_masks(rng, masks, 9)) == [9, 30, 900]
+    assert choose_masks(rng, masks[3:], 2).shape == choose_masks(rng, masks[:0], 2).shape == (0, 100, 100)
 
 
 def test_a_mask_lies_on_its_object(pool):
