@@ -25,34 +25,37 @@ def get_config() -> TrainConfig:
         stages=(
             StageConfig(128, 16, masks_per_image=6, num_steps=2500, num_points=0, mosaics=0.6, num_examples=12_000),
             StageConfig(256, 8, masks_per_image=6, num_steps=3500, num_points=0, mosaics=0.3, num_examples=8_000),
-            StageConfig(256, 8, masks_per_image=4, num_steps=1_600, num_points=2, mosaics=0.25, num_examples=4_000),
-            StageConfig(512, 4, masks_per_image=3, num_steps=2_300, num_points=2, mosaics=0.1, num_examples=3_000),
+            StageConfig(256, 8, masks_per_image=6, num_steps=4_000, num_points=1, mosaics=0.1, num_examples=16_000),
+            StageConfig(512, 4, masks_per_image=5, num_steps=2_400, num_points=1, mosaics=0.06, num_examples=8_000),
         ),
         # Easier pictures than the default: a small model that trains briefly learns more from a few large objects.
         data=CompositeDataConfig(
             pool="data/pool",
             composite=CompositeConfig(
-                labelled=0.03,
-                pseudo_regions=0.1,
+                labelled=0.02,
+                pseudo_regions=0.03,
+                regions=0.2,
                 max_objects=6,
                 max_distractors=3,
-                photo_region_object=0.12,
-                parts=0.25,
+                photo_region_object=0.08,
+                region_object=0.3,
+                parts=0.2,
                 degrade=0.6,
             ),
         ),
         # Fewer interactions than the paper's eleven: on a CPU the encoder's share of the work has to stay high. Without
         # clicks and fed-back masks in training, more clicks make masks worse.
-        interaction=InteractionConfig(num_points=1, num_mask_only_steps=1),
-        loss=LossConfig(focal_alpha=0.75, supervise_all_iou=True, supervise_all_outputs=True, affinity_weight=1.0),
-        # Without the affinity loss the encoder's output collapses at this rate; see its docstring.
+        interaction=InteractionConfig(num_points=1, num_mask_only_steps=0, box_probability=0.6),
+        loss=LossConfig(focal_alpha=0.6, supervise_all_iou=True, supervise_all_outputs=True, affinity_weight=1.0),
+        # Without the affinity loss the encoder's output collapses at such rates; see its docstring.
         optim=OptimConfig(
-            learning_rate=1e-3,
+            optimizer="muon",
+            learning_rate=1.2e-3,
             b2=0.98,
             weight_decay=0.05,
             warmup_steps=200,
             cosine=True,
-            layer_decay=0.9,
+            layer_decay=0.95,
             clip_norm=1.0,
         ),
         storage_dtype="float16",

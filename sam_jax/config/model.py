@@ -193,7 +193,7 @@ def vit_tiny() -> SamConfig:
         ),
         mask_decoder=MaskDecoderConfig(mlp_dim=512, iou_head_hidden_dim=128),
         prompt_embed_dim=128,
-        pred_iou_thresh=0.33,  # it is seldom sure, and its logits are soft
+        pred_iou_thresh=0.4,  # it is seldom sure, and its logits are soft
         stability_score_thresh=0.4,
     )
 
