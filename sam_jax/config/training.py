@@ -107,7 +107,7 @@ class OptimConfig:
     Attributes:
       optimizer: "adamw", the paper's, or "muon", which moves the kernels of dense layers along their orthogonalised
         momentum (Jordan et al. 2024) in steps as long as Adam's (Liu et al. 2025), and all else as Adam does. Rates and
-        decay carry over. A small model that trains briefly gets further with it: configs/bundled.py.
+        decay carry over. configs/bundled.py trains with it.
       milestones: shares of the whole training after which the learning rate drops by `milestone_factor`.
       cosine: decay along a half cosine to 0 instead of at milestones.
       layer_decay: the learning rate of each encoder block is this times the next one's; 1 switches it off.
