@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sam_jax.config import OptimConfig, SamConfig
-
-# Tables, tokens, biases and norms are not decayed: shrinking a position or a bias regularises nothing.
-_DECAYED = re.compile(r".*/kernel")
 
 
 def learning_rate_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
@@ -34,18 +32,26 @@ def layer_scales(config: OptimConfig, sam: SamConfig, params: Any) -> Any:
     """The factor on each parameter's learning rate: `layer_decay` to the power of its distance from the neck."""
     depth = sam.image_encoder.depth
 
-    def scale(path: str) -> float:
+    def scale(path: str, _: Any) -> float:
         if match := re.match(r"image_encoder/blocks_(\d+)/", path):
             return config.layer_decay ** (depth - int(match.group(1)))
         return config.layer_decay ** (depth + 1) if re.match(r"image_encoder/(pos|patch)_embed", path) else 1.0
 
-    return unflatten_dict({path: scale(path) for path in flatten_dict(params, sep="/")}, sep="/")
+    return _by_path(scale, params)
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the parameters that weight decay applies to."""
-    flat = {path: bool(_DECAYED.fullmatch(path)) for path in flatten_dict(params, sep="/")}
-    return unflatten_dict(flat, sep="/")
+    """True for the parameters that weight decay applies to.
+
+    Tables, tokens, biases and norms are not decayed: shrinking a position or a bias regularises nothing.
+    """
+    return _by_path(lambda path, _: path.endswith("/kernel"), params)
+
+
+def _by_path(value: Callable[[str, Any], Any], params: Any) -> Any:
+    """value(path, parameter) in the place of every parameter; paths are "image_encoder/pos_embed"."""
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({path: value(path, parameter) for path, parameter in flat.items()}, sep="/")
 
 
 def make_optimizer(config: OptimConfig, sam: SamConfig, num_steps: int) -> optax.GradientTransformation:
@@ -66,11 +72,10 @@ def muon_matrices(params: Any) -> Any:
     Heads and kernels of few rows stay with Adam, and so do transposed convolutions, which are not one matrix.
     """
 
-    def is_matrix(path: str, shape: tuple[int, ...]) -> bool:
-        return path.endswith("/kernel") and "upscaling" not in path and min(math.prod(shape[:-1]), shape[-1]) >= 32
+    def is_matrix(path: str, x: Any) -> bool:
+        return path.endswith("/kernel") and "upscaling" not in path and min(math.prod(x.shape[:-1]), x.shape[-1]) >= 32
 
-    flat = {path: is_matrix(path, x.shape) for path, x in flatten_dict(params, sep="/").items()}
-    return unflatten_dict(flat, sep="/")
+    return _by_path(is_matrix, params)
 
 
 def _directions(config: OptimConfig) -> optax.GradientTransformation:
