@@ -175,7 +175,7 @@ def decoder(size: str, args: argparse.Namespace) -> list[Program]:
     """`Sam.decode_masks` for prompts of one point each, three masks per prompt."""
     model, variables = _model(size, args)
     side = model.config.image_encoder.grid_size
-    embeddings = jax.ShapeDtypeStruct((args.batch, side, side, model.config.prompt_embed_dim), jnp.float32)
+    embeddings = jax.ShapeDtypeStruct((args.batch, side, side, model.config.embedding_channels), jnp.float32)
     coords = jax.ShapeDtypeStruct((args.batch, args.prompts, 1, 2), jnp.float32)
     labels = jax.ShapeDtypeStruct((args.batch, args.prompts, 1), jnp.int32)
 
@@ -197,7 +197,7 @@ def everything(size: str, args: argparse.Namespace) -> list[Program]:
     photo, input_size, chunk = (1500, 2250), (683, 1024), mask_candidates.MAX_CHUNK
     crop = mask_candidates.Crop((0, 0, *photo[::-1]), photo, input_size, jnp.zeros(()))
     enlarge = mask_candidates.enlargement(model, config.AmgConfig(), crop)
-    embedding = jax.ShapeDtypeStruct((grid, grid, model.config.prompt_embed_dim), jnp.float32)
+    embedding = jax.ShapeDtypeStruct((grid, grid, model.config.embedding_channels), jnp.float32)
     points = jax.ShapeDtypeStruct((64, 2), jnp.float32)
     planes = jax.ShapeDtypeStruct((3 * 64, 16, grid * grid), jnp.float32)
     indices = jax.ShapeDtypeStruct((chunk,), jnp.int32)

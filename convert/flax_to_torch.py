@@ -69,7 +69,13 @@ def main(argv: list[str] | None = None) -> None:
 def _convert(source: str, target: str) -> None:
     if epath.Path(target).exists():  # save_official says so too, but only after the work
         raise ConversionError(f"{target} exists already; remove it or choose another name")
-    expected = unflatten_dict(expected_leaves(load_config(source)), sep="/")
+    config = load_config(source)
+    if config.details:
+        raise ConversionError(
+            f"{source} holds a model with details, for which the official code has no layers; only models without "
+            "(SamConfig.details False) can be written for it"
+        )
+    expected = unflatten_dict(expected_leaves(config), sep="/")
     state = to_state_dict(load_variables(source, expected))
     save_official(target, state)
     print(f"{target}: {len(state)} tensors written, from {source} for the official code")

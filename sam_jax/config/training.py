@@ -51,7 +51,7 @@ class InteractionConfig:
         the others fall at random places.
       box_probability: chance that the first prompt is a box rather than a point.
       box_noise: standard deviation of the noise on box corners, as a share of the box side.
-      box_noise_max: its limit in pixels of the input frame.
+      box_noise_max: its limit in pixels of a frame of 1024, the paper's; smaller frames have a smaller limit.
       box_noise_uniform: uniform in +-min(box_noise * side, box_noise_max), which SAM 2's training code calls
         SAM's noise. The paper says "standard deviation": default False, Gaussian.
       box_multimask: whether a box as first prompt counts as ambiguous, so that the three-mask output is trained on it.

@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import ImageEncoderConfig
+from sam_jax.models.details import DetailsToPixels, DetailsToTokens, ImageDetails
 from sam_jax.models.layers import (
     DropPath,
     LayerNorm,
@@ -184,10 +185,11 @@ class ImageEncoder(nn.Module):
     config: ImageEncoderConfig
     out_channels: int
     dtype: jnp.dtype = jnp.float32
+    details: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
-        """(B, H, W, 3) normalised RGB -> (B, h, w, out_channels) float32."""
+        """(B, H, W, 3) normalised RGB -> (B, h, w, C) float32: `out_channels`, with `details` four times as many."""
         c = self.config
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % c.patch_size or images.shape[2] % c.patch_size:
             raise ValueError(
@@ -196,7 +198,13 @@ class ImageEncoder(nn.Module):
         x = PatchEmbed(c, self.dtype, name="patch_embed")(images)
         pos_embed = self.param("pos_embed", kernel_init, (1, c.grid_size, c.grid_size, c.embed_dim))
         x = x + resize_pos_embed(pos_embed, (x.shape[1], x.shape[2])).astype(self.dtype)
-        return self._neck(self._blocks(x, deterministic)).astype(jnp.float32)
+        if not self.details:
+            return self._neck(self._blocks(x, deterministic)).astype(jnp.float32)
+        details = ImageDetails(self.dtype, name="details")(images)
+        x = x + DetailsToTokens(c.embed_dim, self.dtype, name="details_to_tokens")(details)
+        embeddings = self._neck(self._blocks(x, deterministic))
+        fine = DetailsToPixels(self.out_channels, self.dtype, name="details_to_pixels")(details)
+        return jnp.concatenate([embeddings, fine], axis=-1).astype(jnp.float32)
 
     def _blocks(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """All blocks, (B, h, w, C) in and out."""

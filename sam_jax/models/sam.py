@@ -30,7 +30,7 @@ class Sam(nn.Module):
 
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.image_encoder = ImageEncoder(c.image_encoder, c.prompt_embed_dim, dtype)
+        self.image_encoder = ImageEncoder(c.image_encoder, c.prompt_embed_dim, dtype, c.details)
         self.prompt_encoder = PromptEncoder(c.prompt_encoder, c.prompt_embed_dim, dtype)
         self.mask_decoder = MaskDecoder(c.mask_decoder, c.prompt_embed_dim, dtype)
 
@@ -42,7 +42,7 @@ class Sam(nn.Module):
           deterministic: False at training, which draws drop path from the rng stream "drop_path".
 
         Returns:
-          (B, h, w, C) float32.
+          (B, h, w, C) float32, with C = `config.embedding_channels`.
         """
         return self.image_encoder(images, deterministic)
 

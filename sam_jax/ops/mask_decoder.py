@@ -147,8 +147,13 @@ def upscale(
     num_heads: int,
     epsilon: float,
     implementation: str,
+    details: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-    """Pixels (B, N, C, S), enlarged fourfold, times a vector per mask (B, N, M, G): planes (B, N, M, 16, S) float32."""
+    """Pixels (B, N, C, S), enlarged fourfold, times a vector per mask (B, N, M, G): planes (B, N, M, 16, S) float32.
+
+    `details`, (B, 1, 4, F, S) and (B, 1, 4, 4 G, S), are added after the first and the second enlargement; there is no
+    kernel for them.
+    """
 
     def tpu(pixels: jax.Array, rows: jax.Array, *parts: jax.Array, interpret: bool) -> tuple[jax.Array]:
         known = Upscaling(*parts)
@@ -167,14 +172,19 @@ def upscale(
     def xla(pixels: jax.Array, rows: jax.Array, *parts: jax.Array) -> jax.Array:
         known = Upscaling(*parts)
         x = split(known.first, known.first_bias, pixels)
+        if details is not None:
+            x = x + (details[0] - details[0].mean(axis=-2, keepdims=True))
         x = gelu(layer_norm(x, known.scale, known.shift, epsilon, -2, CENTRED))
-        x = gelu(stack(known.second, known.second_bias, x))
+        x = stack(known.second, known.second_bias, x)
+        x = gelu(x if details is None else x + details[1])
         planes = jnp.broadcast_to(rows[:, :, None], (*x.shape[:3], *rows.shape[2:])) @ x
         return rearrange(planes, "b n u (m t) s -> b n m (u t) s", t=4).astype(jnp.float32)
 
     # One row per sub-pixel and mask, zero but for the channels of its own sub-pixel.
     own = jnp.eye(4, dtype=pixels.dtype)
     rows = rearrange(jnp.einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
+    if details is not None:
+        return xla(pixels, rows, *upscaling)
     kernel = _split_over_batch(tpu, (True, True, *(False,) * len(upscaling)))
     return _run(kernel, xla, implementation, _problem(pixels, num_heads), (pixels, rows, *upscaling))
 
