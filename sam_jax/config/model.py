@@ -124,9 +124,9 @@ class SamConfig:
 
     Attributes:
       prompt_embed_dim: width of image embeddings, prompts and mask decoder.
-      details: a few convolutions beside the ViT, at a quarter of the picture's side, give it and the decoder what lies
-        between its patches (models/details.py). The published models have none. The decoder then has no TPU kernel
-        for its enlargement.
+      details: width of a few convolutions beside the ViT, at a quarter of the picture's side, that give it and the
+        decoder what lies between its patches (models/details.py). The published models have none: 0. With details
+        the decoder has no TPU kernel for its enlargement.
       pixel_mean, pixel_std: RGB statistics on the 0..255 scale.
       mask_threshold: a pixel belongs to a mask where its logit is above this.
       pred_iou_thresh, stability_score_thresh: everything mode's own where its caller names none. They cut what this
@@ -139,7 +139,7 @@ class SamConfig:
     prompt_encoder: PromptEncoderConfig = field(default_factory=PromptEncoderConfig)
     mask_decoder: MaskDecoderConfig = field(default_factory=MaskDecoderConfig)
     prompt_embed_dim: int = 256
-    details: bool = False
+    details: int = 0
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     mask_threshold: float = 0.0
@@ -158,6 +158,7 @@ class SamConfig:
             f"prompt_embed_dim {self.prompt_embed_dim} must be a multiple of 8 and of mask_decoder.num_heads x "
             f"attention_downsample_rate = {inner}",
         )
+        require(self.details >= 0, f"details must be 0 or a number of channels, not {self.details}")
         require(
             not (self.details and self.mask_decoder.kernels == "pallas"),
             'details have no TPU kernel: with details, mask_decoder.kernels must be "auto" or "xla", not "pallas"',
@@ -170,8 +171,8 @@ class SamConfig:
 
     @property
     def embedding_channels(self) -> int:
-        """Numbers per cell of an image embedding; with `details`, those of 4 and of 16 sub-pixels come along."""
-        return self.prompt_embed_dim * (4 if self.details else 1)
+        """Numbers per cell of an image embedding; with `details`, those of its sub-pixels come along."""
+        return self.prompt_embed_dim + (3 * self.prompt_embed_dim + 16 * self.details if self.details else 0)
 
 
 def vit_b() -> SamConfig:

@@ -185,11 +185,11 @@ class ImageEncoder(nn.Module):
     config: ImageEncoderConfig
     out_channels: int
     dtype: jnp.dtype = jnp.float32
-    details: bool = False
+    details: int = 0
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
-        """(B, H, W, 3) normalised RGB -> (B, h, w, C) float32: `out_channels`, with `details` four times as many."""
+        """(B, H, W, 3) normalised RGB -> (B, h, w, C) float32: `out_channels`, and more with `details`."""
         c = self.config
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % c.patch_size or images.shape[2] % c.patch_size:
             raise ValueError(
@@ -200,11 +200,11 @@ class ImageEncoder(nn.Module):
         x = x + resize_pos_embed(pos_embed, (x.shape[1], x.shape[2])).astype(self.dtype)
         if not self.details:
             return self._neck(self._blocks(x, deterministic)).astype(jnp.float32)
-        details = ImageDetails(self.dtype, name="details")(images)
+        details = ImageDetails(self.details, self.dtype, name="details")(images)
         x = x + DetailsToTokens(c.embed_dim, self.dtype, name="details_to_tokens")(details)
-        embeddings = self._neck(self._blocks(x, deterministic))
-        fine = DetailsToPixels(self.out_channels, self.dtype, name="details_to_pixels")(details)
-        return jnp.concatenate([embeddings, fine], axis=-1).astype(jnp.float32)
+        x = self._blocks(x, deterministic)
+        fine = DetailsToPixels(self.out_channels, self.dtype, name="details_to_pixels")(details, x)
+        return jnp.concatenate([self._neck(x), fine], axis=-1).astype(jnp.float32)
 
     def _blocks(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """All blocks, (B, h, w, C) in and out."""

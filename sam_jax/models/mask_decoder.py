@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import MaskDecoderConfig
-from sam_jax.models.details import split_details
+from sam_jax.models.details import Details, split_details
 from sam_jax.models.layers import Mlp
 from sam_jax.models.planes import PlaneNorm, PlaneSubpixelConv
 from sam_jax.models.prompt_encoder import PromptEmbeddings
@@ -36,7 +36,7 @@ class MaskDecoder(nn.Module):
         """Planes of those of all 1 + num_multimask_outputs masks that `masks` names, M of them, and their IoUs.
 
         Args:
-          image_embeddings: (B, h, w, C), or 4 C with details; image_pe: (h, w, C).
+          image_embeddings: (B, h, w, C), and more channels with details; image_pe: (h, w, C).
 
         Returns:
           (B, N, M, 16, h*w) float32 logits, see `planes.join_subpixels`, and (B, N, M) float32.
@@ -51,18 +51,19 @@ class MaskDecoder(nn.Module):
         tokens, pixels = TwoWayTransformer(c, self.dim, self.dtype, name="transformer")(
             tokens.astype(self.dtype), pixels, rearrange(image_pe, "h w c -> 1 1 c (h w)").astype(self.dtype), valid
         )
+        weights = self.dim // 8 + (0 if details is None else details.masks.shape[-2])
         hypernetworks = [
-            Mlp(self.dim, self.dim // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
+            Mlp(self.dim, weights, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
             for i in range(c.num_mask_tokens)[slice(None) if self.is_initializing() else masks]
         ]
         planes = self._planes(jnp.stack(hypernetworks, axis=2), pixels, details)
         head = Mlp(c.iou_head_hidden_dim, c.num_mask_tokens, c.iou_head_depth, self.dtype, name="iou_prediction_head")
         return planes, head(tokens[:, :, 0])[..., masks].astype(jnp.float32)
 
-    def _planes(
-        self, hypernetworks: jax.Array, pixels: jax.Array, details: tuple[jax.Array, jax.Array] | None
-    ) -> jax.Array:
-        """(B, N, M, C / 8) and pixels (B, N, C, S) -> (B, N, M, 16, S) float32 logits; `details` as `split_details`.
+    def _planes(self, hypernetworks: jax.Array, pixels: jax.Array, details: Details | None) -> jax.Array:
+        """(B, N, M, C / 8) and pixels (B, N, C, S) -> (B, N, M, 16, S) float32 logits.
+
+        With `details` hypernetworks are (B, N, M, C / 8 + F): the rest weighs the details.
 
         The sub-pixels of both upscaling steps stay beside each other as planes: no channel or pixel ever moves.
         """
@@ -71,10 +72,13 @@ class MaskDecoder(nn.Module):
         norm = PlaneNorm(c // 4, 1e-6, centred=True, dtype=self.dtype, name="output_upscaling_1")
         up_again = PlaneSubpixelConv(c // 4, c // 8, dtype=self.dtype, name="output_upscaling_3")
         upscaling = Upscaling(*up.matrices(), norm.scale, norm.bias, *up_again.matrices())
-        if details is not None:
-            details = details[0].astype(self.dtype), details[1].astype(self.dtype)
         heads, kernels = self.config.num_heads, self.config.kernels
-        return upscale(upscaling, hypernetworks, pixels, heads, norm.epsilon, kernels, details)
+        if details is None:
+            return upscale(upscaling, hypernetworks, pixels, heads, norm.epsilon, kernels)
+        first, second, masks = (x.astype(self.dtype) for x in details)
+        own, shared = jnp.split(hypernetworks, [c // 8], axis=-1)
+        planes = upscale(upscaling, own, pixels, heads, norm.epsilon, kernels, (first, second))
+        return planes + jnp.einsum("bnmf,bxfs->bnmxs", shared, masks[:, 0]).astype(jnp.float32)
 
 
 def _join(output_tokens: jax.Array, prompts: PromptEmbeddings) -> tuple[jax.Array, jax.Array]:

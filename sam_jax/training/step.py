@@ -14,7 +14,7 @@ import optax
 from flax import struct
 
 from sam_jax.config import FinetuneConfig, TrainConfig
-from sam_jax.models.details import split_details
+from sam_jax.models.details import pixel_embeddings
 from sam_jax.models.sam import Sam
 from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.ops.transforms import normalize_batch
@@ -144,8 +144,10 @@ def forward_with_loss(
     metrics = {"loss": loss, "focal": sums.focal.mean(), "dice": sums.dice.mean(), "iou_error": sums.iou_error.mean()}
     metrics |= {f"iou_{step + 1}": iou for step, iou in enumerate(sums.iou)}
     if config.loss.affinity_weight:
-        proper, _ = split_details(embeddings, config.sam.prompt_embed_dim)
-        affinity = affinity_loss(proper, batch["masks"], batch["mask_valid"], affinity_key) / config.accumulate
+        dim = config.sam.prompt_embed_dim
+        kinds = [embeddings[..., :dim], *([pixel_embeddings(embeddings, dim)] if config.sam.details else [])]
+        losses = [affinity_loss(x, batch["masks"], batch["mask_valid"], affinity_key) for x in kinds]
+        affinity = jnp.stack(losses).mean() / config.accumulate
         metrics["affinity"] = affinity
         loss = loss + config.loss.affinity_weight * affinity
     return loss, metrics

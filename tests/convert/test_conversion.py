@@ -1,5 +1,6 @@
 """Conversions against the official code and Hugging Face's, through the real command lines."""
 
+import dataclasses
 import os
 import pickle
 import resource
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 
 from convert.torch_to_flax import load_official
-from sam_jax.checkpoint import load_config
+from sam_jax.checkpoint import load_config, save_model
 from sam_jax.config import vit_h
 from sam_jax.models.sam import Sam
 from sam_jax.structs import Prompts
 from tests.golden.make_key_lists import build_hugging_face, tiny_config
+from tests.tiny import TINY, random_variables
 
 pytestmark = pytest.mark.oracle
 ROOT = Path(__file__).parents[2]
@@ -273,6 +275,14 @@ def test_existing_outputs_are_kept(pth, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"{pth} exists already" in done.stderr
     expect_refusal(tmp_path, tmp_path / "out", "no config.json", target="new.pth", module="flax_to_torch")
+
+
+def test_a_model_with_details_has_no_official_form(tmp_path):
+    config = dataclasses.replace(TINY, details=8)
+    save_model(tmp_path / "detailed", config, random_variables(config))
+    expect_refusal(
+        tmp_path, tmp_path / "detailed", "holds a model with details", target="no.pth", module="flax_to_torch"
+    )
 
 
 @pytest.mark.slow
