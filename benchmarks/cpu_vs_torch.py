@@ -8,8 +8,7 @@ far less.
 
   encode      one picture of 1024 px through the image encoder
   decode      1 and 64 one-point prompts, three masks each
-  tiny        the same of vit_tiny, the architecture of the bundled model, one picture of 512 px and one prompt; details
-              are on our side alone
+  tiny        the same of vit_tiny, the architecture of the bundled model, one picture of 512 px and one prompt
   everything  a photo of 1500 x 2250, 32 x 32 points, post-processing included: the official generator against ours. Of
               random weights' masks about a third pass the predicted IoU, and a third of those the stability score.
               Our host's share (box NMS, run lengths, records) is printed below
@@ -40,7 +39,6 @@ from convert.torch_to_flax import load_official
 from sam_jax import Prompts, Sam, SamAutomaticMaskGenerator, vit_b, vit_tiny
 from sam_jax.config import OptimConfig, SamConfig, TrainConfig
 from sam_jax.inference import automatic_mask_generator
-from sam_jax.models.sam import init_variables
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import create_state, train_step
 from tests.oracle import build_official
@@ -75,14 +73,11 @@ class Parts:
 
     def __init__(self, config: SamConfig) -> None:
         self.official, self.model, self.variables = same_model(config)
-        if config.details:  # the official code has none: our side does more, with weights of its own
-            self.model = Sam(config)
-            self.variables = init_variables(self.model, jax.random.key(0))
         rng = np.random.default_rng(0)
         side, grid = config.image_encoder.image_size, config.image_encoder.grid_size
         self.images = rng.standard_normal((1, side, side, 3)).astype(np.float32)
         self.coords = rng.uniform(0, side, (64, 1, 2)).astype(np.float32)
-        self.embeddings = rng.standard_normal((1, grid, grid, config.embedding_channels)).astype(np.float32)
+        self.embeddings = rng.standard_normal((1, grid, grid, config.prompt_embed_dim)).astype(np.float32)
         self._encode = jax.jit(lambda v, x: self.model.apply(v, x, method="encode_image"))
         self._decode = jax.jit(lambda v, e, p: self.model.apply(v, e, p, True, method="decode_masks"))
 
@@ -98,14 +93,14 @@ class Parts:
     def decode(self, n: int) -> Sides:
         """`n` one-point prompts, three masks each."""
         prompts = Prompts(point_coords=self.coords[None, :n], point_labels=np.ones((1, n, 1), np.int32))
-        encoder, proper = self.official.prompt_encoder, self.model.config.prompt_embed_dim
+        encoder = self.official.prompt_encoder
 
         @torch.no_grad()
         def theirs() -> object:
             points = (torch.from_numpy(self.coords[:n]), torch.ones(n, 1))
             sparse, dense = encoder(points=points, boxes=None, masks=None)
             return self.official.mask_decoder(
-                image_embeddings=torch.from_numpy(self.embeddings[..., :proper]).permute(0, 3, 1, 2),
+                image_embeddings=torch.from_numpy(self.embeddings).permute(0, 3, 1, 2),
                 image_pe=encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,

@@ -10,7 +10,6 @@ from convert.sizes import infer_config
 from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig, vit_b, vit_h, vit_l, vit_tiny
 from tests.golden.make_key_lists import read_key_list, tiny_config
 
-PLAIN_TINY = dataclasses.replace(vit_tiny(), details=0)  # as far as official files can hold it
 UNUSUAL = SamConfig(
     image_encoder=ImageEncoderConfig(
         image_size=224, embed_dim=48, depth=13, num_heads=3, window_size=5, global_attn_indexes=(1, 12)
@@ -47,7 +46,7 @@ def test_hugging_face_names_become_exactly_the_official_ones():
 
 @pytest.mark.parametrize(
     "config",
-    [vit_b(), vit_l(), vit_h(), PLAIN_TINY, tiny_config(), UNUSUAL],
+    [vit_b(), vit_l(), vit_h(), vit_tiny(), tiny_config(), UNUSUAL],
     ids=lambda c: str(c.image_encoder.embed_dim),
 )
 def test_config_is_inferred_from_shapes(config):
@@ -62,8 +61,8 @@ def test_constants_hold_the_positional_matrix_and_nothing_else():
 
 
 def test_window_as_large_as_the_grid_counts_as_global():
-    encoder = dataclasses.replace(PLAIN_TINY.image_encoder, window_size=32)
-    found = infer_config(official_shapes(dataclasses.replace(PLAIN_TINY, image_encoder=encoder)))
+    encoder = dataclasses.replace(vit_tiny().image_encoder, window_size=32)
+    found = infer_config(official_shapes(dataclasses.replace(vit_tiny(), image_encoder=encoder)))
     assert found.image_encoder.global_attn_indexes == tuple(range(6))
     assert found.image_encoder.window_size == 32
 
