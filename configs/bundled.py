@@ -52,7 +52,7 @@ def get_config() -> TrainConfig:
         # clicks and fed-back masks in training, more clicks make masks worse.
         # Boxes are nearly tight: where a small model may trust them, they tell it much.
         interaction=InteractionConfig(
-            num_points=1, num_mask_only_steps=0, box_probability=0.6, box_noise=0.04, box_noise_max=16.0
+            num_points=1, num_mask_only_steps=0, box_probability=0.6, box_noise=0.04, box_noise_max=8.0
         ),
         loss=LossConfig(focal_alpha=0.6, supervise_all_iou=True, supervise_all_outputs=True, affinity_weight=1.0),
         # Without the affinity loss the encoder's output collapses at such rates; see its docstring.

@@ -73,7 +73,7 @@ def _convert(source: str, target: str) -> None:
     if config.details:
         raise ConversionError(
             f"{source} holds a model with details, for which the official code has no layers; only models without "
-            "(SamConfig.details False) can be written for it"
+            "(SamConfig.details 0) can be written for it"
         )
     expected = unflatten_dict(expected_leaves(config), sep="/")
     state = to_state_dict(load_variables(source, expected))

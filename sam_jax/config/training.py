@@ -51,7 +51,7 @@ class InteractionConfig:
         the others fall at random places.
       box_probability: chance that the first prompt is a box rather than a point.
       box_noise: standard deviation of the noise on box corners, as a share of the box side.
-      box_noise_max: its limit in pixels of a frame of 1024, the paper's; smaller frames have a smaller limit.
+      box_noise_max: its limit in pixels of the input frame.
       box_noise_uniform: uniform in +-min(box_noise * side, box_noise_max), which SAM 2's training code calls
         SAM's noise. The paper says "standard deviation": default False, Gaussian.
       box_multimask: whether a box as first prompt counts as ambiguous, so that the three-mask output is trained on it.
@@ -85,7 +85,8 @@ class LossConfig:
       sum_interactions: add the losses of all interactions, as SAM 2's training code does, instead of averaging them.
         The paper does not say. AdamW does not see the factor, but clipping and logs do: default False, so that both
         mean the same at any number of interactions.
-      affinity_weight: of `losses.affinity_loss`, which teaches the image embedding directly. The paper has none (0); a
+      affinity_weight: of `losses.affinity_loss`, which teaches the image embedding directly, and with
+        `SamConfig.details` those of its details that masks are weighed of as well. The paper has none (0); a
         model trained from scratch otherwise learns to answer prompts without looking at the picture.
     """
 

@@ -16,7 +16,6 @@ from sam_jax.structs import Prompts
 
 # The mask decoder predicts on a grid of patch_size / 4 = 4 pixels (SAM's patch size is 16).
 STRIDE = 4
-PAPER_FRAME = 1024  # pixels that the limit of box noise is given in
 
 
 def reduce_masks(masks: jax.Array, factor: int) -> jax.Array:
@@ -107,13 +106,12 @@ def mask_boxes(masks: jax.Array) -> jax.Array:
 def jitter_boxes(config: InteractionConfig, key: jax.Array, boxes: jax.Array, frame: tuple[int, int]) -> jax.Array:
     """Boxes with noise on every corner coordinate, limited and clamped to the frame of (h, w) cells."""
     sides = jnp.tile(boxes[..., 2:] - boxes[..., :2], 2)
-    most = config.box_noise_max * max(frame) * STRIDE / PAPER_FRAME
     if config.box_noise_uniform:
-        limit = jnp.minimum(config.box_noise * sides, most)
+        limit = jnp.minimum(config.box_noise * sides, config.box_noise_max)
         noise = limit * jax.random.uniform(key, boxes.shape, minval=-1)
     else:
         # A third of the side at most: the corners of a small box must not change places.
-        limit = jnp.minimum(most, sides / 3)
+        limit = jnp.minimum(config.box_noise_max, sides / 3)
         noise = jnp.clip(config.box_noise * sides * jax.random.normal(key, boxes.shape), -limit, limit)
     high = jnp.asarray([frame[1], frame[0], frame[1], frame[0]]) * STRIDE - 1
     return jnp.clip(boxes + noise, 0, high)

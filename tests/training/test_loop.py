@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sam_jax.checkpoint import load_config, load_model
+from sam_jax.inference.predictor import SamPredictor
 from sam_jax.training import loop
 from tests.tiny import SMALLEST
 from tests.tiny_pool import write_pool
@@ -139,6 +140,21 @@ def test_composites_train_too(composite_file, root, monkeypatch):
     no_evaluation = "--eval-every", 0, "--picture-every", 0  # the made-up pool has nothing held out
     assert train(monkeypatch, composite_file, "--workdir", root / "composites", *no_evaluation) == 0
     assert np.isfinite([row["loss"] for row in rows_of(root / "composites")]).all()
+
+
+def test_a_model_with_details_trains_and_finds_masks(composite_file, root, monkeypatch):
+    options = "--sam.details", 4, "--loss.affinity-weight", 1.0, "--eval-every", 0, "--picture-every", 0
+    assert train(monkeypatch, composite_file, "--workdir", root / "details", *options) == 0
+    rows = rows_of(root / "details")
+    assert np.isfinite([[row["loss"], row["affinity"]] for row in rows]).all()
+    model, variables = load_model(root / "details" / "model")
+    assert model.config.details == 4
+    second = variables["params"]["image_encoder"]["details_to_pixels"]["second"]["kernel"]
+    assert np.abs(second).max() > 0  # zero before training
+    predictor = SamPredictor(model, variables)
+    predictor.set_image(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
+    masks, ious, _ = predictor.predict(box=np.array([10, 10, 50, 40]))
+    assert (masks.shape, ious.shape) == ((3, 60, 90), (3,))
 
 
 def command(config_file, workdir, *args):

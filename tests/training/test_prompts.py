@@ -68,7 +68,7 @@ def test_boxes_are_tight():
 
 
 def test_box_noise_is_limited_and_stays_in_the_frame():
-    config = InteractionConfig(box_noise=0.1, box_noise_max=32)  # of 1024 pixels: 20 of 640
+    config = InteractionConfig(box_noise=0.1, box_noise_max=20)
     boxes = np.tile(np.array([[8, 8, 207, 407], [0, 0, 11, 11], [400, 300, 639, 479]], np.float32), (1, 200, 1))
     noisy = np.asarray(prompts.jitter_boxes(config, jax.random.key(0), boxes, frame=(120, 160)))
     noise = noisy - boxes
