@@ -29,6 +29,7 @@ from configs.bundled import get_config
 from sam_jax.config import CompositeDataConfig, StageConfig, TrainConfig
 from sam_jax.data.pipeline import make_batches
 from sam_jax.models.sam import Sam, init_variables
+from sam_jax.training.loop import for_stage
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import create_state, forward_with_loss, image_embeddings, train_step
 
@@ -124,11 +125,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
-    config = get_config()
-    stage = config.stages[args.stage]
-    if stage.num_points is not None:
-        interaction = dataclasses.replace(config.interaction, num_points=stage.num_points)
-        config = dataclasses.replace(config, interaction=interaction)
+    recipe = get_config()
+    stage = recipe.stages[args.stage]
+    config = for_stage(recipe, stage)
     peak = matmul_peak(args.repetitions)
     rows = measure(config, stage, args.repetitions)
     print(f"{stage.batch_size} pictures of {stage.image_size} px, {stage.masks_per_image} masks each")

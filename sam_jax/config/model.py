@@ -158,6 +158,8 @@ class SamConfig:
             f"prompt_embed_dim {self.prompt_embed_dim} must be a multiple of 8 and of mask_decoder.num_heads x "
             f"attention_downsample_rate = {inner}",
         )
+        patch = self.image_encoder.patch_size
+        require(not self.details or patch % 4 == 0, f"details need a patch_size that is a multiple of 4, not {patch}")
         require(self.details >= 0, f"details must be 0 or a number of channels, not {self.details}")
         require(
             not (self.details and self.mask_decoder.kernels == "pallas"),

@@ -20,10 +20,10 @@ from flax import linen as nn
 
 from sam_jax.models.layers import Dense, LayerNorm, PatchConv
 from sam_jax.ops.gelu import gelu
+from sam_jax.ops.planes import SIDE, join_subpixels
 
-DEPTH = 2  # of them before and after the ViT
-STRIDE = 4  # pixels per cell, as of the decoder's masks
-_CELLS = 16  # of them in one cell of the embedding
+DEPTH = 2  # convolutions before and after the ViT
+_CELLS = SIDE**2  # of details in one of the embedding
 
 
 class Details(NamedTuple):
@@ -55,14 +55,15 @@ class Convolutions(nn.Module):
 
 
 class ImageDetails(nn.Module):
-    """Fine features of a picture: (B, H, W, 3) normalised RGB -> (B, H / 4, W / 4, F)."""
+    """Fine features of a picture: (B, H, W, 3) normalised RGB -> (B, H / stride, W / stride, F)."""
 
     features: int
+    stride: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = PatchConv(self.features, STRIDE, dtype=self.dtype, name="proj")(images)
+        x = PatchConv(self.features, self.stride, dtype=self.dtype, name="proj")(images)
         return gelu(Convolutions(self.features, self.dtype, name="convolutions")(x))
 
 
@@ -74,7 +75,7 @@ class DetailsToTokens(nn.Module):
 
     @nn.compact
     def __call__(self, details: jax.Array) -> jax.Array:
-        cells = rearrange(details, "b (h i) (w j) c -> b h w (i j c)", i=4, j=4)
+        cells = rearrange(details, "b (h i) (w j) c -> b h w (i j c)", i=SIDE, j=SIDE)
         return Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj")(cells)
 
 
@@ -94,7 +95,7 @@ class DetailsToPixels(nn.Module):
 
         width = details.shape[-1]
         context = Dense(_CELLS * width, dtype=self.dtype, name="context")(tokens)
-        x = details + rearrange(context, "b h w (i j c) -> b (h i) (w j) c", i=4, j=4)
+        x = details + rearrange(context, "b h w (i j c) -> b (h i) (w j) c", i=SIDE, j=SIDE)
         x = Convolutions(width, self.dtype, name="convolutions")(x)
         pairs = rearrange(x, "b (h c) (w d) f -> b h w (c d f)", c=2, d=2)
         first = rearrange(dense(self.dim // 4, "first")(pairs), "b (h i) (w j) f -> b h w (i j f)", i=2, j=2)
@@ -120,7 +121,6 @@ def split_details(image_embeddings: jax.Array, dim: int) -> tuple[jax.Array, Det
     return proper, Details(planes(first, 4), planes(second, 4), planes(masks, _CELLS))
 
 
-def pixel_embeddings(image_embeddings: jax.Array, dim: int) -> jax.Array:
-    """The details that masks are weighed of, side by side: (B, h, w, .) -> (B, 4h, 4w, F)."""
-    masks = image_embeddings[..., 4 * dim :]
-    return rearrange(masks, "b h w (i j c d f) -> b (h i c) (w j d) f", i=2, j=2, c=2, d=2)
+def pixel_embeddings(masks: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """`Details.masks` with sub-pixels side by side, for an embedding of (h, w) cells: (B, 4h, 4w, F)."""
+    return jnp.moveaxis(join_subpixels(masks[:, 0].swapaxes(1, 2), grid), 1, -1)

@@ -29,6 +29,7 @@ from sam_jax.models.layers import (
 from sam_jax.ops.attention import packed_attention
 from sam_jax.ops.gelu import gelu
 from sam_jax.ops.int8_mlp import int8_mlp
+from sam_jax.ops.planes import SIDE
 
 
 class PatchEmbed(nn.Module):
@@ -200,7 +201,7 @@ class ImageEncoder(nn.Module):
         x = x + resize_pos_embed(pos_embed, (x.shape[1], x.shape[2])).astype(self.dtype)
         if not self.details:
             return self._neck(self._blocks(x, deterministic)).astype(jnp.float32)
-        details = ImageDetails(self.details, self.dtype, name="details")(images)
+        details = ImageDetails(self.details, c.patch_size // SIDE, self.dtype, name="details")(images)
         x = x + DetailsToTokens(c.embed_dim, self.dtype, name="details_to_tokens")(details)
         x = self._blocks(x, deterministic)
         fine = DetailsToPixels(self.out_channels, self.dtype, name="details_to_pixels")(details, x)

@@ -183,10 +183,9 @@ def upscale(
     # One row per sub-pixel and mask, zero but for the channels of its own sub-pixel.
     own = jnp.eye(4, dtype=pixels.dtype)
     rows = rearrange(jnp.einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
-    if details is not None:
-        return xla(pixels, rows, *upscaling)
     kernel = _split_over_batch(tpu, (True, True, *(False,) * len(upscaling)))
-    return _run(kernel, xla, implementation, _problem(pixels, num_heads), (pixels, rows, *upscaling))
+    problem = _problem(pixels, num_heads) if details is None else "there is none for details"
+    return _run(kernel, xla, implementation, problem, (pixels, rows, *upscaling))
 
 
 def _problem(pixels: jax.Array, num_heads: int) -> str | None:

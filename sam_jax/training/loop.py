@@ -130,7 +130,7 @@ class _Run:
 
     def _run_stage(self, stage: StageConfig, index: int, first: int) -> None:
         """Steps from where the run stands to the stage's end; `first` is the stage's first step."""
-        config = _for_stage(self.config, stage)
+        config = for_stage(self.config, stage)
         # The state comes out placed as it went in: otherwise the second step would compile again.
         placed = jax.tree.map(lambda x: x.sharding, self.state), sharding.replicated(self.mesh)
         step_fn = jax.jit(
@@ -305,7 +305,8 @@ def _fill_embedding_cache(config: TrainConfig, stage: StageConfig) -> str | None
     return str(cache.path)
 
 
-def _for_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
+def for_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
+    """The config as the steps of `stage` see it."""
     if stage.num_points is None:
         return config
     interaction = dataclasses.replace(config.interaction, num_points=stage.num_points)

@@ -14,7 +14,7 @@ import optax
 from flax import struct
 
 from sam_jax.config import FinetuneConfig, TrainConfig
-from sam_jax.models.details import pixel_embeddings
+from sam_jax.models.details import pixel_embeddings, split_details
 from sam_jax.models.sam import Sam
 from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.ops.transforms import normalize_batch
@@ -144,8 +144,9 @@ def forward_with_loss(
     metrics = {"loss": loss, "focal": sums.focal.mean(), "dice": sums.dice.mean(), "iou_error": sums.iou_error.mean()}
     metrics |= {f"iou_{step + 1}": iou for step, iou in enumerate(sums.iou)}
     if config.loss.affinity_weight:
-        dim = config.sam.prompt_embed_dim
-        kinds = [embeddings[..., :dim], *([pixel_embeddings(embeddings, dim)] if config.sam.details else [])]
+        proper, details = split_details(embeddings, config.sam.prompt_embed_dim)
+        h, w = proper.shape[1:3]
+        kinds = [proper] if details is None else [proper, pixel_embeddings(details.masks, (h, w))]
         losses = [affinity_loss(x, batch["masks"], batch["mask_valid"], affinity_key) for x in kinds]
         affinity = jnp.stack(losses).mean() / config.accumulate
         metrics["affinity"] = affinity

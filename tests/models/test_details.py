@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam_jax.config import MaskDecoderConfig, SamConfig
-from sam_jax.models.details import STRIDE, DetailsToPixels, ImageDetails, pixel_embeddings, split_details
+from sam_jax.models.details import DetailsToPixels, ImageDetails, pixel_embeddings, split_details
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.ops.planes import join_subpixels
 from sam_jax.structs import Prompts
@@ -54,7 +54,7 @@ def test_each_sub_pixel_gets_its_own_details():
     embeddings = jnp.concatenate([jnp.zeros((2, *GRID, dim)), layer.apply({"params": params}, details, tokens)], -1)
     proper, (first, second, masks) = split_details(embeddings, dim)
     assert not proper.any()
-    details = np.asarray(pixel_embeddings(embeddings, dim))  # what both layers see
+    details = np.asarray(pixel_embeddings(masks, GRID))  # what both layers see
     joined = join_subpixels(masks[:, 0].swapaxes(1, 2), GRID)
     np.testing.assert_array_equal(joined, details.transpose(0, 3, 1, 2))
     # (B, 1, 4, 4 G, S): sub-pixel of the first enlargement, then of the second, then channels.
@@ -71,14 +71,14 @@ def test_each_sub_pixel_gets_its_own_details():
 
 def test_features_see_20_pixels_and_no_more():
     """One cell's own 4 x 4 pixels, and two cells on every side."""
-    layer = ImageDetails(8)
+    layer, stride = ImageDetails(8, 4), 4
     params = layer.init(jax.random.key(0), IMAGES[:1])
     changed = IMAGES[:1].copy()
     changed[0, 24, 40] += 1.0
     seen = np.abs(layer.apply(params, changed) - layer.apply(params, IMAGES[:1]))[0].max(axis=-1) > 1e-6
     rows, columns = np.nonzero(seen)
-    assert (rows.min(), rows.max()) == (24 // STRIDE - 2, 24 // STRIDE + 2)
-    assert (columns.min(), columns.max()) == (40 // STRIDE - 2, 40 // STRIDE + 2)
+    assert (rows.min(), rows.max()) == (24 // stride - 2, 24 // stride + 2)
+    assert (columns.min(), columns.max()) == (40 // stride - 2, 40 // stride + 2)
 
 
 def test_a_pixel_moves_the_mask_at_its_own_place_most():
@@ -127,7 +127,7 @@ def test_hypernetworks_weigh_the_details():
     embeddings = jitted(DETAILED, "encode_image")(variables, IMAGES)
     dim = DETAILED.prompt_embed_dim
     decode = jitted(DETAILED, "decode_masks", multimask_output=False)
-    features = np.asarray(pixel_embeddings(embeddings, dim))
+    features = np.asarray(pixel_embeddings(split_details(embeddings, dim)[1].masks, GRID))
     twice = embeddings.at[..., 4 * dim :].multiply(2.0)
     plain = embeddings.at[..., 4 * dim :].multiply(0.0)
     masks, doubled, bare = (decode(variables, x, PROMPTS).low_res_masks[:, :, 0] for x in (embeddings, twice, plain))
@@ -137,3 +137,12 @@ def test_hypernetworks_weigh_the_details():
     for b, n in np.ndindex(2, 2):
         weights, *_ = np.linalg.lstsq(features[b].reshape(-1, 8), np.ravel(shared[b, n]), rcond=None)
         np.testing.assert_allclose(features[b] @ weights, shared[b, n], atol=1e-4)
+
+
+def test_they_follow_the_size_of_the_patches():
+    encoder = dataclasses.replace(TINY.image_encoder, patch_size=8, image_size=40)
+    config = dataclasses.replace(DETAILED, image_encoder=encoder)
+    embeddings = jitted(config, "encode_image")(random_variables(config), random_images(0, 1, 24, 40))
+    assert embeddings.shape == (1, *GRID, config.embedding_channels)
+    with pytest.raises(ValueError, match="patch_size that is a multiple of 4, not 10"):
+        dataclasses.replace(config, image_encoder=dataclasses.replace(encoder, patch_size=10))

@@ -83,8 +83,8 @@ def test_prompts_and_images_do_not_disturb_each_other(predict, mixed):
     for b, n in np.ndindex(2, 3):
         here = np.s_[b : b + 1, n : n + 1]
         alone = predict(embeddings[b : b + 1], jax.tree.map(lambda x, here=here: x[here], prompts))
-        # Products of other shapes add up in another order: 1.2e-5 was seen on one processor.
-        assert_same(alone, jax.tree.map(lambda x, here=here: x[here], together), atol=3e-5)
+        # Products of pixels of their own add up in another order where there are fewer: one processor shows 1.2e-5.
+        assert_same(alone, jax.tree.map(lambda x, here=here: x[here], together), atol=2e-5 if mixed else EXACT)
 
 
 def test_order_of_prompts_does_not_matter(predict):
