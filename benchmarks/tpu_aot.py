@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import tpu_training
 from sam_jax import Prompts, config, tpu_estimates
 from sam_jax.inference import mask_candidates
+from sam_jax.inference.encoding import EncodedImages
 from sam_jax.models.sam import Sam, inference_variables, init_variables
 from sam_jax.ops.attention import packed_attention
 
@@ -195,7 +196,7 @@ def everything(size: str, args: argparse.Namespace) -> list[Program]:
     model, variables = _model(size, args)
     grid = model.config.image_encoder.grid_size
     photo, input_size, chunk = (1500, 2250), (683, 1024), mask_candidates.MAX_CHUNK
-    crop = mask_candidates.Crop((0, 0, *photo[::-1]), photo, input_size, jnp.zeros(()))
+    crop = mask_candidates.Crop((0, 0, *photo[::-1]), photo, input_size, EncodedImages(jnp.zeros(()), None))
     enlarge = mask_candidates.enlargement(model, config.AmgConfig(), crop)
     embedding = jax.ShapeDtypeStruct((grid, grid, model.config.embedding_channels), jnp.float32)
     points = jax.ShapeDtypeStruct((64, 2), jnp.float32)

@@ -128,6 +128,9 @@ class SamConfig:
         decoder what lies between its patches (models/details.py). The published models have none: 0. With details
         the decoder has no TPU kernel for its enlargement.
       pixel_mean, pixel_std: RGB statistics on the 0..255 scale.
+      crf: take masks to the edges and colours of the picture, and box prompts' masks no farther than the box
+        (ops/crf.py), before they are enlarged to the photo. It has no parameters and no part in training. The published
+        models' masks are left as they are.
       mask_threshold: a pixel belongs to a mask where its logit is above this.
       pred_iou_thresh, stability_score_thresh: everything mode's own where its caller names none. They cut what this
         model's IoU head and logits say, so that they belong to the weights; the published sizes have the official ones.
@@ -142,6 +145,7 @@ class SamConfig:
     details: int = 0
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    crf: bool = False
     mask_threshold: float = 0.0
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
@@ -160,6 +164,7 @@ class SamConfig:
         )
         patch = self.image_encoder.patch_size
         require(not self.details or patch % 4 == 0, f"details need a patch_size that is a multiple of 4, not {patch}")
+        require(not self.crf or patch % 8 == 0, f"crf needs a patch_size that is a multiple of 8, not {patch}")
         require(self.details >= 0, f"details must be 0 or a number of channels, not {self.details}")
         require(
             not (self.details and self.mask_decoder.kernels == "pallas"),
@@ -209,6 +214,7 @@ def vit_tiny() -> SamConfig:
         ),
         mask_decoder=MaskDecoderConfig(mlp_dim=512, iou_head_hidden_dim=128),
         prompt_embed_dim=128,
+        crf=True,
         pred_iou_thresh=0.4,  # it is seldom sure, and its logits are soft
         stability_score_thresh=0.4,
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from sam_jax.evaluation import programs
 from sam_jax.evaluation.metrics import mask_boundary, mask_iou
-from sam_jax.inference.encoding import encode_images
+from sam_jax.inference.encoding import EncodedImages, encode_images
 from sam_jax.models.sam import Sam
 from sam_jax.ops.masks import mask_to_box
 from sam_jax.ops.rle import decode_mask
@@ -43,8 +43,8 @@ class Engine:
         """`work` on all items, in threads."""
         return list(self.pool.map(work, items))
 
-    def encode(self, images: Sequence[np.ndarray], batch: int) -> jax.Array:
-        """Photos (H, W, 3) uint8 of any size -> embeddings (batch, h, w, C); places without a photo hold anything."""
+    def encode(self, images: Sequence[np.ndarray], batch: int) -> EncodedImages:
+        """Photos (H, W, 3) uint8 of any size, encoded, `batch` of them; places without a photo hold anything."""
         side = self.model.config.image_size
         pictures = np.zeros((batch, side, side, 3), np.uint8)
         sizes = np.full((batch, 2), side, np.int32)
@@ -90,22 +90,21 @@ class ObjectGroup:
 
     Args:
       engine: the model.
-      embeddings: (B, h, w, C) of the batch.
+      encoded: the batch's images.
       targets: n objects, those of one image together.
       shape: (R, N).
     """
 
     def __init__(
-        self, engine: Engine, embeddings: jax.Array, targets: Sequence[Target], shape: tuple[int, int]
+        self, engine: Engine, encoded: EncodedImages, targets: Sequence[Target], shape: tuple[int, int]
     ) -> None:
-        self.engine, self.embeddings, self.targets, self.shape = engine, embeddings, targets, shape
+        self.engine, self.encoded, self.targets, self.shape = engine, encoded, targets, shape
         self._place = _places([target.image for target in targets], shape)
         self._image_of = np.zeros(shape[0], np.int32)
         self._image_of[self._place[0]] = [target.image for target in targets]
         config = engine.model.config
         self._original = [target.mask.shape for target in targets]
         self._input = [resized_size(size, config.image_size) for size in self._original]
-        self._low_res = 4 * config.image_encoder.grid_size
 
     def boxes(self) -> np.ndarray:
         """(n, 4) float64 in the photo."""
@@ -133,16 +132,15 @@ class ObjectGroup:
             boxes = np.zeros((n, 4))
         sizes = list(zip(self._original, self._input, strict=True))
         points = [to_input_frame(xy, *size) for xy, size in zip(coords, sizes, strict=True)]
-        corners = [boxes_to_input_frame(box, *size) for box, size in zip(boxes, sizes, strict=True)]
         prompts = Prompts(
             point_coords=self._spread(np.array(points, np.float32)),
             point_labels=self._spread(labels.astype(np.int32), -1),
-            boxes=self._spread(np.array(corners, np.float32)),
+            boxes=self._in_frame(boxes),
             box_valid=self._spread(np.full(n, has_box), False),
             mask_inputs=None if mask_inputs is None else mask_inputs[:, :, 0],
         )
         engine = self.engine
-        return programs.decode(engine.model, engine.variables, self.embeddings, self._image_of, prompts)
+        return programs.decode(engine.model, engine.variables, self.encoded.embeddings, self._image_of, prompts)
 
     def choose(self, predictions: MaskPredictions, index: np.ndarray) -> tuple[jax.Array, np.ndarray]:
         """Mask `index` (n,) of each object: logits (R, N, 1, l, l) on the device, predicted IoU (n,) on the host."""
@@ -153,13 +151,21 @@ class ObjectGroup:
         """(R, N, ...) -> (n, ...) on the host."""
         return np.asarray(values)[self._place]
 
-    def in_photo(self, low_res_masks: jax.Array) -> list[np.ndarray]:
-        """Logits (R, N, M, l, l) -> masks (M, H, W) bool of each object, in its photo's own pixels."""
+    def in_photo(self, low_res_masks: jax.Array, boxes: np.ndarray | None = None) -> list[np.ndarray]:
+        """Logits (R, N, M, l, l) -> masks (M, H, W) bool of each object, in its photo's own pixels.
+
+        Args:
+          boxes: (n, 4) xyxy in the photo, where they were the prompts.
+        """
+        config, pixels = self.engine.model.config, self.encoded.pixels
+        if pixels is not None:
+            limits, patch = None if boxes is None else self._in_frame(boxes), config.image_encoder.patch_size
+            low_res_masks = programs.to_edges(low_res_masks, pixels, self._image_of, limits, patch)
         first = np.zeros(self.shape[0], int)  # an object of each row; rows without one borrow the first
         first[self._place[0]] = np.arange(len(self.targets))
-        config = self.engine.model.config
+        side = low_res_masks.shape[-1]
         rows, cols = programs.enlarging_matrices(
-            self._low_res, config.image_size, [self._input[i] for i in first], [self._original[i] for i in first]
+            side, config.image_size, [self._input[i] for i in first], [self._original[i] for i in first]
         )
         packed = np.asarray(programs.enlarge(low_res_masks, rows, cols, config.mask_threshold))
 
@@ -169,6 +175,11 @@ class ObjectGroup:
             return np.unpackbits(bits, axis=-1, count=w).astype(bool)
 
         return self.engine.map(unpack, range(len(self.targets)))
+
+    def _in_frame(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (n, 4) in the photo -> (R, N, 4) float32 in the input frame."""
+        places = zip(boxes, self._original, self._input, strict=True)
+        return self._spread(np.array([boxes_to_input_frame(*place) for place in places], np.float32))
 
     def _spread(self, values: np.ndarray, fill: float = 0) -> np.ndarray:
         """(n, ...) -> (R, N, ...)."""

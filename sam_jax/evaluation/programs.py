@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam_jax.models.sam import Sam
+from sam_jax.ops.crf import PicturePixels, refine_masks
 from sam_jax.ops.masks import axis_matrix
 from sam_jax.structs import MaskPredictions, Prompts
 
@@ -43,6 +44,25 @@ def choose(predictions: MaskPredictions, chosen: jax.Array) -> MaskPredictions:
     take = chosen[..., None]
     masks = jnp.take_along_axis(predictions.low_res_masks, take[..., None, None], axis=2)
     return MaskPredictions(masks, jnp.take_along_axis(predictions.iou_predictions, take, axis=2))
+
+
+@partial(jax.jit, static_argnames="patch_size")
+def to_edges(
+    low_res_masks: jax.Array, pixels: PicturePixels, image_of: jax.Array, boxes: jax.Array | None, patch_size: int
+) -> jax.Array:
+    """Masks taken to their pictures' edges: (R, N, M, l, l) logits -> (R, N, M, 2l, 2l).
+
+    Args:
+      pixels: of the images (B).
+      image_of: (R,) int, the image of each row.
+      boxes: (R, N, 4) xyxy in the input frame, or None.
+    """
+
+    def row(argument: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
+        logits, image, limits = argument
+        return refine_masks(logits, jax.tree.map(lambda x: x[image], pixels), limits, patch_size)
+
+    return jax.lax.map(row, (low_res_masks, image_of, boxes))
 
 
 @jax.jit

@@ -63,14 +63,14 @@ def evaluate(
 def _score_batch(
     engine: Engine, options: EvaluationOptions, batch: Sequence[tuple[int, LabelledImage]], scores: _Scores
 ) -> None:
-    embeddings = engine.encode([image.image for _, image in batch], options.images_per_batch)
+    encoded = engine.encode([image.image for _, image in batch], options.images_per_batch)
     first = scores.add_images(batch)
     jobs = [(place, number) for place, (_, image) in enumerate(batch) for number in range(len(image.segmentations))]
     slots = slots_per_row([len(image.segmentations) for _, image in batch], options.prompts_per_batch)
     shape = options.prompts_per_batch // slots, slots
     for run in split_into_rows([place for place, _ in jobs], shape):
         targets = engine.map(lambda job: Target(job[0], batch[job[0]][1].segmentations[job[1]]), jobs[run])
-        group = ObjectGroup(engine, embeddings, targets, shape)
+        group = ObjectGroup(engine, encoded, targets, shape)
         outcome = Outcome(len(targets), options)
         if options.clicks:
             play_clicks(group, options, outcome)
@@ -187,11 +187,11 @@ def _first_masks(
 
 def play_boxes(group: ObjectGroup, outcome: Outcome) -> None:
     """Each object's box, and the box again with its mask fed back."""
-    logits = None
+    logits, boxes = None, group.boxes()
     for column in (BOX, REFINED):
-        predictions = group.predict(boxes=group.boxes(), mask_inputs=logits)
+        predictions = group.predict(boxes=boxes, mask_inputs=logits)
         logits, estimates = group.choose(predictions, np.zeros(len(group.targets)))
-        outcome.record(group, column, [found[0] for found in group.in_photo(logits)], estimates)
+        outcome.record(group, column, [found[0] for found in group.in_photo(logits, boxes)], estimates)
 
 
 class _Scores:

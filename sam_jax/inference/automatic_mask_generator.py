@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from sam_jax.config import AmgConfig
-from sam_jax.inference.mask_candidates import Candidates, concatenate, encode_crops, find_in_crop
+from sam_jax.inference.mask_candidates import Candidates, concatenate, encode_crops, find_in_crop, to_edges
 from sam_jax.inference.predictor import check_image
 from sam_jax.models.sam import Sam, inference_variables
 from sam_jax.ops.boxes import nms, xyxy_to_xywh
@@ -83,7 +83,11 @@ class SamAutomaticMaskGenerator:
                 continue
             for crop in encode_crops(self.model, self.variables, image, boxes):
                 masks = find_in_crop(self.model, self.variables, config, crop, self.point_grids[layer])
-                found.append(masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh)))
+                masks = masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh))
+                if self.model.config.crf:
+                    masks = to_edges(self.model, config, crop, masks)
+                    masks = masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh))
+                found.append(masks)
         together = concatenate(found)
         if len(found) > 1:
             sides = (together.crop_boxes[:, 2:] - together.crop_boxes[:, :2]).astype(np.float32)

@@ -5,31 +5,52 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from sam_jax.models.sam import Sam
+from sam_jax.ops.crf import PicturePixels, picture_pixels
 from sam_jax.ops.transforms import normalize_batch
 
 _of_thread = threading.local()
 
 
+class EncodedImages(NamedTuple):
+    """What prompts need of B pictures.
+
+    Attributes:
+      embeddings: (B, h, w, C).
+      pixels: what takes masks to a picture's edges, with a leading axis B; None where `SamConfig.crf` is off.
+    """
+
+    embeddings: jax.Array
+    pixels: PicturePixels | None
+
+    def one(self, number: int) -> EncodedImages:
+        """A picture by itself, without the leading axis."""
+        picked: EncodedImages = jax.tree.map(lambda x: x[number], self)
+        return picked
+
+
 @partial(jax.jit, static_argnums=0)
-def encode_images(model: Sam, variables: Any, pictures: jax.Array, input_sizes: jax.Array) -> jax.Array:
-    """Padded pictures (B, S, S, 3) uint8, valid to `input_sizes` (B, 2) -> embeddings (B, h, w, C)."""
+def encode_images(model: Sam, variables: Any, pictures: jax.Array, input_sizes: jax.Array) -> EncodedImages:
+    """Encodes padded pictures (B, S, S, 3) uint8, valid to `input_sizes` (B, 2)."""
     config = model.config
     images = normalize_batch(pictures, input_sizes, config.pixel_mean, config.pixel_std)
     embeddings: Any = model.apply(variables, images, method="encode_image")
-    return embeddings
+    if not config.crf:
+        return EncodedImages(embeddings, None)
+    pixels = jax.vmap(partial(picture_pixels, patch_size=config.image_encoder.patch_size))(images, input_sizes)
+    return EncodedImages(embeddings, pixels)
 
 
-def encode_and_wait(model: Sam, variables: Any, pictures: Any, input_sizes: Any) -> jax.Array:
+def encode_and_wait(model: Sam, variables: Any, pictures: Any, input_sizes: Any) -> EncodedImages:
     """`encode_images`, finished when it returns. The decoder cannot begin before, so that waiting costs nothing."""
     start = time.perf_counter()
-    embeddings = jax.block_until_ready(encode_images(model, variables, pictures, input_sizes))
+    encoded = jax.block_until_ready(encode_images(model, variables, pictures, input_sizes))
     _of_thread.seconds = encoder_seconds() + time.perf_counter() - start
-    return embeddings
+    return encoded
 
 
 def encoder_seconds() -> float:

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam_jax.config import AmgConfig
-from sam_jax.inference.encoding import encode_and_wait
+from sam_jax.inference.encoding import EncodedImages, encode_and_wait
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
-from sam_jax.ops.masks import axis_matrix, bands
-from sam_jax.ops.planes import SIDE, join_subpixels
+from sam_jax.ops.crf import CELL, PicturePixels, refine_masks
+from sam_jax.ops.masks import axis_matrix, bands, bilinear_matrix
+from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side, to_input_frame
 from sam_jax.structs import Prompts
 
@@ -42,13 +43,13 @@ class Crop:
 
     Attributes:
       box: xyxy in the picture's frame. image_size: (H, W) of the picture. input_size: (h, w) of the crop as resized.
-      embedding: (h, w, C).
+      encoded: the crop alone, without a leading axis.
     """
 
     box: Box
     image_size: Size
     input_size: Size
-    embedding: jax.Array
+    encoded: EncodedImages
 
     @property
     def size(self) -> Size:
@@ -142,15 +143,17 @@ def examine(
     row_bands: jax.Array,
     size: jax.Array,
     levels: jax.Array,
+    pixels: PicturePixels | None = None,
 ) -> dict[str, jax.Array]:
     """Enlarges some masks to their crop and looks at them there.
 
     Args:
       planes: (n, 16, h*w) logits; indices: (c,) which of them.
-      columns: (X, 4w) resizing matrix, zero beyond the crop.
+      columns: (X, 4w) resizing matrix, zero beyond the crop; (X, 8w) with `pixels`.
       row_starts: (t,) and row_bands: (t, Y / t, k) that of rows, also zero beyond the crop; see `ops.masks.bands`.
       size: (2,) h and w of the crop, pixels.
       levels: (3,) logits: the mask threshold, and it plus and minus the stability offset.
+      pixels: takes masks to the crop's edges. Their stability is still that of the model's own logits.
 
     Returns:
       `stability` (c,), `boxes` (c, 4), `area` (c,), `bits` (c, X, Y / 8) uint8 column by column, `low_res` (c, 4h, 4w).
@@ -158,18 +161,19 @@ def examine(
     rows = row_bands.shape[0] * row_bands.shape[1]
     inside = (jnp.arange(len(columns)) < size[1])[:, None] & (jnp.arange(rows) < size[0])
     inside = jnp.packbits(inside, axis=-1)
-    width = columns.shape[1] // SIDE
+    width = columns.shape[1] // (SIDE if pixels is None else CELL)
     grid = planes.shape[-1] // width, width
 
     def look(index: jax.Array) -> dict[str, jax.Array]:
         mask = join_subpixels(planes[index], grid)
+        looks = mask[None] if pixels is None else _refined_and_own(mask, pixels)
         # Columns first: so the bits lie in the order in which run lengths are counted.
-        wide = jnp.einsum("xw,hw->xh", columns, mask, precision="highest")
+        wide = jnp.einsum("xw,nhw->nxh", columns, looks, precision="highest")
         # Enlarged logits are many times the caches: each band becomes bits, which then tell all the rest.
         packed = []
         for start, band in zip(row_starts, row_bands, strict=True):
-            near = jax.lax.dynamic_slice_in_dim(wide, start, band.shape[1], axis=1)
-            logits = jnp.einsum("xk,yk->xy", near, band, precision="highest")
+            near = jax.lax.dynamic_slice_in_dim(wide, start, band.shape[1], axis=2)
+            logits = jnp.einsum("nxk,yk->nxy", near, band, precision="highest")
             packed.append(jnp.packbits(logits > levels[:, None, None], axis=-1))
         bits = jnp.concatenate(packed, axis=-1) & inside
         area, surely, perhaps = jax.lax.population_count(bits.view(jnp.uint32)).astype(jnp.int32).sum(axis=(1, 2))
@@ -182,6 +186,14 @@ def examine(
     return jax.lax.map(look, indices)
 
 
+def _refined_and_own(mask: jax.Array, pixels: PicturePixels) -> jax.Array:
+    """A mask (l, l) for each of three levels: (3, 2l, 2l), taken to edges for the first."""
+    refined = refine_masks(mask[None, None], pixels)[0, 0]
+    matrix = jnp.asarray(bilinear_matrix(len(refined), len(mask)), jnp.float32)
+    own = jnp.einsum("yh,hw,xw->yx", matrix, mask, matrix, precision="highest")
+    return jnp.stack([refined, own, own])
+
+
 def encode_crops(model: Sam, variables: Any, image: np.ndarray, boxes: list[Box]) -> Iterator[Crop]:
     """Crops of a picture (H, W, 3) uint8, a few encoded at a time."""
     side = model.config.image_size
@@ -192,9 +204,9 @@ def encode_crops(model: Sam, variables: Any, image: np.ndarray, boxes: list[Box]
         filled = resized + resized[:1] * (at_once - len(part))  # the same program for the last, smaller part
         sizes = np.array([picture.shape[:2] for picture in filled], np.int32)
         frames = np.stack([pad_to_square(picture, side) for picture in filled])
-        embeddings = encode_and_wait(model, variables, frames, sizes)
+        encoded = encode_and_wait(model, variables, frames, sizes)
         for number, box in enumerate(part):
-            yield Crop(box, image.shape[:2], resized[number].shape[:2], embeddings[number])
+            yield Crop(box, image.shape[:2], resized[number].shape[:2], encoded.one(number))
 
 
 def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid: np.ndarray) -> Candidates:
@@ -211,7 +223,7 @@ def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid
     for start in range(0, len(points), config.points_per_batch):
         batch = in_frame[start : start + config.points_per_batch]
         filled = np.concatenate([batch, np.repeat(batch[:1], config.points_per_batch - len(batch), axis=0)])
-        waiting.append((start, *decode_points(model, variables, crop.embedding, filled)))
+        waiting.append((start, *decode_points(model, variables, crop.encoded.embeddings, filled)))
         # The device decodes this batch while the host reads which masks of the one before have passed.
         if len(waiting) > 1:
             parts += _chunks(config, *waiting.pop(0), len(points), enlarge)
@@ -220,13 +232,30 @@ def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid
     return concatenate([_filter(config, crop, points, *part) for part in parts])
 
 
-Enlargement = dict[str, np.ndarray]
+def to_edges(model: Sam, config: AmgConfig, crop: Crop, masks: Candidates) -> Candidates:
+    """Masks of a crop taken to its edges (`SamConfig.crf`), those that still pass the filters on place and size.
+
+    Made for the few that non-maximum suppression has left: it takes longer than all else that is done to a mask.
+    """
+    assert crop.encoded.pixels is not None
+    if not len(masks):
+        return masks
+    planes = split_subpixels(jnp.stack([chunk["low_res"][row] for chunk, row in masks.pixels]))
+    enlarge = enlargement(model, config, crop, crop.encoded.pixels)
+    every = np.arange(len(masks))
+    points = masks.points - np.array(crop.box[:2])
+    parts = _examined(planes, every, every, masks.iou, enlarge)
+    return concatenate([_filter(config, crop, points, *part) for part in parts])
+
+
+Enlargement = dict[str, Any]
 Chunk = tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]  # points' numbers, predicted IoU, what `examine` found
 
 
-def enlargement(model: Sam, config: AmgConfig, crop: Crop) -> Enlargement:
-    """The crop-dependent arguments of `examine`."""
-    side, grid = model.config.image_size, 4 * model.config.image_encoder.grid_size
+def enlargement(model: Sam, config: AmgConfig, crop: Crop, pixels: PicturePixels | None = None) -> Enlargement:
+    """The arguments of `examine` that depend on the crop."""
+    side, cell = model.config.image_size, SIDE if pixels is None else CELL
+    grid = cell * model.config.image_encoder.grid_size
     rows, columns = (
         np.pad(axis_matrix(grid, side, resized, original), ((0, -original % SIDE_STEP), (0, 0)))
         for original, resized in zip(crop.size, crop.input_size, strict=True)
@@ -239,6 +268,7 @@ def enlargement(model: Sam, config: AmgConfig, crop: Crop) -> Enlargement:
         "row_bands": row_bands,
         "size": np.array(crop.size, np.int32),
         "levels": np.array([threshold, threshold + offset, threshold - offset], np.float32),
+        "pixels": pixels,
     }
 
 
@@ -250,7 +280,13 @@ def _chunks(
     scores = np.asarray(iou)
     passed = np.flatnonzero(scores > config.pred_iou_thresh if config.pred_iou_thresh > 0 else ~np.isnan(scores))
     numbers = start + passed // (len(scores) // config.points_per_batch)  # several masks per point
-    passed, numbers = passed[numbers < num_points], numbers[numbers < num_points]
+    return _examined(planes, passed[numbers < num_points], numbers[numbers < num_points], scores, enlarge)
+
+
+def _examined(
+    planes: jax.Array, passed: np.ndarray, numbers: np.ndarray, scores: np.ndarray, enlarge: Enlargement
+) -> Iterator[Chunk]:
+    """Examines the masks `passed` (n,) of some, whose points are `numbers` (n,), chunk by chunk."""
     pixels = len(enlarge["columns"]) * len(enlarge["row_bands"]) * SIDE_STEP
     largest = int(np.clip(2 ** int(np.log2(max(1, CHUNK_PIXELS // pixels))), 1, MAX_CHUNK))
     for first in range(0, len(passed), largest):
@@ -274,7 +310,8 @@ def _filter(
     kept &= (area >= config.min_mask_area) & (area <= config.max_mask_cover * h * w)
     if config.max_mask_area is not None:
         kept &= area <= config.max_mask_area
-    needed = {"bits": found["bits"]} | ({"low_res": found["low_res"]} if config.output_mode == "low_res" else {})
+    wants_logits = config.output_mode == "low_res" or crop.encoded.pixels is not None
+    needed = {"bits": found["bits"]} | ({"low_res": found["low_res"]} if wants_logits else {})
     x0, y0 = crop.box[:2]
     return Candidates(
         [(needed, int(row)) for row in np.flatnonzero(kept)],

@@ -5,14 +5,16 @@ Same arguments, shapes and coordinate frames as the official class of that name;
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from sam_jax.inference.encoding import encode_and_wait
+from sam_jax.inference.encoding import EncodedImages, encode_and_wait
 from sam_jax.models.sam import Sam, inference_variables
+from sam_jax.ops.crf import box_limits, refine_masks
 from sam_jax.ops.masks import postprocess_masks
 from sam_jax.ops.transforms import (
     boxes_to_input_frame,
@@ -55,6 +57,9 @@ def _enlarge(
     return postprocess_masks(low_res_mask, input_size, original_size, image_size)
 
 
+_to_edges = jax.jit(refine_masks, static_argnames="patch_size")
+
+
 class SamPredictor:
     """Promptable segmentation of one photo at a time.
 
@@ -74,12 +79,12 @@ class SamPredictor:
         """Forgets the current photo."""
         self.original_size: tuple[int, int] | None = None
         self.input_size: tuple[int, int] | None = None
-        self._image_embeddings: jax.Array | None = None
+        self._encoded: EncodedImages | None = None
 
     @property
     def is_image_set(self) -> bool:
         """Whether `set_image` has been called."""
-        return self._image_embeddings is not None
+        return self._encoded is not None
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
         """Runs the image encoder on a photo; `predict` then costs only the mask decoder.
@@ -99,13 +104,13 @@ class SamPredictor:
         resized = resize_longest_side(np.ascontiguousarray(image), side)
         input_size = np.array(resized.shape[:2], np.int32)
         pictures = pad_to_square(resized, side)[None]
-        self._image_embeddings = encode_and_wait(self.model, self.variables, pictures, input_size[None])
+        self._encoded = encode_and_wait(self.model, self.variables, pictures, input_size[None])
         self.original_size = image.shape[:2]
         self.input_size = resized.shape[:2]
 
     def get_image_embedding(self) -> jax.Array:
         """The photo's embedding, (1, C, h, w) float32: channels first, as the official class gives it."""
-        return self._embeddings().transpose(0, 3, 1, 2)
+        return self._image().embeddings.transpose(0, 3, 1, 2)
 
     def predict(
         self,
@@ -159,21 +164,22 @@ class SamPredictor:
           boxes: (N, 4).
           mask_inputs: (N, 1, 4h, 4w).
         """
-        self._embeddings()
+        self._image()
         prompts = self._collect(point_coords, point_labels, boxes, mask_inputs)
         predictions = self._decode_in_buckets(prompts)
         wanted = slice(1, None) if multimask_output else slice(0, 1)
         low_res, ious = predictions.low_res_masks[:, wanted], predictions.iou_predictions[:, wanted]
         masks = np.empty((*low_res.shape[:2], *self._sizes()[1]), np.float32 if return_logits else bool)
-        for index in np.ndindex(low_res.shape[:2]):
-            logits = np.asarray(self._to_original_frame(low_res[index]))
-            masks[index] = logits if return_logits else logits > self.model.config.mask_threshold
+        for number, logits in enumerate(self._at_edges(low_res, prompts)):
+            for index, one in enumerate(logits):
+                enlarged = np.asarray(self._to_original_frame(one))
+                masks[number, index] = enlarged if return_logits else enlarged > self.model.config.mask_threshold
         return PredictedMasks(masks, ious, low_res)
 
-    def _embeddings(self) -> jax.Array:
-        if self._image_embeddings is None:
+    def _image(self) -> EncodedImages:
+        if self._encoded is None:
             raise RuntimeError("no photo is set; call set_image(image) first")
-        return self._image_embeddings
+        return self._encoded
 
     def _sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         assert self.input_size is not None
@@ -183,6 +189,17 @@ class SamPredictor:
     def _to_original_frame(self, low_res_mask: np.ndarray) -> jax.Array:
         side = self.model.config.image_size
         return _enlarge(low_res_mask, *self._sizes(), (side, side))
+
+    def _at_edges(self, low_res: np.ndarray, prompts: Prompts) -> Iterator[Any]:
+        """Logits (M, l, l) of one object after the other; with `SamConfig.crf` taken to the photo's edges."""
+        image = self._image()
+        if image.pixels is None:
+            yield from low_res
+            return
+        pixels = image.one(0).pixels
+        limits, patch = box_limits(prompts), self.model.config.image_encoder.patch_size
+        for number, logits in enumerate(low_res):
+            yield _to_edges(logits[None], pixels, limits[number, None], patch_size=patch)[0]
 
     def _collect(
         self,
@@ -240,7 +257,7 @@ class SamPredictor:
         return MaskPredictions(np.zeros((0, masks, side, side), np.float32), np.zeros((0, masks), np.float32))
 
     def _decode_padded(self, prompts: Prompts, count: int) -> MaskPredictions:
-        out = _decode(self.model, self.variables, self._embeddings(), prompts)
+        out = _decode(self.model, self.variables, self._image().embeddings, prompts)
         return jax.tree.map(lambda x: np.asarray(x)[0, :count], out)
 
 

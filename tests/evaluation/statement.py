@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 from sam_jax.evaluation import programs
 from sam_jax.inference.encoding import encode_images
 from sam_jax.models.sam import Sam
+from sam_jax.ops.crf import refine_masks
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side
 from sam_jax.structs import Prompts
 
@@ -67,7 +68,7 @@ class SlowSam:
         resized = resize_longest_side(image, self.side)
         self.input = resized.shape[:2]
         picture, size = pad_to_square(resized, self.side)[None], np.array([self.input], np.int32)
-        self.embedding = encode_images(self.model, variables, picture, size)
+        self.encoded = encode_images(self.model, variables, picture, size)
 
     def predict(self, clicks=(), box=None, logits=None, slots=1):
         """Masks (4, H, W) bool, low-res logits (4, l, l) and predicted IoU (4,); the unambiguous mask first."""
@@ -84,9 +85,17 @@ class SlowSam:
             mask_inputs=None if logits is None else logits[None, None],
         )
         row = np.zeros(1, np.int32)
-        found = programs.decode(self.model, self.variables, self.embedding, row, prompts)
+        found = programs.decode(self.model, self.variables, self.encoded.embeddings, row, prompts)
         logits, estimates = (np.asarray(x)[0, 0] for x in (found.low_res_masks, found.iou_predictions))
-        return np.concatenate([self._enlarge(logits[:1]), self._enlarge(logits[1:])]), logits, estimates
+        final = self._at_edges(logits, corners if box is not None else None)
+        return np.concatenate([self._enlarge(final[:1]), self._enlarge(final[1:])]), logits, estimates
+
+    def _at_edges(self, logits, box):
+        if not self.model.config.crf:
+            return logits
+        box = None if box is None else box.astype(np.float32)[None]
+        pixels = self.encoded.one(0).pixels
+        return np.stack([refine_masks(one[None, None], pixels, box)[0, 0] for one in logits])
 
     def _enlarge(self, logits):
         matrices = programs.enlarging_matrices(logits.shape[-1], self.side, [self.input], [self.original])

@@ -1,5 +1,6 @@
 """The batched protocol against the slow statement on photographs, and what must not matter to it."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +50,10 @@ def one_by_one(mini, variables):
     return evaluate(Sam(TINY), variables, mini, options)
 
 
-def test_agrees_with_the_slow_statement(mini, variables, one_by_one):
-    result, number = one_by_one, 0
-    assert len(result.iou) == 36
-    for image in mini:
-        sam = statement.SlowSam(TINY, variables, image.image)
+def check_against_statement(config, variables, images, result):
+    number = 0
+    for image in images:
+        sam = statement.SlowSam(config, variables, image.image)
         for segmentation in image.segmentations:
             true = decode_mask(segmentation)
             found, clicks = statement.play(sam, true, COUNTS)
@@ -63,7 +63,18 @@ def test_agrees_with_the_slow_statement(mini, variables, one_by_one):
                 assert result.iou[number, place] == pytest.approx(statement.iou(true, mask), abs=1e-6)
                 assert result.predicted_iou[number, place] == pytest.approx(estimate, abs=1e-5)
             number += 1
-    assert number == 36
+    assert number == len(result.iou)
+
+
+def test_agrees_with_the_slow_statement(mini, variables, one_by_one):
+    assert len(one_by_one.iou) == 36
+    check_against_statement(TINY, variables, mini, one_by_one)
+
+
+def test_agrees_with_the_slow_statement_where_masks_are_taken_to_edges(mini, variables):
+    config, images = dataclasses.replace(TINY, crf=True), Images([mini[number] for number in (0, 7, 9)])
+    result = evaluate(Sam(config), variables, images, EvaluationOptions(clicks=COUNTS, images_per_batch=2))
+    check_against_statement(config, variables, images, result)
 
 
 def test_boundaries_agree_with_the_slow_statement(mini, one_by_one):
@@ -110,7 +121,7 @@ def test_portions_do_not_matter(variables):
 
 
 def test_a_right_mask_ends_the_clicking(variables, monkeypatch):
-    def perfect(self, low_res_masks):
+    def perfect(self, low_res_masks, boxes=None):
         return [np.repeat(target.mask[None], low_res_masks.shape[2], axis=0) for target in self.targets]
 
     monkeypatch.setattr("sam_jax.evaluation.objects.ObjectGroup.in_photo", perfect)
