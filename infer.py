@@ -34,7 +34,7 @@ def segment_one(args: argparse.Namespace, prompts: prompted.PhotoPrompts) -> Non
     """Segments one photo by the prompts of the command line, writes and says so in two lines."""
     (photo,) = args.photos
     image = sam_jax.read_image(photo)
-    predictor = sam_jax.SamPredictor(*sam_jax.load_model(args.checkpoint, args.dtype))
+    predictor = sam_jax.SamPredictor(*sam_jax.load_model(args.checkpoint, args.dtype, args.crf))
     start = time.perf_counter()
     predicted = prompted.segment_photo(predictor, image, prompts)
     seconds = time.perf_counter() - start
@@ -56,7 +56,7 @@ def segment_many(args: argparse.Namespace) -> int:
     photos = find_photos(args.photos, exclude=args.out)
     prompts = command_line.read_prompt_file(args)
     files = ResultFiles(args.out, formats, command_line.result_settings(args))
-    segmenter = command_line.build_segmenter(args, *sam_jax.load_model(args.checkpoint, args.dtype))
+    segmenter = command_line.build_segmenter(args, *sam_jax.load_model(args.checkpoint, args.dtype, args.crf))
     summary = batch_run.run_photos(photos, segmenter, files, prompts, options)
     print(summary.text(files.out / options.failures_file))
     if hasattr(args, "distributed"):

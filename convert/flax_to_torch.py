@@ -2,7 +2,7 @@
 
     python -m convert.flax_to_torch checkpoints/sam_vit_b out.pth
 
-Every value stays bit for bit what it is.
+Every value stays bit for bit what it is. What `SamConfig.crf` does to masks afterwards does not travel with them.
 """
 
 from __future__ import annotations

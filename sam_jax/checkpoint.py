@@ -7,6 +7,7 @@ checkpoints/sam_vit_b/
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import json
 import logging
@@ -37,12 +38,15 @@ class CheckpointError(ValueError):
     """A model directory that cannot be read, or that does not fit its config."""
 
 
-def load_model(path: epath.PathLike | None = None, dtype: str | None = None) -> tuple[Sam, Variables]:
+def load_model(
+    path: epath.PathLike | None = None, dtype: str | None = None, crf: bool | None = None
+) -> tuple[Sam, Variables]:
     """A model and its variables, ready for `SamPredictor(*load_model())` or `model.apply(variables, ...)`.
 
     Args:
       path: a directory written by `convert.torch_to_flax` or by training, local or gs://; None means the bundled model.
       dtype: compute dtype in place of the config's: "float32", "bfloat16", or "int8", see `config.for_inference`.
+      crf: whether masks are taken to the picture's edges, in place of the config's; see `SamConfig.crf`.
 
     Raises:
       CheckpointError: there is no such directory, it is incomplete, or it does not fit its config.
@@ -51,6 +55,8 @@ def load_model(path: epath.PathLike | None = None, dtype: str | None = None) -> 
     config = load_config(root)
     if dtype is not None:
         config = for_inference(config, dtype)
+    if crf is not None:
+        config = dataclasses.replace(config, crf=crf)
     model = Sam(config)
     return model, load_variables(root, jax.eval_shape(partial(init_variables, model), jax.random.key(0)))
 

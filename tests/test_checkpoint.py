@@ -50,6 +50,7 @@ def test_round_trip(original, small):
     model, variables = load_model(original, dtype="bfloat16")
     assert model.config == dataclasses.replace(SMALLEST, dtype="bfloat16")
     assert_equal(variables, small)
+    assert load_model(original, crf=True)[0].config == dataclasses.replace(SMALLEST, crf=True)
     assert {path.name for path in original.parent.iterdir()} == {"small"}  # nothing unfinished is left
 
 

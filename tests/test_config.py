@@ -74,6 +74,7 @@ def test_wrong_keys_and_values_are_named(values, message):
         (lambda: ImageEncoderConfig(num_heads=7), "embed_dim 768 .* num_heads 7"),
         (lambda: ImageEncoderConfig(window_size=0), "window_size .* 0"),
         (lambda: ImageEncoderConfig(depth=4), r"global_attn_indexes \[5, 8, 11\] lie outside the 4"),
+        (lambda: SamConfig(ImageEncoderConfig(patch_size=4), crf=True), "crf needs a patch_size .* of 8, not 4"),
         (lambda: PromptEncoderConfig(mask_in_chans=6), "mask_in_chans 6"),
         (lambda: SamConfig(prompt_embed_dim=100), "prompt_embed_dim 100 .* = 16"),
         (

@@ -148,6 +148,8 @@ def test_a_second_run_does_what_is_left(run, tmp_path, monkeypatch):
     assert len(asked) == 4
     run(photos, "--max-mask-area", "5", "--overwrite")
     assert len(asked) == 7
+    run(photos, "--max-mask-area", "5", "--crf")
+    assert len(asked) == 10
 
 
 def faulty_folder(root, good):

@@ -54,6 +54,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", metavar="DIR", help="where the pictures of COCO or LVIS files in DATA lie")
     parser.add_argument("--checkpoint", metavar="DIR", help="model directory (default: the bundled vit_tiny)")
     parser.add_argument("--dtype", choices=INFERENCE_DTYPES, help="compute in this type instead of the model's own")
+    parser.add_argument(
+        "--crf",
+        default=None,
+        action=argparse.BooleanOptionalAction,
+        help="take masks to the photo's edges and colours, or not (default: the model's; on for vit_tiny)",
+    )
     parser.add_argument("--out", default="report", metavar="DIR", help="where the report goes (default: report)")
     parser.add_argument("--clicks", type=int, nargs="*", default=list(PAPER_CLICKS), metavar="N")
     parser.add_argument("--no-boxes", action="store_true", help="leave box prompts out")
@@ -111,14 +117,14 @@ def run(args: argparse.Namespace) -> None:
     )
     use_compilation_cache()
     sets = open_sets(args)
-    model, variables = load_model(args.checkpoint, args.dtype)
+    model, variables = load_model(args.checkpoint, args.dtype, args.crf)
     results, cases = [], {}
     for one in sets:
         result, cases[one.name] = evaluate_set(model, variables, one, options, args.floors)
         results.append(result)
     about = {
         "checkpoint": str(args.checkpoint or bundled_model_path().name),
-        "options": {name: getattr(args, name) for name in ("limit", "max_masks", "seed", "dtype")},
+        "options": {name: getattr(args, name) for name in ("limit", "max_masks", "seed", "dtype", "crf")},
     }
     report = make_report(results, options.clicks, about, options.seed)
     print(text_tables(report))

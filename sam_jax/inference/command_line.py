@@ -55,6 +55,12 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argp
     parser.add_argument(
         "--dtype", default=None, choices=INFERENCE_DTYPES, help="compute type (default: the model's); int8 is for TPUs"
     )
+    parser.add_argument(
+        "--crf",
+        default=None,
+        action=argparse.BooleanOptionalAction,
+        help="take masks to the photo's edges and colours, or not (default: the model's; on for vit_tiny)",
+    )
     _add_prompt_options(parser.add_argument_group("prompts for one photo"))
     _add_many_options(parser.add_argument_group("many photos"))
     _add_everything_options(parser.add_argument_group("everything mode"))
@@ -88,7 +94,7 @@ def given_everything_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def result_settings(args: argparse.Namespace) -> dict[str, Any]:
     """All of the command line that the results of a photo depend on, so that none are taken for those of others."""
-    model = {"checkpoint": args.checkpoint, "dtype": args.dtype}
+    model = {"checkpoint": args.checkpoint, "dtype": args.dtype, "crf": args.crf}
     if hasattr(args, "prompts"):
         return model | {"mode": "prompts"}
     everything = dataclasses.asdict(AmgConfig(**given_everything_options(args)))

@@ -87,6 +87,19 @@ def test_boxes_alone(run, tmp_path):
     assert len(re.findall("<svg", page)) == 1  # calibration, but no clicks to draw
 
 
+def test_masks_are_taken_to_edges_where_that_is_asked_for(run, tmp_path):
+    data = write_folder(tmp_path / "mine", 2)
+
+    def box_iou(*options):
+        assert run(data, "--clicks", *options)[0] == 0
+        report = json.loads((tmp_path / "out/report.json").read_text())
+        return report["options"]["crf"], report["sets"]["mine"]["miou"]["box"]["mean"]
+
+    plain, without, with_crf = box_iou(), box_iou("--no-crf"), box_iou("--crf")
+    assert (plain[0], without[0], with_crf[0]) == (None, False, True)
+    assert plain[1] == without[1] != with_crf[1]
+
+
 def test_sets_are_described(run):
     code, out, _ = run("--list-sets")
     assert code == 0

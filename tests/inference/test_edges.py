@@ -1,4 +1,4 @@
-"""Models with `SamConfig.crf`: what their masks are, in the predictor and in everything mode, and what stays as it was."""
+"""Models with `SamConfig.crf`: their masks in the predictor and in everything mode, and what stays as it was."""
 
 import dataclasses
 
