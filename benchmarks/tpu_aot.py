@@ -35,6 +35,7 @@ from sam_jax import Prompts, config, tpu_estimates
 from sam_jax.inference import mask_candidates
 from sam_jax.inference.encoding import EncodedImages
 from sam_jax.models.sam import Sam, inference_variables, init_variables
+from sam_jax.ops import crf
 from sam_jax.ops.attention import packed_attention
 
 SIZES = {"b": config.vit_b, "l": config.vit_l, "h": config.vit_h}
@@ -189,6 +190,19 @@ def decoder(size: str, args: argparse.Namespace) -> list[Program]:
     return [Program(name, function, arguments, tpu_estimates.matmul_flops(function, *arguments))]
 
 
+def edges(size: str, args: argparse.Namespace) -> list[Program]:
+    """What `SamConfig.crf` adds: a picture's pixels once, and each prompt's mask taken to its edges."""
+    side, patch, low = 1024, 16, 256
+    image, input_size = jax.ShapeDtypeStruct((side, side, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    prepare = partial(crf.picture_pixels, patch_size=patch)
+    masks = jax.ShapeDtypeStruct((args.prompts, 1, low, low), jnp.float32)
+    refined = masks, jax.eval_shape(prepare, image, input_size)
+    return [
+        Program(f"pixels of a picture of {side} px", prepare, (image, input_size), 0.0),
+        Program(f"edges for {args.prompts} masks", crf.refine_masks, refined, 0.0),
+    ]
+
+
 def everything(size: str, args: argparse.Namespace) -> list[Program]:
     """What everything mode runs for a photo of 1500 x 2250 and 32 x 32 points: the encoder once, the decoder 16 times,
     and the filters for each chunk of masks whose predicted IoU is high enough."""
@@ -211,7 +225,14 @@ def everything(size: str, args: argparse.Namespace) -> list[Program]:
     ]
 
 
-PROGRAMS = {"encoder": encoder, "blocks": blocks, "kernels": kernels, "decoder": decoder, "everything": everything}
+PROGRAMS = {
+    "encoder": encoder,
+    "blocks": blocks,
+    "kernels": kernels,
+    "decoder": decoder,
+    "edges": edges,
+    "everything": everything,
+}
 
 
 def encoder_flops(sam: config.SamConfig) -> float:

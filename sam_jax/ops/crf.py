@@ -58,7 +58,9 @@ def picture_pixels(image: jax.Array, input_size: jax.Array, patch_size: int) -> 
     """
     step = patch_size // CELL
     side = len(image) // step
-    picture = image.reshape(side, step, side, step, 3).mean(axis=(1, 3))
+    # A product, and channels first: TPUs would pad three channels to 128 lanes.
+    pool = jnp.repeat(jnp.eye(side), step, axis=1) / step
+    picture = jnp.einsum("yh,hwc,xw->cyx", pool, image, pool, precision="highest")
     place = jnp.arange(side) * step
     inside = (place < input_size[0])[:, None] & (place < input_size[1])
     return PicturePixels(_palette_shares(picture, input_size // step, inside), _weights(picture, inside), inside)
@@ -118,22 +120,25 @@ def _depth_in_box(boxes: jax.Array, side: int) -> jax.Array:
 
 def _palette_shares(picture: jax.Array, size: jax.Array, inside: jax.Array) -> jax.Array:
     """`PicturePixels.colours`: soft k-means, begun with the colours at a grid of points of a picture `size` large."""
-    side = len(picture)
+    side = picture.shape[-1]
     places = (jnp.arange(PALETTE_SIDE) + 0.5) / PALETTE_SIDE
     rows, columns = (places * size[0]).astype(int), (places * size[1]).astype(int)
-    means = picture[rows[:, None], columns].reshape(-1, 3)
+    means = picture[:, rows[:, None], columns].reshape(3, -1)
 
     def shares(colours: jax.Array, known: jax.Array, means: jax.Array) -> jax.Array:
-        squares = ((means[:, None] - colours) ** 2).sum(axis=-1)
-        return jax.nn.softmax(-squares / (2 * PALETTE_WIDTH**2), axis=0) * known
+        # Squared distances but for the pixel's own square, which softmax does not see.
+        near = (
+            jnp.einsum("ck,cyx->kyx", means, colours, precision="highest") - (means**2).sum(axis=0)[:, None, None] / 2
+        )
+        return jax.nn.softmax(near / PALETTE_WIDTH**2, axis=0) * known
 
     step = max(1, side // 64)  # a few thousand pixels tell which colours there are
-    sample, known = picture[::step, ::step].reshape(-1, 3), inside[::step, ::step].reshape(-1)
+    sample, known = picture[:, ::step, ::step], inside[::step, ::step]
     for _ in range(PALETTE_ROUNDS):
         parts = shares(sample, known, means)
-        found = parts.sum(axis=1, keepdims=True)
-        means = jnp.matmul(parts, sample, precision="highest") / jnp.maximum(found, 1e-6)
-    return shares(picture.reshape(-1, 3), inside.reshape(-1), means).reshape(-1, side, side)
+        found = jnp.einsum("kyx,cyx->ck", parts, sample, precision="highest")
+        means = found / jnp.maximum(parts.sum(axis=(1, 2)), 1e-6)
+    return shares(picture, inside, means)
 
 
 def _colour_odds(share: jax.Array, colours: jax.Array) -> jax.Array:
@@ -155,8 +160,7 @@ def _agreement(share: jax.Array, weights: jax.Array) -> jax.Array:
 
 def _weights(picture: jax.Array, inside: jax.Array) -> jax.Array:
     """`PicturePixels.weights`: nearer neighbours, and those of a like colour, count more."""
-    channels = jnp.moveaxis(picture, -1, 0)
-    squares = jnp.stack([((near - channels) ** 2).sum(axis=0) for near in _neighbours(channels)])
+    squares = jnp.stack([((near - picture) ** 2).sum(axis=0) for near in _neighbours(picture)])
     known = jnp.stack([near & inside for near in _neighbours(inside)])
     nearest = 2 * len(_HALF)
     usual = (squares * known)[:nearest].sum() / jnp.maximum(known[:nearest].sum(), 1)
