@@ -13,7 +13,6 @@ from scipy.spatial import cKDTree
 from sam_jax.evaluation import programs
 from sam_jax.inference.encoding import encode_images
 from sam_jax.models.sam import Sam
-from sam_jax.ops.crf import refine_masks
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side
 from sam_jax.structs import Prompts
 
@@ -93,9 +92,10 @@ class SlowSam:
     def _at_edges(self, logits, box):
         if not self.model.config.crf:
             return logits
-        box = None if box is None else box.astype(np.float32)[None]
-        pixels = self.encoded.one(0).pixels
-        return np.stack([refine_masks(one[None, None], pixels, box)[0, 0] for one in logits])
+        box, row = None if box is None else box.astype(np.float32)[None, None], np.zeros(1, np.int32)
+        patch = self.model.config.image_encoder.patch_size
+        refined = [programs.to_edges(x[None, None, None], self.encoded.pixels, row, box, patch) for x in logits]
+        return np.stack(refined)[:, 0, 0, 0]
 
     def _enlarge(self, logits):
         matrices = programs.enlarging_matrices(logits.shape[-1], self.side, [self.input], [self.original])

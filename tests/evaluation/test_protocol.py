@@ -50,7 +50,7 @@ def one_by_one(mini, variables):
     return evaluate(Sam(TINY), variables, mini, options)
 
 
-def check_against_statement(config, variables, images, result):
+def check_against_statement(config, variables, images, result, stray_pixels=0):
     number = 0
     for image in images:
         sam = statement.SlowSam(config, variables, image.image)
@@ -60,7 +60,8 @@ def check_against_statement(config, variables, images, result):
             assert [tuple(c) for c in result.clicks[number].tolist() if c[2] >= 0] == clicks
             for place, column in enumerate(result.columns):
                 mask, estimate = found[column]
-                assert result.iou[number, place] == pytest.approx(statement.iou(true, mask), abs=1e-6)
+                tolerance = 1e-6 + stray_pixels / (true | mask).sum()
+                assert result.iou[number, place] == pytest.approx(statement.iou(true, mask), abs=tolerance)
                 assert result.predicted_iou[number, place] == pytest.approx(estimate, abs=1e-5)
             number += 1
     assert number == len(result.iou)
@@ -74,7 +75,8 @@ def test_agrees_with_the_slow_statement(mini, variables, one_by_one):
 def test_agrees_with_the_slow_statement_where_masks_are_taken_to_edges(mini, variables):
     config, images = dataclasses.replace(TINY, crf=True), Images([mini[number] for number in (0, 7, 9)])
     result = evaluate(Sam(config), variables, images, EvaluationOptions(clicks=COUNTS, images_per_batch=2))
-    check_against_statement(config, variables, images, result)
+    # Sums over a picture's colours round as the number of masks beside has it: a logit near zero may change its sign.
+    check_against_statement(config, variables, images, result, stray_pixels=3)
 
 
 def test_boundaries_agree_with_the_slow_statement(mini, one_by_one):
