@@ -155,8 +155,10 @@ def _colour_odds(share: jax.Array, colours: jax.Array) -> jax.Array:
 
 def _agreement(share: jax.Array, weights: jax.Array) -> jax.Array:
     """(N, M, L, L): what neighbours say, weighted: 1 each that surely belongs to the mask, -1 that does not."""
-    near = _neighbours(2 * share - 1)
-    return jnp.stack([weight * one for weight, one in zip(weights, near, strict=True)]).sum(axis=0)
+    # Shares as they are go to neighbours: where a jnp.pad follows arithmetic, jaxlib 0.10 for AVX-512 reads beyond what
+    # it pads, now and then off the memory. What lies beyond the frame has no weight.
+    near = _neighbours(share)
+    return jnp.stack([weight * (2 * one - 1) for weight, one in zip(weights, near, strict=True)]).sum(axis=0)
 
 
 def _weights(picture: jax.Array, inside: jax.Array) -> jax.Array:
