@@ -138,8 +138,7 @@ def _resize(table: torch.Tensor, side: int) -> torch.Tensor:
     """(n, s, s, c) -> (n, side, side, c), as torch's bicubic interpolation without aligned corners."""
     import torch
 
-    with jax.default_matmul_precision("highest"):
-        return torch.from_numpy(np.array(resize_pos_embed(table.detach().float().numpy(), (side, side))))
+    return torch.from_numpy(np.array(resize_pos_embed(table.detach().float().numpy(), (side, side))))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,6 +38,7 @@ NETWORK_FILES = {
     "ops/layer_norm",
     "ops/mask_decoder",
     "ops/planes",
+    "ops/products",
     "ops/softmax",
     "ops/sums",
 }
@@ -55,7 +56,7 @@ ALLOWED = {
     "structs": set(),
     "ops/network": {"ops/kernels"},
     "ops/kernels": {"ops/network"},
-    "ops": {"structs"},
+    "ops": {"structs", "ops/network"},
     "models": {"config", "structs", "ops/network"},
     "sharding": set(),
     "tpu_estimates": set(),

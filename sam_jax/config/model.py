@@ -134,8 +134,10 @@ class SamConfig:
       mask_threshold: a pixel belongs to a mask where its logit is above this.
       pred_iou_thresh, stability_score_thresh: everything mode's own where its caller names none. They cut what this
         model's IoU head and logits say, so that they belong to the weights; the published sizes have the official ones.
-      dtype: compute dtype, "float32" or "bfloat16". Parameters are float32 in any case; softmax, normalisation
-        statistics and positional encoding stay in float32.
+      dtype: compute dtype, "float32" or "bfloat16". "float32" is multiplied as float32 on every platform
+        (ops/products.py): on TPUs and GPUs several times slower than "bfloat16", which is what they are fast at.
+        Parameters are float32 in any case; softmax, normalisation statistics, positional encoding, losses, the
+        optimizer and all that is done to masks after the decoder stay in float32, and as exact.
     """
 
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)

@@ -15,6 +15,7 @@ import numpy as np
 from sam_jax.models.sam import Sam
 from sam_jax.ops.crf import PicturePixels, refine_masks
 from sam_jax.ops.masks import axis_matrix
+from sam_jax.ops.products import einsum
 from sam_jax.structs import MaskPredictions, Prompts
 
 # Sides of photos are rounded up to these: 64 pixels apart at first, then about an eighth.
@@ -83,8 +84,8 @@ def enlarge(low_res_masks: jax.Array, rows: jax.Array, cols: jax.Array, threshol
 
     def one(argument: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         logits, down, across = argument
-        tall = jnp.einsum("yh,mhw->myw", down, logits, precision="highest")
-        return jnp.packbits(jnp.einsum("myw,xw->myx", tall, across, precision="highest") > threshold, axis=-1)
+        tall = einsum("yh,mhw->myw", down, logits)
+        return jnp.packbits(einsum("myw,xw->myx", tall, across) > threshold, axis=-1)
 
     def row(argument: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         logits, down, across = argument

@@ -23,6 +23,7 @@ from sam_jax.ops.boxes import near_crop_edge
 from sam_jax.ops.crf import CELL, PicturePixels, refine_masks
 from sam_jax.ops.masks import axis_matrix, bands, bilinear_matrix
 from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
+from sam_jax.ops.products import einsum
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side, to_input_frame
 from sam_jax.structs import Prompts
 
@@ -168,12 +169,12 @@ def examine(
         mask = join_subpixels(planes[index], grid)
         looks = mask[None] if pixels is None else _refined_and_own(mask, pixels)
         # Columns first: so the bits lie in the order in which run lengths are counted.
-        wide = jnp.einsum("xw,nhw->nxh", columns, looks, precision="highest")
+        wide = einsum("xw,nhw->nxh", columns, looks)
         # Enlarged logits are many times the caches: each band becomes bits, which then tell all the rest.
         packed = []
         for start, band in zip(row_starts, row_bands, strict=True):
             near = jax.lax.dynamic_slice_in_dim(wide, start, band.shape[1], axis=2)
-            logits = jnp.einsum("nxk,yk->nxy", near, band, precision="highest")
+            logits = einsum("nxk,yk->nxy", near, band)
             packed.append(jnp.packbits(logits > levels[:, None, None], axis=-1))
         bits = jnp.concatenate(packed, axis=-1) & inside
         area, surely, perhaps = jax.lax.population_count(bits.view(jnp.uint32)).astype(jnp.int32).sum(axis=(1, 2))
@@ -190,7 +191,7 @@ def _refined_and_own(mask: jax.Array, pixels: PicturePixels) -> jax.Array:
     """A mask (l, l) for each of three levels: (3, 2l, 2l), taken to edges for the first."""
     refined = refine_masks(mask[None, None], pixels)[0, 0]
     matrix = jnp.asarray(bilinear_matrix(len(refined), len(mask)), jnp.float32)
-    own = jnp.einsum("yh,hw,xw->yx", matrix, mask, matrix, precision="highest")
+    own = einsum("yh,hw,xw->yx", matrix, mask, matrix)
     return jnp.stack([refined, own, own])
 
 

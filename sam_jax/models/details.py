@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from sam_jax.models.layers import Dense, LayerNorm, PatchConv
+from sam_jax.models.layers import Conv, Dense, LayerNorm, PatchConv
 from sam_jax.ops.gelu import gelu
 from sam_jax.ops.planes import SIDE, join_subpixels
 
@@ -50,7 +50,7 @@ class Convolutions(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         for i in range(DEPTH):
             y = gelu(LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{i}")(x))
-            x = x + nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name=f"conv_{i}")(y)
+            x = x + Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name=f"conv_{i}")(y)
         return LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{DEPTH}")(x)
 
 

@@ -18,6 +18,7 @@ from flax import linen as nn
 from sam_jax.config import ImageEncoderConfig
 from sam_jax.models.details import DetailsToPixels, DetailsToTokens, ImageDetails
 from sam_jax.models.layers import (
+    Conv,
     DropPath,
     LayerNorm,
     Linear,
@@ -262,7 +263,7 @@ class ImageEncoder(nn.Module):
 
     def _neck(self, x: jax.Array) -> jax.Array:
         channels, dtype = self.out_channels, self.dtype
-        x = nn.Conv(channels, (1, 1), use_bias=False, dtype=dtype, name="neck_0")(x)
+        x = Conv(channels, (1, 1), use_bias=False, dtype=dtype, name="neck_0")(x)
         x = LayerNorm(epsilon=1e-6, dtype=dtype, name="neck_1")(x)
-        x = nn.Conv(channels, (3, 3), padding=1, use_bias=False, dtype=dtype, name="neck_2")(x)
+        x = Conv(channels, (3, 3), padding=1, use_bias=False, dtype=dtype, name="neck_2")(x)
         return LayerNorm(epsilon=1e-6, dtype=dtype, name="neck_3")(x)

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from sam_jax.ops.int8_mlp import Int8Dense, quantize
 from sam_jax.ops.layer_norm import ONE_PASS, TWO_PASSES, layer_norm
+from sam_jax.ops.products import conv_general_dilated, einsum, matmul
 
 KERNEL_SCALE = "kernel_scale"  # of an int8 kernel, beside it in the parameter tree
 kernel_init = nn.initializers.truncated_normal(stddev=0.02)
@@ -38,17 +39,18 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, self.epsilon, -1, statistics).astype(self.dtype)
 
 
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """(..., in) @ (in, out) as one two-dimensional product, which gives XLA's CPU backend a kernel gradient that is
     three times faster."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, **_: Any) -> jax.Array:
-    return matmul(x, kernel)
+    return dense(x, kernel)
 
 
 Dense = partial(nn.Dense, dot_general=_flat_dot_general)
+Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
 
 class Linear(nn.Module):
@@ -64,7 +66,7 @@ class Linear(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return matmul(x.astype(self.dtype), self.kernel.astype(self.dtype)) + self.bias.astype(self.dtype)
+        return dense(x.astype(self.dtype), self.kernel.astype(self.dtype)) + self.bias.astype(self.dtype)
 
     def int8(self) -> Int8Dense:
         """The layer in 8-bit integers: quantised here, or before, with the scales beside the kernel."""
@@ -106,7 +108,7 @@ class PatchConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         patches = rearrange(x, "... (h a) (w b) c -> ... h w (a b c)", a=k, b=k)
         flat = rearrange(kernel, "a b c d -> (a b c) d")
-        return matmul(patches.astype(self.dtype), flat.astype(self.dtype)) + bias.astype(self.dtype)
+        return dense(patches.astype(self.dtype), flat.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class DropPath(nn.Module):
@@ -145,7 +147,7 @@ def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
     if source == grid:
         return pos_embed
     rows, cols = _cubic_weights(grid[0], source[0]), _cubic_weights(grid[1], source[1])
-    return jnp.einsum("hs,bstc,wt->bhwc", rows, pos_embed, cols)
+    return einsum("hs,bstc,wt->bhwc", rows, pos_embed, cols)
 
 
 def resize_rel_pos(rel_pos: jax.Array, size: int) -> jax.Array:

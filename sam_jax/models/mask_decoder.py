@@ -17,6 +17,7 @@ from sam_jax.models.planes import PlaneNorm, PlaneSubpixelConv
 from sam_jax.models.prompt_encoder import PromptEmbeddings
 from sam_jax.models.two_way_transformer import TwoWayTransformer
 from sam_jax.ops.mask_decoder import Upscaling, upscale
+from sam_jax.ops.products import einsum
 from sam_jax.ops.sums import repeat
 
 _normal = nn.initializers.normal(stddev=1.0)
@@ -78,7 +79,7 @@ class MaskDecoder(nn.Module):
         first, second, masks = (x.astype(self.dtype) for x in details)
         own, shared = jnp.split(hypernetworks, [c // 8], axis=-1)
         planes = upscale(upscaling, own, pixels, heads, norm.epsilon, kernels, (first, second))
-        return planes + jnp.einsum("bnmf,bxfs->bnmxs", shared, masks[:, 0]).astype(jnp.float32)
+        return planes + einsum("bnmf,bxfs->bnmxs", shared, masks[:, 0]).astype(jnp.float32)
 
 
 def _join(output_tokens: jax.Array, prompts: PromptEmbeddings) -> tuple[jax.Array, jax.Array]:

@@ -16,6 +16,7 @@ from sam_jax.config import PromptEncoderConfig
 from sam_jax.models.planes import PlaneNorm, PlanePatchConv
 from sam_jax.ops.gelu import gelu
 from sam_jax.ops.planes import split_subpixels
+from sam_jax.ops.products import matmul
 from sam_jax.structs import Prompts
 
 # Rows of the point table; box corners are points with labels of their own.
@@ -44,7 +45,7 @@ class PositionEmbeddingRandom(nn.Module):
 
     def __call__(self, coords: jax.Array) -> jax.Array:
         """(..., 2) float32 (x, y) in [0, 1] -> (..., 2 * num_pos_feats) float32."""
-        angles = 2 * jnp.pi * jnp.matmul(2 * coords - 1, self.matrix.value, precision="highest")
+        angles = 2 * jnp.pi * matmul(2 * coords - 1, self.matrix.value)
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
     def grid(self, size: tuple[int, int]) -> jax.Array:

@@ -24,6 +24,7 @@ from sam_jax.models.layers import Dense, LayerNorm, Linear
 from sam_jax.models.planes import PlaneNorm
 from sam_jax.ops.mask_decoder import PixelUpdate, read_pixels, update_pixels
 from sam_jax.ops.planes import project
+from sam_jax.ops.products import einsum, matmul
 from sam_jax.ops.softmax import low_precision_softmax
 
 
@@ -62,7 +63,7 @@ class Attention(nn.Module):
     def _fold(self, heads: jax.Array, kernel: jax.Array) -> jax.Array:
         """Rows (B, N, T * heads, C) that act on whole pixels: each head times its part of a kernel (C, I)."""
         parts = rearrange(kernel.astype(self.dtype), "c (h d) -> h d c", h=self.num_heads)
-        return rearrange(jnp.einsum("bnhtd,hdc->bnthc", heads, parts), "b n t h c -> b n (t h) c")
+        return rearrange(einsum("bnhtd,hdc->bnthc", heads, parts), "b n t h c -> b n (t h) c")
 
     def _folds(self, length: int) -> bool:
         """Whether folding a projection of the pixels into `length` tokens saves work."""
@@ -70,9 +71,9 @@ class Attention(nn.Module):
 
     def among_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
         """Self-attention of the tokens."""
-        logits = self._heads(self.q_proj(q)) @ self._heads(self.k_proj(k)).swapaxes(-1, -2) * self._scale
+        logits = matmul(self._heads(self.q_proj(q)), self._heads(self.k_proj(k)).swapaxes(-1, -2)) * self._scale
         logits = jnp.where(valid[:, :, None, None, :], logits.astype(jnp.float32), -jnp.inf)
-        out = jax.nn.softmax(logits).astype(self.dtype) @ self._heads(self.v_proj(v))
+        out = matmul(jax.nn.softmax(logits).astype(self.dtype), self._heads(self.v_proj(v)))
         return self.out_proj(rearrange(out, "b n h t d -> b n t (h d)"))
 
     def tokens_to_pixels(self, tokens: jax.Array, pixels: jax.Array, image_pe: jax.Array) -> jax.Array:
@@ -115,11 +116,11 @@ class Attention(nn.Module):
 
         if not self._folds(keys.shape[2]):
             weights = low_precision_softmax(each_pixel_projected(), 2)
-            out = rearrange(jnp.einsum("bnhtd,bnths->bnhds", v, weights), "b n h d s -> b n (h d) s")
+            out = rearrange(einsum("bnhtd,bnths->bnhds", v, weights), "b n h d s -> b n (h d) s")
             out = project(self.out_proj.kernel.astype(self.dtype), out)
             return norm(pixels + out + self.out_proj.bias.astype(self.dtype)[:, None])
         q_bias = rearrange(q_proj.bias.astype(self.dtype), "(h d) -> h d", h=self.num_heads)
-        constants = jnp.einsum("bnhtd,hd->bnth", k, q_bias).astype(jnp.float32) + invalid
+        constants = einsum("bnhtd,hd->bnth", k, q_bias).astype(jnp.float32) + invalid
         update = PixelUpdate(
             self._fold(k, q_proj.kernel),
             rearrange(constants, "b n t h -> b n (t h) 1"),
@@ -147,10 +148,10 @@ def _projected(heads: jax.Array, linear: Linear, pixels: jax.Array) -> jax.Array
 def _matmul_shared(few: jax.Array, many: jax.Array) -> jax.Array:
     """(B, N, h, T, a) @ (B, N or 1, h, a, b); where all N share the right side, N joins the rows of one matmul."""
     if many.shape[1] != 1 or few.shape[1] == 1:
-        return few @ many
+        return matmul(few, many)
     n = few.shape[1]
     rows = rearrange(few, "b n h t a -> b h (n t) a")
-    return rearrange(rows @ many[:, 0], "b h (n t) c -> b n h t c", n=n)
+    return rearrange(matmul(rows, many[:, 0]), "b h (n t) c -> b n h t c", n=n)
 
 
 class MlpBlock(nn.Module):

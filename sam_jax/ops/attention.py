@@ -28,6 +28,7 @@ from sam_jax.ops.attention_tiles import (
 )
 from sam_jax.ops.batch_partition import split_over_batch
 from sam_jax.ops.kernel_choice import run_kernel
+from sam_jax.ops.products import einsum, einsum_float32, matmul
 
 # Above this many logits in one attention (4 bytes each), the CPU form goes head by head and strip by strip.
 CPU_CHUNK_LOGITS = 1 << 22
@@ -139,8 +140,8 @@ def _decomposed_bias(q: jax.Array, rel_h: jax.Array, rel_w: jax.Array) -> tuple[
     """(B, heads, h*w, h) and (B, heads, h*w, w): each query's bias for every key row and every key column."""
     h, w = rel_h.shape[0], rel_w.shape[0]
     grid = rearrange(q, "b n (h w) d -> b n h w d", h=h, w=w)
-    bias_h = jnp.einsum("bnhwd,hkd->bnhwk", grid, rel_h.astype(q.dtype))
-    bias_w = jnp.einsum("bnhwd,wkd->bnhwk", grid, rel_w.astype(q.dtype))
+    bias_h = einsum("bnhwd,hkd->bnhwk", grid, rel_h.astype(q.dtype))
+    bias_w = einsum("bnhwd,wkd->bnhwk", grid, rel_w.astype(q.dtype))
     flat = "b n h w k -> b n (h w) k"
     return rearrange(bias_h, flat), rearrange(bias_w, flat)
 
@@ -157,8 +158,8 @@ def _folded(q: jax.Array, k: jax.Array, v: jax.Array, bias_h: jax.Array, bias_w:
     onehot = jnp.broadcast_to(onehot, (*k.shape[:2], *onehot.shape))
     q = jnp.concatenate([q * q.shape[-1] ** -0.5, bias_h, bias_w], axis=-1)
     k = jnp.concatenate([k, onehot], axis=-1)
-    logits = jnp.einsum("bnqd,bnkd->bnqk", q, k, preferred_element_type=jnp.float32)
-    return jnp.einsum("bnqk,bnkd->bnqd", jax.nn.softmax(logits).astype(v.dtype), v)
+    logits = einsum_float32("bnqd,bnkd->bnqk", q, k)
+    return einsum("bnqk,bnkd->bnqd", jax.nn.softmax(logits).astype(v.dtype), v)
 
 
 def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, bias_h: jax.Array, bias_w: jax.Array) -> jax.Array:
@@ -175,12 +176,12 @@ def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, bias_h: jax.Array, bias_w
         @jax.checkpoint
         def strip(args: tuple[jax.Array, ...]) -> jax.Array:
             q, bias_h, bias_w = args
-            logits = (q @ kt).astype(jnp.float32)
+            logits = matmul(q, kt).astype(jnp.float32)
             bias = bias_h[:, :, None].astype(jnp.float32) + bias_w[:, None, :].astype(jnp.float32)
             logits = logits + bias.reshape(logits.shape)
             logits = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
             total = logits.sum(axis=-1, keepdims=True)
-            return ((logits.astype(v.dtype) @ v) / total).astype(v.dtype)
+            return (matmul(logits.astype(v.dtype), v) / total).astype(v.dtype)
 
         split = [rearrange(x, "(s q) d -> s q d", s=strips) for x in (q, bias_h, bias_w)]
         return rearrange(jax.lax.map(strip, tuple(split)), "s q d -> (s q) d")

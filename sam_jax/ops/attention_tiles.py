@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam_jax.ops.products import matmul
+
 LANES = 128
 # Up to this many tokens queries are not split, and a step takes all heads; above, queries go in strips of this many.
 BLOCK_QUERIES = 256
@@ -183,4 +185,4 @@ def _move_lanes(x: jax.Array, places: np.ndarray) -> jax.Array:
     """A product with ones and zeros, which is exact: on TPU it takes half the time of moving lanes about."""
     matrix, step = jnp.asarray(places, x.dtype), places.shape[0]
     parts = [x[..., start : start + step] for start in range(0, x.shape[-1], step)]
-    return jnp.concatenate([jnp.matmul(part, matrix, precision=jax.lax.Precision.HIGHEST) for part in parts], axis=-1)
+    return jnp.concatenate([matmul(part, matrix) for part in parts], axis=-1)

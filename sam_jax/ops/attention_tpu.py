@@ -20,6 +20,7 @@ from sam_jax.ops.attention_tiles import (
     Tiling,
     place_tables,
 )
+from sam_jax.ops.products import dot_general, tpu_passes
 
 VMEM_LIMIT = 64 * 2**20
 # Contractions of dot_general: a b^T, a b, a^T b.
@@ -28,9 +29,9 @@ NN = (((1,), (0,)), ((), ()))
 TN = (((0,), (0,)), ((), ()))
 
 
-def dot(a: jax.Array, b: jax.Array, dimensions: Any = NN, precision: Any = None) -> jax.Array:
+def dot(a: jax.Array, b: jax.Array, dimensions: Any = NN) -> jax.Array:
     """A product of two matrices, accumulated in float32."""
-    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
+    return dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def lane_numbers() -> jax.Array:
@@ -102,8 +103,8 @@ def key_vectors(t: Tiling, k: jax.Array, onehots: jax.Array, own: jax.Array) -> 
 
 
 def as_row(x: jax.Array) -> jax.Array:
-    """Sums of (rows, 128) over lanes, lying along lanes (1, rows). The matrix unit turns them, at full precision."""
-    return dot(jnp.ones((8, LANES), jnp.float32), x, NT, jax.lax.Precision.HIGHEST)[:1]
+    """Sums of (rows, 128) over lanes, lying along lanes (1, rows). The matrix unit turns them."""
+    return dot(jnp.ones((8, LANES), jnp.float32), x, NT)[:1]
 
 
 def _forward_kernel(t: Tiling, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
@@ -220,5 +221,7 @@ def cost_estimate(t: Tiling, qkv: jax.Array, products: int, arrays: int) -> pl.C
     tables = len(qkv) * t.heads * t.tokens * LANES * (1 if t.joint else 2)
     channels = len(qkv) * t.tokens * t.heads * t.stride * qkv.dtype.itemsize
     return pl.CostEstimate(
-        flops=2 * LANES * (products * pairs + tables), transcendentals=pairs, bytes_accessed=arrays * channels
+        flops=2 * LANES * (products * pairs + tables) * tpu_passes(qkv.dtype),
+        transcendentals=pairs,
+        bytes_accessed=arrays * channels,
     )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sam_jax.ops.masks import bilinear_matrix
+from sam_jax.ops.products import einsum
 from sam_jax.structs import Prompts
 
 # Chosen on tests/devset_mini, with a look at the model card's larger sets, from a plateau: half or double of the two
@@ -61,7 +62,7 @@ def picture_pixels(image: jax.Array, input_size: jax.Array, patch_size: int) -> 
     side = len(image) // step
     # A product, and channels first: TPUs would pad three channels to 128 lanes.
     pool = jnp.repeat(jnp.eye(side), step, axis=1) / step
-    picture = jnp.einsum("yh,hwc,xw->cyx", pool, image, pool, precision="highest")
+    picture = einsum("yh,hwc,xw->cyx", pool, image, pool)
     place = jnp.arange(side) * step
     inside = (place < input_size[0])[:, None] & (place < input_size[1])
     return PicturePixels(_palette_shares(picture, input_size // step, inside), _weights(picture, inside), inside)
@@ -83,7 +84,7 @@ def refine_masks(
     """
     side = pixels.inside.shape[-1]
     enlarge = jnp.asarray(bilinear_matrix(side, logits.shape[-1]), jnp.float32)
-    model = jnp.einsum("yh,nmhw,xw->nmyx", enlarge, logits, enlarge, precision="highest")
+    model = einsum("yh,nmhw,xw->nmyx", enlarge, logits, enlarge)
     depth = jnp.where(pixels.inside, SURE, -SURE)[None]
     if boxes is not None:
         depth = jnp.minimum(depth, _depth_in_box(boxes * (CELL / patch_size), side))
@@ -128,16 +129,14 @@ def _palette_shares(picture: jax.Array, size: jax.Array, inside: jax.Array) -> j
 
     def shares(colours: jax.Array, known: jax.Array, means: jax.Array) -> jax.Array:
         # Squared distances but for the pixel's own square, which softmax does not see.
-        near = (
-            jnp.einsum("ck,cyx->kyx", means, colours, precision="highest") - (means**2).sum(axis=0)[:, None, None] / 2
-        )
+        near = einsum("ck,cyx->kyx", means, colours) - (means**2).sum(axis=0)[:, None, None] / 2
         return jax.nn.softmax(near / PALETTE_WIDTH**2, axis=0) * known
 
     step = max(1, side // 64)  # a few thousand pixels tell which colours there are
     sample, known = picture[:, ::step, ::step], inside[::step, ::step]
     for _ in range(PALETTE_ROUNDS):
         parts = shares(sample, known, means)
-        found = jnp.einsum("kyx,cyx->ck", parts, sample, precision="highest")
+        found = einsum("kyx,cyx->ck", parts, sample)
         means = found / jnp.maximum(parts.sum(axis=(1, 2)), 1e-6)
     return shares(picture, inside, means)
 
@@ -146,9 +145,9 @@ def _colour_odds(share: jax.Array, colours: jax.Array) -> jax.Array:
     """(N, M, L, L): logarithm of how much more frequent a pixel's colour is inside a mask than outside."""
 
     def frequency(share: jax.Array) -> jax.Array:
-        found = jnp.einsum("nmyx,kyx->nmk", share, colours, precision="highest")
+        found = einsum("nmyx,kyx->nmk", share, colours)
         found = found / jnp.maximum(found.sum(axis=-1, keepdims=True), 1e-6) + LEAST_SHARE
-        return jnp.einsum("nmk,kyx->nmyx", found, colours, precision="highest") + 1e-6
+        return einsum("nmk,kyx->nmyx", found, colours) + 1e-6
 
     return jnp.log(frequency(share)) - jnp.log(frequency(1 - share))
 

@@ -17,6 +17,7 @@ from sam_jax.ops.batch_partition import split_over_batch
 from sam_jax.ops.gelu import gelu
 from sam_jax.ops.int8_mlp_tpu import quantize
 from sam_jax.ops.kernel_choice import run_kernel
+from sam_jax.ops.products import einsum
 
 HIDDEN_PARTS = 8  # at most; each is a multiple of 128 channels
 
@@ -66,10 +67,10 @@ def _xla(
     bias_2: jax.Array,
 ) -> jax.Array:
     values, scale = quantize(x, -1)
-    product = jnp.einsum("bnlc,ch->bnlh", values, kernel_1, preferred_element_type=jnp.int32)
+    product = einsum("bnlc,ch->bnlh", values, kernel_1, preferred_element_type=jnp.int32)
     hidden = gelu((product.astype(jnp.float32) * scale * scale_1 + bias_1).astype(x.dtype))
     values, scale = quantize(hidden.reshape(*x.shape[:3], parts, -1), -1)
     kernel_2 = kernel_2.reshape(parts, -1, x.shape[3])
-    product = jnp.einsum("bnlpk,pkc->bnlpc", values, kernel_2, preferred_element_type=jnp.int32)
+    product = einsum("bnlpk,pkc->bnlpc", values, kernel_2, preferred_element_type=jnp.int32)
     out = (product.astype(jnp.float32) * scale).sum(axis=3)
     return (out * scale_2 + bias_2).astype(x.dtype)

@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from sam_jax.ops.attention_tiles import LANES
 from sam_jax.ops.attention_tpu import NN, VMEM_LIMIT
 from sam_jax.ops.gelu import gelu_in_kernel
+from sam_jax.ops.products import dot_general
 
 MAX_ROWS = 256
 MAX_WEIGHTS = 24 * 2**20  # bytes; there are two copies of them on the chip
@@ -85,4 +86,4 @@ def quantize(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jax.lax.dot_general(a, b, NN, preferred_element_type=jnp.int32).astype(jnp.float32)
+    return dot_general(a, b, NN, preferred_element_type=jnp.int32).astype(jnp.float32)

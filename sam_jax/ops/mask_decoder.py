@@ -20,6 +20,7 @@ from sam_jax.ops.gelu import gelu
 from sam_jax.ops.kernel_choice import run_kernel
 from sam_jax.ops.layer_norm import CENTRED, layer_norm
 from sam_jax.ops.planes import split, stack
+from sam_jax.ops.products import einsum, matmul
 from sam_jax.ops.softmax import low_precision_softmax
 
 Kernel = Callable[..., jax.Array]
@@ -80,7 +81,7 @@ def read_pixels(
 
     def project(read: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         read = rearrange(read, "b n (t h) c -> b n t h c", h=num_heads)
-        out = rearrange(jnp.einsum("bnthc,hcd->bnthd", read, kernel), "b n t h d -> b n t (h d)")
+        out = rearrange(einsum("bnthc,hcd->bnthd", read, kernel), "b n t h d -> b n t (h d)")
         return out + bias.astype(pixels.dtype)
 
     def tpu(rows: jax.Array, kernel: jax.Array, bias: jax.Array, *seen: jax.Array, interpret: bool) -> jax.Array:
@@ -88,9 +89,9 @@ def read_pixels(
         return project(read, kernel, bias)
 
     def xla(rows: jax.Array, kernel: jax.Array, bias: jax.Array, pixels: jax.Array, image_pe: jax.Array) -> jax.Array:
-        weights = low_precision_softmax(rows @ (pixels + image_pe), -1)
+        weights = low_precision_softmax(matmul(rows, pixels + image_pe), -1)
         values = jnp.broadcast_to(pixels, (*weights.shape[:2], *pixels.shape[2:]))
-        return project(jnp.einsum("bnas,bncs->bnac", weights, values), kernel, bias)
+        return project(einsum("bnas,bncs->bnac", weights, values), kernel, bias)
 
     operands = rows, kernel, bias, pixels, image_pe
     return _run(tpu, xla, implementation, _problem(pixels, num_heads), operands, cheaper)
@@ -124,7 +125,7 @@ def update_pixels(
 
     def xla(pixels: jax.Array, image_pe: jax.Array, *parts: jax.Array) -> jax.Array:
         known = PixelUpdate(*parts)
-        logits = known.rows @ (pixels + image_pe) + known.constants.astype(pixels.dtype)
+        logits = matmul(known.rows, pixels + image_pe) + known.constants.astype(pixels.dtype)
         return _mix(known, pixels, rearrange(logits, "b n (t h) s -> b n t h s", h=num_heads), epsilon)
 
     kernel = _split_over_batch(tpu, (True, False, True, True, True, False, False, False))
@@ -135,7 +136,7 @@ def update_pixels(
 def _mix(update: PixelUpdate, pixels: jax.Array, logits: jax.Array, epsilon: float) -> jax.Array:
     """What pixels become, from logits (B, N, T, heads, S)."""
     weights = low_precision_softmax(logits, 2)
-    out = jnp.einsum("bnac,bnas->bncs", update.values, rearrange(weights, "b n t h s -> b n (t h) s"))
+    out = einsum("bnac,bnas->bncs", update.values, rearrange(weights, "b n t h s -> b n (t h) s"))
     out = out + update.bias.astype(pixels.dtype)[:, None]
     return layer_norm(pixels + out, update.scale, update.shift, epsilon, -2)
 
@@ -177,12 +178,12 @@ def upscale(
         x = gelu(layer_norm(x, known.scale, known.shift, epsilon, -2, CENTRED))
         x = stack(known.second, known.second_bias, x)
         x = gelu(x if details is None else x + details[1])
-        planes = jnp.broadcast_to(rows[:, :, None], (*x.shape[:3], *rows.shape[2:])) @ x
+        planes = matmul(jnp.broadcast_to(rows[:, :, None], (*x.shape[:3], *rows.shape[2:])), x)
         return rearrange(planes, "b n u (m t) s -> b n m (u t) s", t=4).astype(jnp.float32)
 
     # One row per sub-pixel and mask, zero but for the channels of its own sub-pixel.
     own = jnp.eye(4, dtype=pixels.dtype)
-    rows = rearrange(jnp.einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
+    rows = rearrange(einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
     kernel = _split_over_batch(tpu, (True, True, *(False,) * len(upscaling)))
     problem = _problem(pixels, num_heads) if details is None else "there is none for details"
     return _run(kernel, xla, implementation, problem, (pixels, rows, *upscaling))

@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from sam_jax.ops.attention_tiles import LANES
 from sam_jax.ops.attention_tpu import NT, TN, VMEM_LIMIT, dot
 from sam_jax.ops.gelu import gelu_in_kernel
+from sam_jax.ops.products import tpu_passes
 
 SUBLANES = 8
 MAX_BYTES = 8 * 2**20  # of one prompt's pixels; several such have to fit into VMEM
@@ -239,6 +240,7 @@ def _call(
 
     def run(*arrays: jax.Array) -> tuple[jax.Array]:
         out = jax.ShapeDtypeStruct(out_shape, dtype or arrays[0].dtype)
+        executed = flops * tpu_passes(arrays[0].dtype)
         sizes = [x.size * x.dtype.itemsize for x in arrays] + [math.prod(out.shape) * out.dtype.itemsize]
         called = pl.pallas_call(
             kernel,
@@ -250,7 +252,7 @@ def _call(
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT
             ),
-            cost_estimate=pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=sum(sizes)),
+            cost_estimate=pl.CostEstimate(flops=executed, transcendentals=0, bytes_accessed=sum(sizes)),
             interpret=interpret,
         )
         return (called(*arrays),)

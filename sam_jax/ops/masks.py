@@ -6,9 +6,10 @@ Source: official `modeling/sam.py` (postprocess_masks) and `utils/amg.py` (batch
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
+
+from sam_jax.ops.products import einsum
 
 
 def bilinear_matrix(target: int, source: int) -> np.ndarray:
@@ -29,7 +30,7 @@ def bilinear_matrix(target: int, source: int) -> np.ndarray:
 def axis_matrix(low_res: int, image_side: int, input_side: int, original_side: int) -> np.ndarray:
     """(original_side, low_res) float32: along one axis, from the decoder's grid to the photo (see below)."""
     enlarge = bilinear_matrix(image_side, low_res)[:input_side]  # to the input frame, padding cut off
-    return (bilinear_matrix(original_side, input_side) @ enlarge).astype(np.float32)
+    return np.matmul(bilinear_matrix(original_side, input_side), enlarge).astype(np.float32)
 
 
 def bands(matrix: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,8 +73,8 @@ def postprocess_masks(
     """
     sides = zip(low_res_masks.shape[-2:], image_size, input_size, original_size, strict=True)
     rows, cols = (axis_matrix(*side) for side in sides)
-    tall = jnp.einsum("yh,...hw->...yw", rows, low_res_masks, precision="highest")
-    return jnp.einsum("...yw,xw->...yx", tall, cols, precision="highest")
+    tall = einsum("yh,...hw->...yw", rows, low_res_masks)
+    return einsum("...yw,xw->...yx", tall, cols)
 
 
 def mask_to_box(mask: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from sam_jax.ops.products import matmul
+
 SIDE = 4  # sub-pixels per side of an embedding cell
 
 
@@ -67,7 +69,7 @@ def _each(matrices: jax.Array, planes: jax.Array) -> jax.Array:
     lead = planes.shape[:-2]
     planes = planes.reshape(*lead, *(1,) * some, *planes.shape[-2:])
     planes = jnp.broadcast_to(planes, (*lead, *matrices.shape[:-2], *planes.shape[-2:]))
-    return jnp.broadcast_to(matrices, (*lead, *matrices.shape)) @ planes
+    return matmul(jnp.broadcast_to(matrices, (*lead, *matrices.shape)), planes)
 
 
 def _each_at_once(matrices: jax.Array, planes: jax.Array) -> jax.Array:

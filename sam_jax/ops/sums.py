@@ -8,12 +8,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from sam_jax.ops.products import matmul
+
 
 def weighted_sum(x: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
     """The sum of float32 `x` times `weights` (x.shape[axis],) along an axis, which stays with length 1.
 
     CPUs take it as a matrix product: in the backward passes of norms and broadcasts, XLA's sums are many times slower
-    there. A TPU adds, as its products round float32 factors.
+    there. Others add: float32 takes a TPU's matrix unit six passes.
     """
     axis %= x.ndim
     total: jax.Array = jax.lax.platform_dependent(
@@ -30,9 +32,9 @@ def _product(x: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
     before, length, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     if after:
         rows = jnp.broadcast_to(weights, (math.prod(before), 1, length))
-        total = rows @ x.reshape(math.prod(before), length, math.prod(after))
+        total = matmul(rows, x.reshape(math.prod(before), length, math.prod(after)))
     else:
-        total = x.reshape(-1, length) @ weights[:, None]
+        total = matmul(x.reshape(-1, length), weights[:, None])
     return total.reshape(*before, 1, *after)
 
 

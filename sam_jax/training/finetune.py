@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sam_jax.config import FinetuneConfig
+from sam_jax.ops.products import matmul
 
 LORA = "lora"  # the sub-tree of `params` with the low-rank factors
 _LORA_TARGET = re.compile(r"image_encoder/blocks_\d+/attn/qkv/kernel")
@@ -47,7 +48,7 @@ def assemble(config: FinetuneConfig, params: Any, frozen: Any) -> Any:
     factors = {path: whole.pop(path) for path in list(whole) if path.startswith(f"{LORA}/")}
     for path in {path.removeprefix(f"{LORA}/").rsplit("/", 1)[0] for path in factors}:
         down, up = factors[f"{LORA}/{path}/down"], factors[f"{LORA}/{path}/up"]
-        whole[path] = whole[path] + config.lora_alpha / config.lora_rank * (down @ up)
+        whole[path] = whole[path] + config.lora_alpha / config.lora_rank * matmul(down, up)
     return unflatten_dict(whole, sep="/")
 
 

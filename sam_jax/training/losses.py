@@ -13,6 +13,7 @@ from einops import rearrange
 
 from sam_jax.config import LossConfig
 from sam_jax.ops.masks import bilinear_matrix
+from sam_jax.ops.products import einsum
 
 
 class MaskLosses(NamedTuple):
@@ -59,7 +60,7 @@ def enlarge(logits: jax.Array, size: tuple[int, ...]) -> jax.Array:
     rows, cols = (
         jnp.asarray(bilinear_matrix(*sides), logits.dtype) for sides in zip(size, logits.shape[-2:], strict=True)
     )
-    return jnp.einsum("yh,...hw,xw->...yx", rows, logits, cols)
+    return einsum("yh,...hw,xw->...yx", rows, logits, cols)
 
 
 def mask_losses(config: LossConfig, logits: jax.Array, iou_predictions: jax.Array, targets: jax.Array) -> MaskLosses:
@@ -115,7 +116,7 @@ def affinity_loss(embeddings: jax.Array, targets: jax.Array, mask_valid: jax.Arr
     share = rearrange(targets.astype(jnp.float32), "b n (h i) (w j) -> b n (h w) i j", i=factor, j=factor).mean((3, 4))
     cell = jax.random.categorical(key, jnp.log(share**2 + 1e-6))  # mostly cells well inside
     flat = embeddings.astype(jnp.float32).reshape(b, h * w, c)
-    logits = 12 * jnp.einsum("bnc,bpc->bnp", jnp.take_along_axis(flat, cell[..., None], axis=1), flat) / c - 6
+    logits = 12 * einsum("bnc,bpc->bnp", jnp.take_along_axis(flat, cell[..., None], axis=1), flat) / c - 6
     inside = (share * jax.nn.softplus(-logits)).sum(-1) / jnp.maximum(share.sum(-1), 1)
     outside = ((1 - share) * jax.nn.softplus(logits)).sum(-1) / jnp.maximum((1 - share).sum(-1), 1)
     # Soft targets leave -s log p - (1 - s) log(1 - p) = s softplus(-x) + (1 - s) softplus(x).

@@ -17,6 +17,7 @@ from sam_jax.config import FinetuneConfig, TrainConfig
 from sam_jax.models.details import pixel_embeddings, split_details
 from sam_jax.models.sam import Sam
 from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
+from sam_jax.ops.products import exact_products
 from sam_jax.ops.transforms import normalize_batch
 from sam_jax.structs import Prompts
 from sam_jax.training.finetune import assemble, split_params
@@ -82,7 +83,8 @@ def train_step(
         return forward_with_loss(model, config, whole, state.constants, piece, key, count)
 
     metrics, grads = _gradients(loss_of, state.params, batch, batch_key, config.accumulate)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    with exact_products():
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["grad_norm"] = optax.tree.norm(grads)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics  # type: ignore[attr-defined]
