@@ -13,7 +13,7 @@ def get_config() -> TrainConfig:
     """One image per chip on 128 chips, or several on fewer."""
     return TrainConfig(
         # Activations are kept: with one image per chip they take 1 GiB, and making them anew takes time.
-        sam=for_training(vit_b(), drop_path_rate=0.6, remat=False),
+        sam=for_training(vit_b(), dropout_rate=0.1, drop_path_rate=0.6, remat=False),
         stages=(StageConfig(image_size=1024, batch_size=128, masks_per_image=64, num_steps=180_000),),
         data=RecordDataConfig(path="data/sa1b", num_workers=8),
         optim=OptimConfig(learning_rate=8e-4, weight_decay=0.1, layer_decay=0.6, warmup_steps=250),

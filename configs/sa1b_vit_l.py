@@ -12,7 +12,7 @@ from sam_jax.config import MeshConfig, OptimConfig, RecordDataConfig, StageConfi
 def get_config() -> TrainConfig:
     """One image per chip on 128 chips, or several on fewer."""
     return TrainConfig(
-        sam=for_training(vit_l(), drop_path_rate=0.4),
+        sam=for_training(vit_l(), dropout_rate=0.1, drop_path_rate=0.4),
         stages=(StageConfig(image_size=1024, batch_size=128, masks_per_image=64, num_steps=180_000),),
         data=RecordDataConfig(path="data/sa1b", num_workers=8),
         optim=OptimConfig(learning_rate=4e-4, weight_decay=0.1, layer_decay=0.8, warmup_steps=250),

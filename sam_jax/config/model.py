@@ -98,6 +98,8 @@ class MaskDecoderConfig:
     Attributes:
       kernels: as `ImageEncoderConfig.attention`, for the decoder's work on pixels. The kernels are made for inference:
         a gradient computes what it needs anew in the XLA form.
+      dropout_rate: at training, of what each self-attention, cross-attention and MLP gives, before it is added to its
+        residual and normalised. There is no kernel for it. The paper trains with 0.1; its released code has none.
     """
 
     depth: int = 2
@@ -108,8 +110,10 @@ class MaskDecoderConfig:
     iou_head_depth: int = 3
     iou_head_hidden_dim: int = 256
     kernels: str = "auto"
+    dropout_rate: float = 0.0
 
     def __post_init__(self) -> None:
+        require(0 <= self.dropout_rate < 1, f"dropout_rate {self.dropout_rate} must be at least 0 and below 1")
         require(self.kernels in ATTENTION, f"kernels {self.kernels!r} must be one of {', '.join(ATTENTION)}")
 
     @property
@@ -233,10 +237,13 @@ def for_inference(config: SamConfig, dtype: str) -> SamConfig:
     return dataclasses.replace(config, image_encoder=encoder, dtype="bfloat16" if dtype == "int8" else dtype)
 
 
-def for_training(config: SamConfig, drop_path_rate: float = 0.0, remat: bool = True) -> SamConfig:
-    """A network as it trains on TPUs: bfloat16 arithmetic, drop path, blocks recomputed for gradients or kept."""
+def for_training(
+    config: SamConfig, drop_path_rate: float = 0.0, remat: bool = True, dropout_rate: float = 0.0
+) -> SamConfig:
+    """A network as it trains on TPUs: bfloat16 arithmetic, drop path in the encoder, dropout in the decoder, blocks
+    recomputed for gradients or kept."""
     encoder = dataclasses.replace(config.image_encoder, drop_path_rate=drop_path_rate, remat=remat)
-    decoder = dataclasses.replace(config.mask_decoder, kernels="xla")
+    decoder = dataclasses.replace(config.mask_decoder, kernels="xla", dropout_rate=dropout_rate)
     return dataclasses.replace(config, image_encoder=encoder, mask_decoder=decoder, dtype="bfloat16")
 
 

@@ -32,12 +32,18 @@ class MaskDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image_embeddings: jax.Array, image_pe: jax.Array, prompts: PromptEmbeddings, masks: slice = slice(None)
+        self,
+        image_embeddings: jax.Array,
+        image_pe: jax.Array,
+        prompts: PromptEmbeddings,
+        masks: slice = slice(None),
+        deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """Planes of those of all 1 + num_multimask_outputs masks that `masks` names, M of them, and their IoUs.
 
         Args:
           image_embeddings: (B, h, w, C), and more channels with details; image_pe: (h, w, C).
+          deterministic: no dropout.
 
         Returns:
           (B, N, M, 16, h*w) float32 logits, see `planes.join_subpixels`, and (B, N, M) float32.
@@ -49,9 +55,9 @@ class MaskDecoder(nn.Module):
         image_embeddings, details = split_details(image_embeddings, self.dim)
         pixels = rearrange(image_embeddings, "b h w c -> b 1 c (h w)").astype(self.dtype)
         pixels = repeat(pixels, prompts.dense.shape[1], 1) + prompts.dense
-        tokens, pixels = TwoWayTransformer(c, self.dim, self.dtype, name="transformer")(
-            tokens.astype(self.dtype), pixels, rearrange(image_pe, "h w c -> 1 1 c (h w)").astype(self.dtype), valid
-        )
+        image_pe = rearrange(image_pe, "h w c -> 1 1 c (h w)").astype(self.dtype)
+        transformer = TwoWayTransformer(c, self.dim, self.dtype, deterministic, name="transformer")
+        tokens, pixels = transformer(tokens.astype(self.dtype), pixels, image_pe, valid)
         weights = self.dim // 8 + (0 if details is None else details.masks.shape[-2])
         hypernetworks = [
             Mlp(self.dim, weights, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])

@@ -60,11 +60,13 @@ class Sam(nn.Module):
         prompts: Prompts,
         mask_planes: jax.Array | None = None,
         masks: slice = slice(None),
+        deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
         """`predict_masks` in the layout that the decoder works in, which spares training all re-ordering of pixels.
 
         Args:
           mask_planes: (B, N, 16, h*w) logits to feed back, as `planes.split_subpixels` makes them of `mask_inputs`.
+          deterministic: False at training, which draws the decoder's dropout from the rng stream "dropout".
 
         Returns:
           Planes (B, N, masks, 16, h*w) float32 and IoU predictions (B, N, masks) float32.
@@ -72,7 +74,8 @@ class Sam(nn.Module):
         h, w = image_embeddings.shape[1:3]
         patch = self.config.image_encoder.patch_size
         embedded = self.prompt_encoder(prompts, (h, w), (h * patch, w * patch), mask_planes)
-        return self.mask_decoder(image_embeddings, self.prompt_encoder.dense_pe((h, w)), embedded, masks)
+        image_pe = self.prompt_encoder.dense_pe((h, w))
+        return self.mask_decoder(image_embeddings, image_pe, embedded, masks, deterministic)
 
     def decode_masks(self, image_embeddings: jax.Array, prompts: Prompts, multimask_output: bool) -> MaskPredictions:
         """Masks for N prompts of each image.

@@ -14,6 +14,8 @@ cheap and stay exact:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -103,8 +105,10 @@ class Attention(nn.Module):
         values: jax.Array,
         valid: jax.Array,
         norm: PlaneNorm,
+        drop: Callable[[jax.Array], jax.Array] | None,
     ) -> jax.Array:
-        """Each pixel reads from all tokens; what it read is added to it and normalised. (B, N, C, S)."""
+        """Each pixel reads from all tokens; what it read is added to it, less what `drop` drops, and normalised.
+        (B, N, C, S)."""
         k, v = self._heads(self.k_proj(keys)) * self._scale, self._heads(self.v_proj(values))
         invalid = jnp.where(valid, 0.0, -jnp.inf)[..., None]
 
@@ -118,7 +122,8 @@ class Attention(nn.Module):
             weights = low_precision_softmax(each_pixel_projected(), 2)
             out = rearrange(einsum("bnhtd,bnths->bnhds", v, weights), "b n h d s -> b n (h d) s")
             out = project(self.out_proj.kernel.astype(self.dtype), out)
-            return norm(pixels + out + self.out_proj.bias.astype(self.dtype)[:, None])
+            out = out + self.out_proj.bias.astype(self.dtype)[:, None]
+            return norm(pixels + (drop(out) if drop else out))
         q_bias = rearrange(q_proj.bias.astype(self.dtype), "(h d) -> h d", h=self.num_heads)
         constants = einsum("bnhtd,hd->bnth", k, q_bias).astype(jnp.float32) + invalid
         update = PixelUpdate(
@@ -130,7 +135,7 @@ class Attention(nn.Module):
             norm.bias,
         )
         cheaper = each_pixel_projected if _shared(pixels, keys) else None
-        return update_pixels(update, pixels, image_pe, self.num_heads, norm.epsilon, self.kernels, cheaper)
+        return update_pixels(update, pixels, image_pe, self.num_heads, norm.epsilon, self.kernels, cheaper, drop)
 
 
 def _shared(pixels: jax.Array, tokens: jax.Array) -> bool:
@@ -174,6 +179,7 @@ class TwoWayAttentionBlock(nn.Module):
     dim: int
     skip_first_layer_pe: bool
     dtype: jnp.dtype
+    deterministic: bool = True
 
     @nn.compact
     def __call__(
@@ -187,21 +193,23 @@ class TwoWayAttentionBlock(nn.Module):
         def attention(name: str, rate: int) -> Attention:
             return Attention(self.dim, c.num_heads, rate, self.dtype, c.kernels, name=name)
 
+        drop = nn.Dropout(c.dropout_rate, deterministic=self.deterministic)
         self_attn = attention("self_attn", 1)
         if self.skip_first_layer_pe:
-            tokens = self_attn.among_tokens(tokens, tokens, tokens, valid)
+            tokens = drop(self_attn.among_tokens(tokens, tokens, tokens, valid))
         else:
             q = tokens + token_pe
-            tokens = tokens + self_attn.among_tokens(q, q, tokens, valid)
+            tokens = tokens + drop(self_attn.among_tokens(q, q, tokens, valid))
         tokens = norm("norm1")(tokens)
 
         rate = c.attention_downsample_rate
         to_image = attention("cross_attn_token_to_image", rate)
-        tokens = norm("norm2")(tokens + to_image.tokens_to_pixels(tokens + token_pe, pixels, image_pe))
-        tokens = norm("norm3")(tokens + MlpBlock(self.dim, c.mlp_dim, self.dtype, name="mlp")(tokens))
+        tokens = norm("norm2")(tokens + drop(to_image.tokens_to_pixels(tokens + token_pe, pixels, image_pe)))
+        tokens = norm("norm3")(tokens + drop(MlpBlock(self.dim, c.mlp_dim, self.dtype, name="mlp")(tokens)))
         to_tokens = attention("cross_attn_image_to_token", rate)
         norm4 = PlaneNorm(self.dim, 1e-5, dtype=self.dtype, name="norm4")
-        return tokens, to_tokens.pixels_to_tokens(pixels, image_pe, tokens + token_pe, tokens, valid, norm4)
+        some = drop if c.dropout_rate and not self.deterministic else None
+        return tokens, to_tokens.pixels_to_tokens(pixels, image_pe, tokens + token_pe, tokens, valid, norm4, some)
 
 
 class TwoWayTransformer(nn.Module):
@@ -210,6 +218,7 @@ class TwoWayTransformer(nn.Module):
     config: MaskDecoderConfig
     dim: int
     dtype: jnp.dtype = jnp.float32
+    deterministic: bool = True
 
     @nn.compact
     def __call__(
@@ -217,9 +226,10 @@ class TwoWayTransformer(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         c, token_pe = self.config, tokens
         for i in range(c.depth):
-            block = TwoWayAttentionBlock(c, self.dim, i == 0, self.dtype, name=f"layers_{i}")
+            block = TwoWayAttentionBlock(c, self.dim, i == 0, self.dtype, self.deterministic, name=f"layers_{i}")
             tokens, pixels = block(tokens, pixels, token_pe, image_pe, valid)
         rate = c.attention_downsample_rate
         final = Attention(self.dim, c.num_heads, rate, self.dtype, c.kernels, name="final_attn_token_to_image")
-        tokens = tokens + final.tokens_to_pixels(tokens + token_pe, pixels, image_pe)
+        drop = nn.Dropout(c.dropout_rate, deterministic=self.deterministic)
+        tokens = tokens + drop(final.tokens_to_pixels(tokens + token_pe, pixels, image_pe))
         return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_final_attn")(tokens), pixels

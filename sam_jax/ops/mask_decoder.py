@@ -105,12 +105,14 @@ def update_pixels(
     epsilon: float,
     implementation: str,
     cheaper: Callable[[], jax.Array] | None = None,
+    drop: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """norm(pixels + values^T softmax over tokens(rows (pixels + image_pe) + constants) + bias).
 
     Args:
       pixels: (B, N or 1, C, S); image_pe: (1, 1, C, S).
       cheaper: makes the logits (B, N, T, heads, S) for other platforms, where there is a cheaper way than with rows.
+      drop: dropout of what is added to the pixels; there is no kernel for it.
 
     Returns:
       (B, N, C, S).
@@ -126,19 +128,26 @@ def update_pixels(
     def xla(pixels: jax.Array, image_pe: jax.Array, *parts: jax.Array) -> jax.Array:
         known = PixelUpdate(*parts)
         logits = matmul(known.rows, pixels + image_pe) + known.constants.astype(pixels.dtype)
-        return _mix(known, pixels, rearrange(logits, "b n (t h) s -> b n t h s", h=num_heads), epsilon)
+        return _mix(known, pixels, rearrange(logits, "b n (t h) s -> b n t h s", h=num_heads), epsilon, drop)
 
     kernel = _split_over_batch(tpu, (True, False, True, True, True, False, False, False))
-    elsewhere = None if cheaper is None else lambda: _mix(update, pixels, cheaper(), epsilon)
-    return _run(kernel, xla, implementation, _problem(pixels, num_heads), (pixels, image_pe, *update), elsewhere)
+    elsewhere = None if cheaper is None else lambda: _mix(update, pixels, cheaper(), epsilon, drop)
+    problem = "there is none for dropout" if drop else _problem(pixels, num_heads)
+    return _run(kernel, xla, implementation, problem, (pixels, image_pe, *update), elsewhere)
 
 
-def _mix(update: PixelUpdate, pixels: jax.Array, logits: jax.Array, epsilon: float) -> jax.Array:
+def _mix(
+    update: PixelUpdate,
+    pixels: jax.Array,
+    logits: jax.Array,
+    epsilon: float,
+    drop: Callable[[jax.Array], jax.Array] | None,
+) -> jax.Array:
     """What pixels become, from logits (B, N, T, heads, S)."""
     weights = low_precision_softmax(logits, 2)
     out = einsum("bnac,bnas->bncs", update.values, rearrange(weights, "b n t h s -> b n (t h) s"))
     out = out + update.bias.astype(pixels.dtype)[:, None]
-    return layer_norm(pixels + out, update.scale, update.shift, epsilon, -2)
+    return layer_norm(pixels + (drop(out) if drop else out), update.scale, update.shift, epsilon, -2)
 
 
 def upscale(

@@ -126,7 +126,7 @@ def forward_with_loss(
       batch: `image` (B, S, S, 3) uint8 and `input_size` (B, 2) int32 (h, w), or `image_embeddings` (B, h, w, C);
         `masks` (B, N, S/4, S/4) bool, or finer, `mask_valid` (B, N) bool.
       count: what to divide by where the batch is a piece of a larger one: that one's number of valid masks.
-      deterministic: no drop path.
+      deterministic: no drop path and no dropout.
 
     Returns:
       The loss, and metrics that add up over pieces: `loss`, its parts `focal`, `dice` and `iou_error` averaged over
@@ -141,7 +141,9 @@ def forward_with_loss(
     decode = partial(_decode, model, constants)
     learned, targets = (decoder_params, embeddings), batch["masks"]
     factor = finer_than_decoder(targets, embeddings)
-    loss, scores = interact(config, decode, learned, targets, weight, prompt_key, factor)
+    # Streams of random numbers differ by the module that draws, so that drop path and dropout share a key.
+    dropout = None if deterministic or not config.sam.mask_decoder.dropout_rate else drop_key
+    loss, scores = interact(config, decode, learned, targets, weight, prompt_key, factor, dropout)
     sums = Scores(*((x * weight).sum(axis=(1, 2)) for x in scores))
     metrics = {"loss": loss, "focal": sums.focal.mean(), "dice": sums.dice.mean(), "iou_error": sums.iou_error.mean()}
     metrics |= {f"iou_{step + 1}": iou for step, iou in enumerate(sums.iou)}
@@ -162,12 +164,23 @@ def finer_than_decoder(masks: jax.Array, embeddings: jax.Array) -> int:
 
 
 def _decode(
-    model: Sam, constants: Any, learned: Any, prompts: Prompts, planes: jax.Array | None, num_masks: int | None
+    model: Sam,
+    constants: Any,
+    learned: Any,
+    prompts: Prompts,
+    planes: jax.Array | None,
+    num_masks: int | None,
+    dropout: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`Sam.predict_planes` of `learned`: the parameters without the encoder's, and the image embeddings."""
+    """`Sam.predict_planes` of `learned`: the parameters without the encoder's, and the image embeddings.
+
+    `dropout` draws the dropout; None means that there is none.
+    """
     params, embeddings = learned
     variables = {"params": params, "constants": constants}
-    result: Any = model.apply(variables, embeddings, prompts, planes, slice(num_masks), method="predict_planes")
+    arguments = embeddings, prompts, planes, slice(num_masks), dropout is None
+    rngs = None if dropout is None else {"dropout": dropout}
+    result: Any = model.apply(variables, *arguments, method="predict_planes", rngs=rngs)
     return result
 
 
@@ -204,6 +217,7 @@ def interact(
     weight: jax.Array,
     key: jax.Array,
     factor: int = 1,
+    dropout: jax.Array | None = None,
 ) -> tuple[jax.Array, Scores]:
     """All interactions of one step, each prompted with the error of the one before.
 
@@ -216,6 +230,7 @@ def interact(
       learned: float arrays in any tree, through which the gradient of the loss flows.
       targets: (B, N, 4h, 4w) bool, or finer; weight: (B, N), of each prompt in the loss.
       factor: so many cells of the targets make one of the decoder's grid, where prompts are drawn and masks fed back.
+      dropout: a key, from which `decode` gets one of its own at each interaction, as its fifth argument.
 
     Returns:
       The loss and the scores; no gradient flows through the scores.
@@ -223,19 +238,21 @@ def interact(
     run = partial(_interactions, config, decode, factor=factor)
 
     @jax.custom_vjp
-    def total(learned: Any, targets: jax.Array, weight: jax.Array, key: jax.Array) -> tuple[jax.Array, Scores]:
-        loss, scores, _ = run(False, learned, targets, weight, key)
+    def total(
+        learned: Any, targets: jax.Array, weight: jax.Array, key: jax.Array, dropout: jax.Array | None
+    ) -> tuple[jax.Array, Scores]:
+        loss, scores, _ = run(False, learned, targets, weight, key, dropout)
         return loss, scores
 
     def forward(*args: Any) -> tuple[tuple[jax.Array, Scores], Any]:
         loss, scores, gradient = run(True, *args)
         return (loss, scores), gradient
 
-    def backward(gradient: Any, cotangents: tuple[jax.Array, Scores]) -> tuple[Any, None, None, None]:
-        return jax.tree.map(lambda x: x * cotangents[0].astype(x.dtype), gradient), None, None, None
+    def backward(gradient: Any, cotangents: tuple[jax.Array, Scores]) -> tuple[Any, None, None, None, None]:
+        return jax.tree.map(lambda x: x * cotangents[0].astype(x.dtype), gradient), None, None, None, None
 
     total.defvjp(forward, backward)
-    return total(learned, targets, weight, key)
+    return total(learned, targets, weight, key, dropout)
 
 
 def _interactions(
@@ -246,6 +263,7 @@ def _interactions(
     targets: jax.Array,
     weight: jax.Array,
     key: jax.Array,
+    dropout: jax.Array | None = None,
     factor: int = 1,
 ) -> tuple[jax.Array, Scores, Any]:
     """The loss, the scores (steps, B, N) and, where asked for, the loss's gradient by `learned`."""
@@ -262,10 +280,12 @@ def _interactions(
     share = 1.0 if config.loss.sum_interactions else 1 / sim.num_steps
 
     def score(
-        prompts: Prompts, planes: jax.Array | None, multimask: jax.Array, num_masks: int | None
+        number: Any, prompts: Prompts, planes: jax.Array | None, multimask: jax.Array, num_masks: int | None
     ) -> tuple[Any, Any]:
+        drawn = () if dropout is None else (jax.random.fold_in(dropout, number),)
+
         def loss_of(learned: Any) -> tuple[jax.Array, Any]:
-            logits, ious = decode(learned, prompts, planes, num_masks)
+            logits, ious = decode(learned, prompts, planes, num_masks, *drawn)
             if factor == 1:
                 losses = mask_losses(config.loss, logits, ious, targets)
             else:
@@ -279,20 +299,21 @@ def _interactions(
         (loss, aux), gradient = jax.value_and_grad(loss_of, has_aux=True)(learned)
         return (loss, gradient), aux
 
-    total, (planes, first) = score(prompts, None, multimask, None)
+    total, (planes, first) = score(0, prompts, None, multimask, None)
     first = jax.tree.map(lambda x: x[None], first)
     if sim.num_steps == 1:
         return total[0], first, total[1]
 
-    def body(carry: tuple[Prompts, jax.Array, Any], inputs: tuple[jax.Array, jax.Array]) -> Any:
+    def body(carry: tuple[Prompts, jax.Array, Any], inputs: tuple[jax.Array, ...]) -> Any:
         prompts, planes, total = carry
-        slot, key = inputs
+        number, slot, key = inputs
         place = jnp.maximum(slot, 0)
         prompts = add_error_points(prompts, place, key, planes > 0, targets, keep=slot < 0, grid=grid)
-        more, (planes, scores) = score(prompts, planes, jnp.zeros_like(multimask), later_masks)
+        more, (planes, scores) = score(number, prompts, planes, jnp.zeros_like(multimask), later_masks)
         return (prompts, planes, jax.tree.map(jnp.add, total, more)), scores
 
-    inputs = (point_slots(config, place_key), jax.random.split(loop_key, sim.num_steps - 1))
+    numbers, keys = jnp.arange(1, sim.num_steps), jax.random.split(loop_key, sim.num_steps - 1)
+    inputs = (numbers, point_slots(config, place_key), keys)
     (_, _, total), later = jax.lax.scan(body, (prompts, planes, total), inputs)
     return total[0], jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, later), total[1]
 

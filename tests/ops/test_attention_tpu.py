@@ -89,7 +89,7 @@ def test_gradients_equal_those_of_the_xla_form(shape):
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_bfloat16_gradients_are_nearly_as_close_as_those_of_the_xla_form(shape):
-    """On a CPU the XLA form multiplies the float32 gradient of the logits; the matrix unit's input is bfloat16."""
+    """Both round the gradient of the logits to bfloat16, the kernel other intermediate results as well."""
     rounded = _inputs(*shape, dtype=jnp.bfloat16)
     exact = _gradients("xla", shape[2])(rounded[0].astype(jnp.float32), *rounded[1:])
     ours, theirs = (_gradients(name, shape[2])(*rounded) for name in ("pallas", "xla"))
