@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sam_jax import sharding
 from sam_jax.checkpoint import StateStore, load_model, save_model
 from sam_jax.config import RecordDataConfig, StageConfig, TrainConfig, to_dict
+from sam_jax.config.checks import NOT_NEGATIVE, check_fields, require
 from sam_jax.data.pipeline import HeldOutBatches, make_batches, open_stream
 from sam_jax.files import write_atomically
 from sam_jax.models.sam import Sam
@@ -55,6 +56,12 @@ class RunOptions:
 
     eval_only: bool = False
     profile_steps: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, profile_steps=NOT_NEGATIVE)
+        if self.profile_steps is not None:
+            first, last = self.profile_steps
+            require(first < last, f"profile_steps must be a first step and a later last one, not {first} {last}")
 
 
 def train(config: TrainConfig, options: RunOptions = RunOptions()) -> epath.Path:
