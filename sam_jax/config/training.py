@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 
@@ -288,3 +289,11 @@ def _is_pattern(text: str) -> bool:
     except re.error:
         return False
     return True
+
+
+def for_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
+    """The config as the steps of `stage` see it."""
+    if stage.num_points is None:
+        return config
+    interaction = dataclasses.replace(config.interaction, num_points=stage.num_points)
+    return dataclasses.replace(config, interaction=interaction)
