@@ -29,10 +29,12 @@ class Command:
 
     Attributes:
       distributed: one of several hosts (a pod slice, or several slices): give the same command on each.
-      coordinator, num_hosts, host: address of host 0 ("10.0.0.2:1234"), how many there are, and which this is; only for
-        machines that cannot find out themselves, as TPU VMs, Slurm and Kubernetes can.
+      coordinator: address of host 0 ("10.0.0.2:1234"); only for machines that cannot find out themselves, as TPU VMs,
+        Slurm and Kubernetes can.
+      num_hosts: how many hosts there are; goes with `coordinator`.
+      host: which of them this is, from 0; goes with `coordinator`.
       eval_only: evaluate the newest checkpoint, or init_from, on the held-out images and stop.
-      profile_steps: first and last step to record a profile of, for TensorBoard's profiler.
+      profile_steps: first and last step of the run to record a profile of, for TensorBoard's profiler.
       dry_run: compile for `topology` without a TPU, print memory and cost per chip, and stop.
       topology: chips to compile for, such as v5e:4x4 or v5p:2x2x1.
     """

@@ -26,10 +26,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs.bundled import get_config
-from sam_jax.config import CompositeDataConfig, StageConfig, TrainConfig
+from sam_jax.config import CompositeDataConfig, StageConfig, TrainConfig, for_stage
 from sam_jax.data.pipeline import make_batches
 from sam_jax.models.sam import Sam, init_variables
-from sam_jax.training.loop import for_stage
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import create_state, forward_with_loss, image_embeddings, train_step
 
@@ -122,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, default=-1, help="which of the recipe's stages (default: the last)")
     parser.add_argument("--pool", help="cut-out pool; with it, the time to make examples is measured too")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=5, help="timed repetitions (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
     recipe = get_config()

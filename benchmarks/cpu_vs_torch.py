@@ -231,8 +231,8 @@ def main() -> int:
     """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="what to measure (default: all)")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repetitions", type=int, default=5, help="timed repetitions (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
     args = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
 

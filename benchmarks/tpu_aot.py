@@ -97,8 +97,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def add_program_options(parser: argparse.ArgumentParser, programs: Sequence[str]) -> None:
     """What to compile; tpu_run.py runs the same."""
-    parser.add_argument("program", nargs="+", choices=sorted(programs))
-    parser.add_argument("--size", nargs="+", choices=sorted(SIZES), default=["b"])
+    parser.add_argument("program", nargs="+", choices=sorted(programs), help="what to compile")
+    parser.add_argument("--size", nargs="+", choices=sorted(SIZES), default=["b"], help="of the ViT (default: b)")
     parser.add_argument("--batch", type=int, default=1, help="images")
     parser.add_argument("--prompts", type=int, default=64, help="prompts per image, for the decoder")
     parser.add_argument(
@@ -108,7 +108,9 @@ def add_program_options(parser: argparse.ArgumentParser, programs: Sequence[str]
         help="see ImageEncoderConfig; also the decoder's kernels",
     )
     parser.add_argument("--scan", action="store_true", help="see ImageEncoderConfig")
-    parser.add_argument("--dtype", choices=config.INFERENCE_DTYPES, default="bfloat16")
+    parser.add_argument(
+        "--dtype", choices=config.INFERENCE_DTYPES, default="bfloat16", help="compute type (default: bfloat16)"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures there")
 
 

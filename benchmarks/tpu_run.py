@@ -47,7 +47,7 @@ def main() -> None:
     """Prints one line per program, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tpu_aot.add_program_options(parser, list(tpu_aot.PROGRAMS))
-    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--repetitions", type=int, default=20, help="timed repetitions (default: %(default)s)")
     parser.add_argument("--trace", type=Path, help="folder for a profile of the timed calls")
     args = parser.parse_args()
     device = jax.devices()[0]

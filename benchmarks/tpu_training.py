@@ -34,7 +34,7 @@ HEADER = "| model | topology | batch | masks | remat | fsdp | HBM GiB / chip | e
 def main() -> None:
     """Prints one line per compilation, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", choices=["b", "l", "h"])
+    parser.add_argument("--size", nargs="+", choices=["b", "l", "h"], help="of the ViT; with --topology")
     parser.add_argument("--topology", nargs="+", help="such as v5e:4x4 v5p:2x2x1; with --size")
     parser.add_argument("--batch", type=int, default=1, help="images per chip")
     parser.add_argument("--masks", type=int, nargs="+", default=[64], help="masks per image")

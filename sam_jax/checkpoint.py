@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
-import logging
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,11 +24,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from sam_jax.config import SamConfig, for_inference, sam_config_from_dict, to_dict
-from sam_jax.files import absolute
+from sam_jax.files import absolute, write_atomically
 from sam_jax.models.sam import Sam, init_variables
 
 CONFIG_FILE = "config.json"
 VARIABLES_DIR = "variables"
+_SCORES_FILE = "scores.json"
 FORMAT = "sam_jax.model.v1"
 
 Variables = dict[str, Any]
@@ -183,29 +184,22 @@ def _check_shapes(path: epath.PathLike, stored: Any, expected: Variables) -> Non
         raise CheckpointError(f"{path} does not fit its config: " + "; ".join(problems))
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Orbax warns of every checkpoint that has no metric to compare by; here most have none."""
-    return "tracked_metric" not in record.getMessage()
-
-
 class StateStore:
     """The checkpoints of a run: saved in the background, half-written ones ignored.
 
-    The newest `keep` stay, and the one with the highest `miou` among those that were saved with one. A context
-    manager; leaving it waits for the last save. On several hosts every host takes part in every call.
+    The newest `keep` stay, and the one with the highest score. Scores are in `scores.json` beside the checkpoints,
+    since a checkpoint is saved before it is evaluated. A context manager; leaving it waits for the last save. On
+    several hosts every host takes part in every call.
     """
 
     def __init__(self, directory: epath.PathLike, keep: int = 2) -> None:
-        best = preservation.BestN(
-            get_metric_fn=lambda metrics: metrics["miou"], n=1, keep_checkpoints_without_metrics=False
-        )
+        policies = [preservation.LatestN(keep), _Preserved(self.best_step)]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation.AnyPreservationPolicy([preservation.LatestN(keep), best]),
-            best_fn=lambda metrics: metrics["miou"],
-            create=True,
+            preservation_policy=preservation.AnyPreservationPolicy(policies), create=True
         )
-        logging.getLogger("absl").addFilter(_is_news)
         self._manager = ocp.CheckpointManager(absolute(directory), options=options)
+        self._scores_file = epath.Path(absolute(directory)) / _SCORES_FILE
+        self._scores = self._read_scores()
 
     def __enter__(self) -> StateStore:
         return self
@@ -214,24 +208,52 @@ class StateStore:
         self._manager.close()
 
     def save(self, step: int, state: Any, miou: float | None = None) -> None:
-        """Saves a pytree of arrays under its step, once; `miou` is what the best checkpoint is chosen by."""
+        """Saves a pytree of arrays under its step, once; `miou` as in `record_score`."""
         if step not in self._manager.all_steps():
-            metrics = None if miou is None else {"miou": miou}
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+        if miou is not None:
+            self.record_score(step, miou)
+
+    def record_score(self, step: int, miou: float) -> None:
+        """Keeps the mean IoU of a step that is saved, by which the best checkpoint is chosen."""
+        self._scores[step] = miou
+        if jax.process_index() == 0:
+            write_atomically(self._scores_file, json.dumps(self._scores).encode())
+
+    def has_score(self, step: int) -> bool:
+        """Whether a step was evaluated."""
+        return step in self._scores
 
     def newest_step(self) -> int | None:
         """The step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The step of the checkpoint with the highest `miou`; None where none was saved with one."""
-        self._manager.wait_until_finished()
-        known = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        scores = {step: metrics["miou"] for step, metrics in known.items() if metrics}
-        return max(scores, key=lambda step: scores[step]) if scores else None
+        """The step of the checkpoint with the highest score; None where none has one."""
+        known = [step for step in self._manager.all_steps() if step in self._scores]
+        return max(known, key=lambda step: self._scores[step]) if known else None
+
+    def _read_scores(self) -> dict[int, float]:
+        # Runs of earlier versions have theirs inside of the checkpoints.
+        inside = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        scores = {step: metrics["miou"] for step, metrics in inside.items() if metrics}
+        if self._scores_file.exists():
+            scores |= {int(step): miou for step, miou in json.loads(self._scores_file.read_text()).items()}
+        return scores
 
     def restore(self, step: int, shapes: Any) -> Any:
         """A checkpoint in the shape and placement of `shapes`: a tree of arrays, or of `jax.ShapeDtypeStruct` with
         shardings, which need not be those that it was saved with."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, shapes)
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+
+class _Preserved:
+    """Orbax's form of "this step stays"."""
+
+    def __init__(self, step: Callable[[], int | None]) -> None:
+        self._step = step
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        step = self._step()
+        return [checkpoint.step == step for checkpoint in checkpoints]

@@ -126,7 +126,7 @@ def _empty(path):
         (_config('{"model_type": "sam"}'), r"its format is None, not 'sam_jax\.model\.v1'"),
         (_edit(lambda c: c["sam"].update(prompt_embed_dims=1)), r"unknown config key.*did you mean prompt_embed_dim\?"),
         (_edit(lambda c: c["sam"]["image_encoder"].update(depth=2)), r"does not fit its config: missing .*blocks_1"),
-        (_edit(lambda c: c["sam"]["image_encoder"].update(depth=0)), r"does not fit its config: unknown .*blocks_0"),
+        (_edit(lambda c: c["sam"]["mask_decoder"].update(num_multimask_outputs=2)), "unknown .*mlps_3"),
         (
             _edit(lambda c: c["sam"]["image_encoder"].update(image_size=160)),
             r"image_encoder/pos_embed is \(1, 5, 5, 32\), its config says \(1, 10, 10, 32\)",

@@ -30,6 +30,7 @@ from sam_jax.config.training import (
     OptimConfig,
     StageConfig,
     TrainConfig,
+    for_stage,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "StageConfig",
     "TrainConfig",
     "for_inference",
+    "for_stage",
     "for_training",
     "sam_config_from_dict",
     "to_dict",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from sam_jax.config.checks import require
+from sam_jax.config.checks import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, check_fields, one_of, require
 from sam_jax.config.model import SamConfig
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle", "low_res")
@@ -37,7 +37,8 @@ class AmgConfig:
         (ours): the decoder's own logits, (4h, 4w) float32, of the crop.
       mask_nms_thresh: of two masks whose *pixels* overlap by more than this IoU, the one with the lower predicted IoU
         is dropped. Box NMS alone leaves near-duplicates.
-      min_mask_area, max_mask_area: in pixels; masks outside are dropped.
+      min_mask_area: masks of fewer pixels of the image are dropped.
+      max_mask_area: masks of more pixels of the image are dropped; None means no limit.
       max_mask_cover: masks that cover more of the picture than this are dropped; SA-1B was made with 0.95.
       skip_full_image: with crops, do not look at the whole picture: for very large photos of small things.
     """
@@ -62,16 +63,22 @@ class AmgConfig:
     skip_full_image: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name} must be positive, not {value}")
-        require(self.crop_n_layers >= 0, f"crop_n_layers must be 0 or more, not {self.crop_n_layers}")
-        require(
-            0 <= self.crop_overlap_ratio < 1,
-            f"crop_overlap_ratio must be a share from 0 to below 1, not {self.crop_overlap_ratio}",
-        )
-        require(
-            self.output_mode in OUTPUT_MODES, f"output_mode must be one of {OUTPUT_MODES}, not {self.output_mode!r}"
+        check_fields(
+            self,
+            points_per_side=POSITIVE,
+            points_per_batch=POSITIVE,
+            stability_score_offset=NOT_NEGATIVE,
+            box_nms_thresh=SHARE,
+            crop_n_layers=NOT_NEGATIVE,
+            crop_nms_thresh=SHARE,
+            crop_overlap_ratio=BELOW_ONE,
+            crop_n_points_downscale_factor=POSITIVE,
+            min_mask_region_area=NOT_NEGATIVE,
+            output_mode=one_of(OUTPUT_MODES),
+            mask_nms_thresh=SHARE,
+            min_mask_area=NOT_NEGATIVE,
+            max_mask_area=NOT_NEGATIVE,
+            max_mask_cover=SHARE,
         )
         require(
             not self.skip_full_image or self.crop_n_layers > 0,

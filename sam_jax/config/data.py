@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
-from sam_jax.config.checks import require
+from sam_jax.config.checks import (
+    BELOW_ONE,
+    GIVEN,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    Range,
+    check_fields,
+    require,
+)
+
+MASK_STRIDES = Range(lambda x: x in (1, 2, 4), "4, 2 or 1")
 
 
 @dataclass(frozen=True)
@@ -22,8 +34,8 @@ class CompositeConfig:
       pseudo_regions: share of examples that are plain photographs with regions found in them.
       square: share of examples whose content fills the square.
       min_aspect: shorter over longer side of the other examples, at least.
-      plain_background, blurred_background: share of composites before a plain backdrop (studio, sky), or before a
-        photograph out of focus.
+      plain_background: share of composites before a plain backdrop (studio, sky).
+      blurred_background: share of composites before a photograph out of focus.
       max_objects: cut-outs in a composite, at most; the least is 2.
       max_distractors: misleading edges below the objects, at most.
       photo_region_object: share of objects that are random shapes out of other photographs.
@@ -59,16 +71,46 @@ class CompositeConfig:
     repeat: float = 0.12
     degrade: float = 0.9
 
+    def __post_init__(self) -> None:
+        rest = (
+            "image_size",
+            "masks_per_image",
+            "mask_stride",
+            "length",
+            "min_aspect",
+            "max_objects",
+            "max_distractors",
+        )
+        shares = [one.name for one in fields(self) if one.name not in rest]
+        check_fields(
+            self,
+            image_size=Range(lambda x: x > 0 and x % 4 == 0, "a positive multiple of 4"),
+            masks_per_image=POSITIVE,
+            mask_stride=MASK_STRIDES,
+            length=POSITIVE,
+            min_aspect=POSITIVE_SHARE,
+            max_objects=Range(lambda x: x >= 2, "2 or more"),
+            max_distractors=NOT_NEGATIVE,
+            **dict.fromkeys(shares, SHARE),
+        )
+
 
 @dataclass(frozen=True)
 class CompositeDataConfig:
     """Composites from a pool that `python -m sam_jax.data.cutout_pool build` wrote.
 
     The stage's image size and masks per image take the place of those in `composite`.
+
+    Attributes:
+      pool: the pool's directory, local.
+      composite: how composites are made of it.
     """
 
     pool: str = "data/pool"
     composite: CompositeConfig = field(default_factory=CompositeConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, pool=GIVEN)
 
 
 @dataclass(frozen=True)
@@ -80,6 +122,7 @@ class RecordDataConfig:
         tensorflow-datasets directory (array_record), or a COCO instances .json file.
       image_dir: where the pictures of a COCO file lie; None means `images` beside it.
       hold_out: share of the images, chosen by image id, that training never sees and evaluation during training uses.
+        Above 0, at least one image of a data set of two or more is held out, and at least one is trained on.
       max_images: train on that many images only, chosen by image id: the paper's subsets are 100_000 and 1_000_000.
       max_mask_share: masks that cover more of the picture than this are dropped (SAM paper, appendix A: 0.9).
       max_bad_share: unreadable images above this share stop the run; below it each is logged and replaced.
@@ -100,10 +143,16 @@ class RecordDataConfig:
     prefetch: int = 32
 
     def __post_init__(self) -> None:
-        require(0 <= self.hold_out < 1, f"hold_out must be a share from 0 to below 1, not {self.hold_out}")
-        require(0 < self.max_mask_share <= 1, f"max_mask_share must be a share above 0, not {self.max_mask_share}")
-        require(0 <= self.max_bad_share <= 1, f"max_bad_share must be a share, not {self.max_bad_share}")
-        require(self.max_images is None or self.max_images > 0, f"max_images must be positive, not {self.max_images}")
-        require(self.num_workers >= 0, f"num_workers must be 0 or more, not {self.num_workers}")
+        check_fields(
+            self,
+            path=GIVEN,
+            image_dir=GIVEN,
+            hold_out=BELOW_ONE,
+            max_images=POSITIVE,
+            max_mask_share=POSITIVE_SHARE,
+            max_bad_share=SHARE,
+            num_workers=NOT_NEGATIVE,
+            prefetch=POSITIVE,
+        )
         wrong = self.jitter is not None and not 0 < self.jitter[0] <= self.jitter[1]
         require(not wrong, f"jitter must be (smallest, largest) scale above 0, not {self.jitter}")

@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
-from sam_jax.config.checks import require
+from sam_jax.config.checks import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range, check_fields, require
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 INFERENCE_DTYPES = (*COMPUTE_DTYPES, "int8")
@@ -23,7 +23,12 @@ class ImageEncoderConfig:
       image_size: side in pixels of the square input that the position tables are made for. Other input sizes work
         through interpolation.
       patch_size: side in pixels of one token.
+      embed_dim: width of a token, in channels; a multiple of `num_heads`.
+      depth: number of blocks.
+      num_heads: attention heads of each block.
+      mlp_ratio: width of each block's MLP, in token widths.
       window_size: side in tokens of the windows of all blocks but `global_attn_indexes`.
+      global_attn_indexes: which blocks, counted from 0, attend to the whole image instead of windows.
       drop_path_rate: stochastic depth of the last block at training; earlier blocks scale down linearly to 0.
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan: loop over groups of blocks, of which one is compiled. Compiling takes less time, running a sixth more, and
@@ -54,6 +59,8 @@ class ImageEncoderConfig:
     int8_mlp: bool = False
 
     def __post_init__(self) -> None:
+        sizes = dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "window_size"), POSITIVE)
+        check_fields(self, drop_path_rate=BELOW_ONE, **sizes)
         require(
             self.image_size > 0 and self.image_size % self.patch_size == 0,
             f"image_size {self.image_size} must be a positive multiple of patch_size {self.patch_size}",
@@ -62,7 +69,6 @@ class ImageEncoderConfig:
             self.embed_dim % self.num_heads == 0,
             f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads}",
         )
-        require(self.window_size > 0, f"window_size must be positive, not {self.window_size}")
         for name, known in (("attention", ATTENTION), ("token_order", TOKEN_ORDERS)):
             value = getattr(self, name)
             require(value in known, f"{name} {value!r} is not one of {', '.join(known)}")
@@ -83,11 +89,16 @@ class ImageEncoderConfig:
 
 @dataclass(frozen=True)
 class PromptEncoderConfig:
-    """`mask_in_chans` is the width of the mask prompt just before its last 1x1 convolution."""
+    """What turns prompts into tokens (SAM paper, appendix A).
+
+    Attributes:
+      mask_in_chans: channels of the mask prompt just before its last 1x1 convolution; a multiple of 4.
+    """
 
     mask_in_chans: int = 16
 
     def __post_init__(self) -> None:
+        check_fields(self, mask_in_chans=POSITIVE)
         require(self.mask_in_chans % 4 == 0, f"mask_in_chans {self.mask_in_chans} must be a multiple of 4")
 
 
@@ -96,6 +107,13 @@ class MaskDecoderConfig:
     """Two-way transformer and heads (SAM paper, appendix A).
 
     Attributes:
+      depth: number of two-way blocks.
+      num_heads: attention heads of each block.
+      mlp_dim: width of each block's MLP, in channels.
+      attention_downsample_rate: the cross-attention works at the decoder's width divided by this.
+      num_multimask_outputs: masks for an ambiguous prompt, beside the single one for all others.
+      iou_head_depth: layers of the MLP that predicts each mask's IoU.
+      iou_head_hidden_dim: width of that MLP, in channels.
       kernels: as `ImageEncoderConfig.attention`, for the decoder's work on pixels. The kernels are made for inference:
         a gradient computes what it needs anew in the XLA form.
       dropout_rate: at training, of what each self-attention, cross-attention and MLP gives, before it is added to its
@@ -113,7 +131,9 @@ class MaskDecoderConfig:
     dropout_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        require(0 <= self.dropout_rate < 1, f"dropout_rate {self.dropout_rate} must be at least 0 and below 1")
+        names = ("depth", "num_heads", "mlp_dim", "attention_downsample_rate", "num_multimask_outputs")
+        sizes = dict.fromkeys((*names, "iou_head_depth", "iou_head_hidden_dim"), POSITIVE)
+        check_fields(self, dropout_rate=BELOW_ONE, **sizes)
         require(self.kernels in ATTENTION, f"kernels {self.kernels!r} must be one of {', '.join(ATTENTION)}")
 
     @property
@@ -131,13 +151,15 @@ class SamConfig:
       details: width of a few convolutions beside the ViT, at a quarter of the picture's side, that give it and the
         decoder what lies between its patches (models/details.py). The published models have none: 0. With details
         the decoder has no TPU kernel for its enlargement.
-      pixel_mean, pixel_std: RGB statistics on the 0..255 scale.
+      pixel_mean: means of red, green and blue, on the 0 to 255 scale, that images are normalised by.
+      pixel_std: their standard deviations, on the same scale.
       crf: take masks to the edges and colours of the picture, and box prompts' masks no farther than the box
         (ops/crf.py), before they are enlarged to the photo. It has no parameters and no part in training. The published
         models' masks are left as they are.
       mask_threshold: a pixel belongs to a mask where its logit is above this.
-      pred_iou_thresh, stability_score_thresh: everything mode's own where its caller names none. They cut what this
-        model's IoU head and logits say, so that they belong to the weights; the published sizes have the official ones.
+      pred_iou_thresh: everything mode drops masks with a predicted IoU below this where its caller names no other. It
+        cuts what this model's IoU head says, so that it belongs to the weights; the published sizes have the official.
+      stability_score_thresh: the same for the stability score, which follows from this model's logits.
       dtype: compute dtype, "float32" or "bfloat16". "float32" is multiplied as float32 on every platform
         (ops/products.py): on TPUs and GPUs several times slower than "bfloat16", which is what they are fast at.
         Parameters are float32 in any case; softmax, normalisation statistics, positional encoding, losses, the
@@ -158,10 +180,10 @@ class SamConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        colour = Range(lambda x: 0 <= x <= 255, "three numbers from 0 to 255")
+        deviation = Range(lambda x: x > 0, "three positive numbers")
+        check_fields(self, prompt_embed_dim=POSITIVE, details=NOT_NEGATIVE, pixel_mean=colour, pixel_std=deviation)
         require(self.dtype in COMPUTE_DTYPES, f"dtype {self.dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
-        require(
-            self.mask_decoder.num_heads > 0, f"mask_decoder.num_heads {self.mask_decoder.num_heads} must be positive"
-        )
         inner = self.mask_decoder.num_heads * self.mask_decoder.attention_downsample_rate
         require(
             self.prompt_embed_dim % 8 == 0 and self.prompt_embed_dim % inner == 0,
@@ -171,7 +193,6 @@ class SamConfig:
         patch = self.image_encoder.patch_size
         require(not self.details or patch % 4 == 0, f"details need a patch_size that is a multiple of 4, not {patch}")
         require(not self.crf or patch % 8 == 0, f"crf needs a patch_size that is a multiple of 8, not {patch}")
-        require(self.details >= 0, f"details must be 0 or a number of channels, not {self.details}")
         require(
             not (self.details and self.mask_decoder.kernels == "pallas"),
             'details have no TPU kernel: with details, mask_decoder.kernels must be "auto" or "xla", not "pallas"',

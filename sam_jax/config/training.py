@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from dataclasses import dataclass, field
 
-from sam_jax.config.checks import require
-from sam_jax.config.data import CompositeDataConfig, RecordDataConfig
+from sam_jax.config.checks import (
+    BELOW_ONE,
+    GIVEN,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    Range,
+    check_fields,
+    one_of,
+    require,
+)
+from sam_jax.config.data import MASK_STRIDES, CompositeDataConfig, RecordDataConfig
 from sam_jax.config.model import SamConfig
 
 OPTIMIZERS = ("adamw", "muon")
+STORAGE_DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -16,6 +30,11 @@ class StageConfig:
     """A stretch of training at one image size. Batches are per step over all devices.
 
     Attributes:
+      image_size: side of the padded square input, in pixels; a multiple of the model's patch size.
+      batch_size: images in each step, over all devices.
+      masks_per_image: masks of each image that are trained on in a step, at most, drawn at random (SAM paper,
+        appendix A: 64).
+      num_steps: training steps of this stage.
       mask_stride: pixels of the picture per cell of the masks that the loss compares. 4 (default) is the decoder's own
         grid, a quarter of the picture: no more detail than the decoder can say, at a sixteenth of the memory. 2 and 1
         enlarge its logits bilinearly, as SAM 2's training code does; SAM's paper does not say.
@@ -35,10 +54,9 @@ class StageConfig:
     num_examples: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "batch_size", "masks_per_image", "num_steps", "num_examples"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"stage {name} must be positive, not {value}")
-        require(self.mask_stride in (1, 2, 4), f"stage mask_stride must be 4, 2 or 1, not {self.mask_stride}")
+        counts = ("image_size", "batch_size", "masks_per_image", "num_steps", "num_examples")
+        rest = {"mask_stride": MASK_STRIDES, "num_points": NOT_NEGATIVE, "mosaics": SHARE}
+        check_fields(self, "stage", **dict.fromkeys(counts, POSITIVE), **rest)
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,7 @@ class InteractionConfig:
         the others fall at random places.
       box_probability: chance that the first prompt is a box rather than a point.
       box_noise: standard deviation of the noise on box corners, as a share of the box side.
-      box_noise_max: its limit in pixels of the input frame.
+      box_noise_max: limit of the noise on box corners, in pixels of the input frame.
       box_noise_uniform: uniform in +-min(box_noise * side, box_noise_max), which SAM 2's training code calls
         SAM's noise. The paper says "standard deviation": default False, Gaussian.
       box_multimask: whether a box as first prompt counts as ambiguous, so that the three-mask output is trained on it.
@@ -66,6 +84,10 @@ class InteractionConfig:
     box_noise_uniform: bool = False
     box_multimask: bool = False
 
+    def __post_init__(self) -> None:
+        sizes = dict.fromkeys(("num_points", "num_mask_only_steps", "box_noise", "box_noise_max"), NOT_NEGATIVE)
+        check_fields(self, box_probability=SHARE, **sizes)
+
     @property
     def num_steps(self) -> int:
         """Decoder passes in one training step."""
@@ -77,7 +99,12 @@ class LossConfig:
     """Weights of the loss (SAM paper, appendix A: focal and dice 20:1, IoU 1).
 
     Attributes:
-      focal_alpha, focal_gamma: the paper gives neither; these are Lin et al. 2017's, which SAM 2's training code uses.
+      focal_weight: weight of the focal loss, 0 or more.
+      dice_weight: weight of the dice loss, 0 or more.
+      iou_weight: weight of the squared error of the predicted IoU, 0 or more.
+      focal_alpha: share of the mask's own pixels in the focal loss, from 0 to 1. The paper gives none; this is Lin et
+        al. 2017's, which SAM 2's training code uses.
+      focal_gamma: how much pixels that are right already count less, 0 or more. From the same source.
       supervise_all_iou: the paper leaves open which of the three masks teach the IoU head. False (default) takes the
         lowest-loss mask alone; True all three, which ranks them better when little data is seen.
       supervise_all_outputs: the paper trains the single mask on unambiguous prompts alone and the three masks on
@@ -85,7 +112,7 @@ class LossConfig:
       sum_interactions: add the losses of all interactions, as SAM 2's training code does, instead of averaging them.
         The paper does not say. AdamW does not see the factor, but clipping and logs do: default False, so that both
         mean the same at any number of interactions.
-      affinity_weight: of `losses.affinity_loss`, which teaches the image embedding directly, and with
+      affinity_weight: weight of `losses.affinity_loss`, which teaches the image embedding directly, and with
         `SamConfig.details` those of its details that masks are weighed of as well. The paper has none (0); a
         model trained from scratch otherwise learns to answer prompts without looking at the picture.
     """
@@ -100,6 +127,12 @@ class LossConfig:
     sum_interactions: bool = False
     affinity_weight: float = 0.0
 
+    def __post_init__(self) -> None:
+        weights = ("focal_weight", "dice_weight", "iou_weight", "affinity_weight")
+        check_fields(self, focal_alpha=SHARE, **dict.fromkeys((*weights, "focal_gamma"), NOT_NEGATIVE))
+        total = sum(getattr(self, name) for name in weights)
+        require(total > 0, f"one of {', '.join(weights)} must be above 0, or there is nothing to learn")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -109,7 +142,13 @@ class OptimConfig:
       optimizer: "adamw", the paper's, or "muon", which moves the kernels of dense layers along their orthogonalised
         momentum (Jordan et al. 2024) in steps as long as Adam's (Liu et al. 2025), and all else as Adam does. Rates and
         decay carry over. configs/bundled.py trains with it.
+      learning_rate: the peak of the learning rate, after warm-up.
+      b1: decay of Adam's mean of gradients per step, from 0 to below 1.
+      b2: decay of Adam's mean of squared gradients per step, from 0 to below 1.
+      weight_decay: share of each kernel that is taken away per step, times the learning rate.
+      warmup_steps: steps over which the learning rate rises from 0 to its peak; half of all steps at most.
       milestones: shares of the whole training after which the learning rate drops by `milestone_factor`.
+      milestone_factor: what the learning rate is multiplied by at each milestone.
       cosine: decay along a half cosine to 0 instead of at milestones.
       layer_decay: the learning rate of each encoder block is this times the next one's; 1 switches it off.
       clip_norm: clips gradients to this global norm; 0 switches it off.
@@ -128,6 +167,18 @@ class OptimConfig:
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            learning_rate=NOT_NEGATIVE,
+            b1=BELOW_ONE,
+            b2=BELOW_ONE,
+            weight_decay=NOT_NEGATIVE,
+            warmup_steps=NOT_NEGATIVE,
+            milestones=Range(lambda x: 0 <= x <= 1, "shares of the training, each from 0 to 1"),
+            milestone_factor=NOT_NEGATIVE,
+            layer_decay=POSITIVE_SHARE,
+            clip_norm=NOT_NEGATIVE,
+        )
         require(self.optimizer in OPTIMIZERS, f"optimizer {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
 
 
@@ -139,7 +190,8 @@ class FinetuneConfig:
       frozen: regular expressions over parameter paths ("image_encoder/.*"); parameters that match one in full do not
         learn and carry no optimizer state. A pattern that matches nothing is an error.
       lora_rank: above 0, the qkv kernels of the image encoder stay as they are and learn a low-rank change (Hu et al.
-        2021) instead; the saved model has it merged. The encoder's other parameters then stay frozen.
+        2021) instead, but for those that `frozen` names; the saved model has it merged. The encoder's other parameters
+        then stay frozen.
       lora_alpha: the change is scaled by lora_alpha / lora_rank.
       embedding_cache: a directory, local or gs://, in which the embeddings of all training images are kept: computed
         once, read ever after. Needs a frozen image encoder and pictures without jitter.
@@ -151,7 +203,8 @@ class FinetuneConfig:
     embedding_cache: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.lora_rank >= 0, f"lora_rank must be 0 or more, not {self.lora_rank}")
+        pattern = Range(_is_pattern, "regular expressions over parameter paths, such as 'image_encoder/.*'")
+        check_fields(self, frozen=pattern, lora_rank=NOT_NEGATIVE, lora_alpha=POSITIVE, embedding_cache=GIVEN)
 
 
 @dataclass(frozen=True)
@@ -167,8 +220,7 @@ class MeshConfig:
     fsdp: int = 1
 
     def __post_init__(self) -> None:
-        require(self.fsdp > 0, f"mesh fsdp must be positive, not {self.fsdp}")
-        require(self.data > 0 or self.data == -1, f"mesh data must be positive or -1, not {self.data}")
+        check_fields(self, "mesh", fsdp=POSITIVE, data=Range(lambda x: x > 0 or x == -1, "positive or -1"))
 
 
 @dataclass(frozen=True)
@@ -182,9 +234,13 @@ class TrainConfig:
       init_from: a model directory to start from; None starts from scratch.
       storage_dtype: how the finished model's parameters are stored, "float32" or, at half the size, "float16".
       accumulate: split each batch into this many pieces, one after the other, and step once with their mean gradient.
-      eval_every, eval_images: every so many steps, mean IoU by interaction on that many held-out images; 0 never.
+      seed: seed of fresh weights, of the order of the data and of all that is drawn; from 0 to 2**32 - 1.
+      log_every: steps between two rows of metrics.
+      eval_every: steps between two evaluations, each of mean IoU by interaction on held-out images; 0 never.
+      eval_images: how many held-out images each evaluation looks at.
       picture_every: every so many steps, a picture of predictions on the evaluation's first images; 0 never.
-      checkpoint_every, keep: steps between checkpoints, and how many of the newest stay.
+      checkpoint_every: steps between two checkpoints. One precedes each evaluation too.
+      keep: how many of the newest checkpoints stay; the one with the best evaluation stays as well.
     """
 
     sam: SamConfig = field(default_factory=SamConfig)
@@ -208,13 +264,16 @@ class TrainConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        rest = {"workdir": GIVEN, "init_from": GIVEN, "storage_dtype": one_of(STORAGE_DTYPES)}
+        counts = ("accumulate", "log_every", "eval_images", "checkpoint_every", "keep")
+        rest |= dict.fromkeys(counts, POSITIVE) | dict.fromkeys(("eval_every", "picture_every"), NOT_NEGATIVE)
+        check_fields(self, seed=Range(lambda x: 0 <= x < 2**32, "from 0 to 2**32 - 1"), **rest)
+        require(len(self.stages) > 0, "stages must hold at least one stage, not ()")
         patch = self.sam.image_encoder.patch_size
         require(patch == 16, f"training needs patch_size 16 (masks at a quarter of the image side), not {patch}")
         require(not self.sam.image_encoder.int8_mlp, "int8_mlp is for inference; training needs it False")
         wrong = [stage.image_size for stage in self.stages if stage.image_size % patch]
         require(not wrong, f"stage image_size {wrong} must be a multiple of patch_size {patch}")
-        for name in ("accumulate", "log_every", "eval_images", "checkpoint_every", "keep"):
-            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         uneven = [stage.batch_size for stage in self.stages if stage.batch_size % self.accumulate]
         require(not uneven, f"stage batch_size {uneven} must be a multiple of accumulate {self.accumulate}")
 
@@ -222,3 +281,19 @@ class TrainConfig:
     def num_steps(self) -> int:
         """Training steps over all stages."""
         return sum(stage.num_steps for stage in self.stages)
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def for_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
+    """The config as the steps of `stage` see it."""
+    if stage.num_points is None:
+        return config
+    interaction = dataclasses.replace(config.interaction, num_points=stage.num_points)
+    return dataclasses.replace(config, interaction=interaction)

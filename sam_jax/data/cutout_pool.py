@@ -124,7 +124,8 @@ def _cdf(entries: list[dict], shares: dict[str, float]) -> np.ndarray:
     return np.cumsum(weights) / weights.sum()
 
 
-def _read_listing(root: pathlib.Path) -> list[dict]:
+def read_listing(root: pathlib.Path) -> list[dict]:
+    """The entries of a pool, one per file. Raises FileNotFoundError if there is no pool at `root`."""
     listing = root / "pool.json"
     if not listing.is_file():
         raise FileNotFoundError(
@@ -147,13 +148,17 @@ def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', not {split!r}")
     root = pathlib.Path(root)
-    entries = [entry for entry in _read_listing(root) if entry["split"] == split]
+    entries = [entry for entry in read_listing(root) if entry["split"] == split]
     cutouts = [entry for entry in entries if entry["kind"].endswith("cutout")]
     backgrounds = [entry for entry in entries if entry["kind"] == "background"]
     labelled = [entry for entry in entries if entry["kind"] == "labelled"]
     regions = [entry for entry in entries if entry["kind"] == "region"]
     if not cutouts or not backgrounds:
-        raise ValueError(f"split {split!r} of {root}: {len(cutouts)} cut-outs, {len(backgrounds)} backgrounds")
+        way_out = "; or set eval_every and picture_every to 0" if split == "val" else ""
+        raise ValueError(
+            f"split {split!r} of {root}: {len(cutouts)} cut-outs, {len(backgrounds)} backgrounds; build the pool of "
+            f"more files{way_out}"
+        )
 
     def read(chosen: list[dict], reader: Callable[[pathlib.Path], Any]) -> tuple:
         return tuple(workers.map(lambda entry: reader(root / entry["path"]), chosen))
@@ -284,7 +289,7 @@ def label_pool(root: str | pathlib.Path) -> int:
     Raises FileNotFoundError if there is no pool at `root`, ImportError without OpenCV.
     """
     root = pathlib.Path(root)
-    entries = [entry for entry in _read_listing(root) if entry["kind"] != "region"]
+    entries = [entry for entry in read_listing(root) if entry["kind"] != "region"]
     (root / "regions").mkdir(exist_ok=True)
     backgrounds = [entry for entry in entries if entry["kind"] == "background"]
     with concurrent.futures.ThreadPoolExecutor() as workers:

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import grain
@@ -19,6 +19,7 @@ import numpy as np
 from sam_jax.config import CompositeConfig, CompositeDataConfig, RecordDataConfig, StageConfig
 from sam_jax.data.composites import CompositeSource
 from sam_jax.data.cutout_pool import load_pool
+from sam_jax.data.fingerprint import fingerprint_of_pool, fingerprint_of_records
 from sam_jax.data.open_records import open_records
 from sam_jax.data.record_stream import RecordStream
 from sam_jax.data.records import RecordSource
@@ -36,12 +37,14 @@ def make_batches(
     first_step: int,
     shard: tuple[int, int] = (0, 1),
     embeddings: str | None = None,
+    source: RecordSource | None = None,
 ) -> Iterator[Batch]:
     """This host's part of a stage's batches, from its step `first_step` on, without end.
 
     Args:
       shard: (index of this host, number of hosts).
       embeddings: a directory of image embeddings that take the place of `image`.
+      source: what `open_source` gives, where that is open already.
 
     Yields:
       `image` (b, S, S, 3) uint8 or `image_embeddings` (b, h, w, C), `input_size` (b, 2) int32,
@@ -53,7 +56,9 @@ def make_batches(
     if isinstance(config, CompositeDataConfig):
         examples, workers, prefetch = _composites(config, stage, seed), 0, 32
     else:
-        records = open_stream(config, stage, seed, held_out=False, embeddings=embeddings)
+        source = open_source(config) if source is None else source
+        assert source is not None
+        records = RecordStream(source, config, stage, seed, held_out=False, embeddings=embeddings)
         log.info("%s: %d images to train on", config.path, len(records))
         examples = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat().map_with_index(records.draw)
         workers, prefetch = config.num_workers, config.prefetch
@@ -72,8 +77,11 @@ def make_batches(
 class HeldOutBatches:
     """About `count` examples that training does not see, always the same, as `make_batches` yields them.
 
-    The last batch is filled up with examples whose masks are all invalid. Data is opened when it is first iterated
-    over, once.
+    The last batch is filled up with examples whose masks are all invalid. Data is opened at once, to fail before any
+    work is done.
+
+    Raises:
+      ValueError: the data cannot be opened, or nothing of it is held out.
     """
 
     def __init__(
@@ -84,31 +92,22 @@ class HeldOutBatches:
         count: int,
         shard: tuple[int, int] = (0, 1),
         embeddings: str | None = None,
+        source: RecordSource | None = None,
     ) -> None:
-        self._config, self._stage, self._seed, self._count = config, stage, seed, count
-        self._shard, self._embeddings = shard, embeddings
-
-    @cached_property
-    def _composites(self) -> CompositeSource:
-        assert isinstance(self._config, CompositeDataConfig)
-        pool = load_pool(self._config.pool, "val")
-        return CompositeSource(pool, _composite_config(self._config, self._stage), seed=self._seed)
-
-    @cached_property
-    def _records(self) -> RecordSource:
-        assert isinstance(self._config, RecordDataConfig)
-        return open_records(self._config.path, self._config.image_dir)
-
-    def _examples(self) -> tuple[Callable[[int], Batch], int]:
-        """An example by its number, and how many there are."""
-        if isinstance(self._config, CompositeDataConfig):
-            return self._composites.__getitem__, self._count
+        self._stage, self._shard, self._count = stage, shard, count
+        if isinstance(config, CompositeDataConfig):
+            composites = CompositeSource(load_pool(config.pool, "val"), _composite_config(config, stage), seed=seed)
+            self._example_at: Callable[[], Callable[[int], Batch]] = lambda: composites.__getitem__
+            return
+        records = open_source(config) if source is None else source
+        assert records is not None
+        stream = partial(RecordStream, records, config, stage, seed, True, embeddings)
+        self._count = min(count, len(stream()))
         # A stream of its own for each pass: what one cannot read does not count against the next.
-        stream = RecordStream(self._records, self._config, self._stage, self._seed, True, self._embeddings)
-        return lambda position: stream.draw(position, position), min(self._count, len(stream))
+        self._example_at = lambda: _by_position(stream())
 
     def __iter__(self) -> Iterator[Batch]:
-        example_at, count = self._examples()
+        example_at, count = self._example_at(), self._count
         host, hosts = self._shard
         size = self._stage.batch_size // hosts
         for start in range(0, count, self._stage.batch_size):
@@ -120,11 +119,22 @@ class HeldOutBatches:
             yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def open_stream(
-    config: RecordDataConfig, stage: StageConfig, seed: int, held_out: bool, embeddings: str | None = None
-) -> RecordStream:
-    """The images on disk that a run trains on, or those that it holds out."""
-    return RecordStream(open_records(config.path, config.image_dir), config, stage, seed, held_out, embeddings)
+def open_source(config: CompositeDataConfig | RecordDataConfig) -> RecordSource | None:
+    """The images on disk of a data config; None for composites. Raises DataError where there are none."""
+    return None if isinstance(config, CompositeDataConfig) else open_records(config.path, config.image_dir)
+
+
+def fingerprint(config: CompositeDataConfig | RecordDataConfig, source: RecordSource | None = None) -> dict[str, Any]:
+    """What tells a data set from another, wherever it lies; see `data/fingerprint.py`."""
+    if isinstance(config, CompositeDataConfig):
+        return fingerprint_of_pool(config.pool)
+    source = open_source(config) if source is None else source
+    assert source is not None
+    return fingerprint_of_records(source)
+
+
+def _by_position(stream: RecordStream) -> Callable[[int], Batch]:
+    return lambda position: stream.draw(position, position)
 
 
 def _composite_config(config: CompositeDataConfig, stage: StageConfig) -> CompositeConfig:

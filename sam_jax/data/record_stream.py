@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -11,12 +12,14 @@ from etils import epath
 from sam_jax.config import RecordDataConfig, StageConfig
 from sam_jax.data.example import Example
 from sam_jax.data.record_examples import ExampleMaker
-from sam_jax.data.records import DataError, NoMaskError, RecordSource
+from sam_jax.data.records import DataError, NoMaskError, RecordSource, image_key
 
 log = logging.getLogger(__name__)
 
 _TOLERATED = 4  # unreadable images that stop no run, however short
 _ATTEMPTS = 20  # other images tried in the place of one
+# Settings of an ExampleMaker that leave the image as it is.
+_OF_MASKS = {"masks_per_image", "seed", "max_mask_share", "mask_stride", "with_image"}
 
 
 def image_hash(image_ids: np.ndarray, salt: int) -> np.ndarray:
@@ -32,9 +35,13 @@ def chosen_indices(image_ids: np.ndarray, config: RecordDataConfig, held_out: bo
     """Which records a run uses: (m,) indices, in the order of their image ids.
 
     Choice and order hang on image ids alone, so that they are the same for tars and folders and however files are
-    spread over directories, and a smaller `max_images` chooses a part of what a larger one does.
+    spread over directories, and a smaller `max_images` chooses a part of what a larger one does. Unless `hold_out` is
+    0, one image at least is held out and one trained on, of two or more.
     """
-    is_held_out = image_hash(image_ids, salt=0) < config.hold_out
+    hashes = image_hash(image_ids, salt=0)
+    is_held_out = hashes < config.hold_out
+    if config.hold_out and len(hashes) > 1:
+        is_held_out[[hashes.argmin(), hashes.argmax()]] = True, False
     indices = np.flatnonzero(is_held_out == held_out)
     if config.max_images is not None and not held_out and len(indices) > config.max_images:
         order = np.argsort(image_hash(image_ids[indices], salt=1), kind="stable")
@@ -46,7 +53,8 @@ class RecordStream:
     """Examples by their place in the stream.
 
     Args:
-      embeddings: a directory of image embeddings, `<image id>.npy`, which then take the place of pictures.
+      embeddings: a directory of image embeddings, `<image key>.npy` (`records.image_key`), which then take the place of
+        images.
 
     Raises:
       DataError: no image is left to train on.
@@ -77,7 +85,11 @@ class RecordStream:
         self._read = self._bad = 0
         if not len(self.indices):
             kind = "held-out" if held_out else "training"
-            raise DataError(f"{config.path}: hold_out {config.hold_out} leaves no {kind} image of {len(source)}")
+            others = "or set eval_every and picture_every to 0" if held_out else "or lower data.hold_out"
+            raise DataError(
+                f"{config.path}: hold_out {config.hold_out} leaves no {kind} image of {len(source)}; give more images "
+                f"(two at least){', raise data.hold_out above 0' if held_out else ''} {others}"
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -86,6 +98,18 @@ class RecordStream:
     def image_ids(self) -> np.ndarray:
         """(n,) int64, of the images of the run."""
         return self._source.image_ids[self.indices]
+
+    def image_settings(self) -> dict[str, Any]:
+        """All settings that decide which pixels a stored image becomes, by name."""
+        return {name: value for name, value in dataclasses.asdict(self._maker).items() if name not in _OF_MASKS}
+
+    def key(self, number: int) -> str | None:
+        """The key of the `number`-th image of the run; None where it cannot be read. Nothing is decoded."""
+        try:
+            return image_key(self._source[int(self.indices[number])].image)
+        except DataError as error:
+            log.warning("no embedding: %s", error)
+            return None
 
     def picture(self, number: int) -> dict[str, np.ndarray] | None:
         """`image` and `input_size` of the `number`-th image of the run; None where it cannot be trained on."""
@@ -126,7 +150,7 @@ class RecordStream:
         example: Example = self._maker(position, record)
         fields: dict[str, Any] = example.to_dict()
         if self._embeddings is not None:
-            file = self._embeddings / f"{record.image_id}.npy"
+            file = self._embeddings / f"{image_key(record.image)}.npy"
             if not file.exists():
                 raise DataError(f"{record.name} has no embedding {file}; run the same training again to compute it")
             with file.open("rb") as stream:

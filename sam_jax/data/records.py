@@ -7,6 +7,7 @@ becomes, at which size and with which of its masks, is decided here alone.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +37,11 @@ class Record:
     image_id: int
     image: bytes
     segmentations: tuple[dict[str, Any], ...]
+
+
+def image_key(image: bytes) -> str:
+    """32 hexadecimal digits that stand for an encoded image: equal for equal bytes, and for no others."""
+    return hashlib.sha256(image).hexdigest()[:32]
 
 
 class RecordSource(Protocol):

@@ -46,6 +46,7 @@ class OneLineParser(argparse.ArgumentParser):
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = OneLineParser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    clicks, memory = " ".join(map(str, PAPER_CLICKS)), "(default: %(default)s); takes memory, saves time"
     parser.add_argument("data", nargs="*", metavar="DATA", help="labelled images; local or gs://")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=PATH", help="one of the paper's sets, as published; repeat"
@@ -61,14 +62,33 @@ def make_parser() -> argparse.ArgumentParser:
         help="take masks to the photo's edges and colours, or not (default: the model's; on for vit_tiny)",
     )
     parser.add_argument("--out", default="report", metavar="DIR", help="where the report goes (default: report)")
-    parser.add_argument("--clicks", type=int, nargs="*", default=list(PAPER_CLICKS), metavar="N")
+    parser.add_argument(
+        "--clicks",
+        type=int,
+        nargs="*",
+        default=list(PAPER_CLICKS),
+        metavar="N",
+        help=f"score masks after so many clicks (default: {clicks})",
+    )
     parser.add_argument("--no-boxes", action="store_true", help="leave box prompts out")
     parser.add_argument("--floors", action="store_true", help="also score what needs no learning")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N random images of each set")
     parser.add_argument("--max-masks", type=int, metavar="N", help="random images of each set until N masks are there")
     parser.add_argument("--seed", type=int, default=0, help="of the random images and the bootstrap (default: 0)")
-    parser.add_argument("--images-per-batch", type=int, default=EvaluationOptions.images_per_batch, metavar="N")
-    parser.add_argument("--prompts-per-batch", type=int, default=EvaluationOptions.prompts_per_batch, metavar="N")
+    parser.add_argument(
+        "--images-per-batch",
+        type=int,
+        default=EvaluationOptions.images_per_batch,
+        metavar="N",
+        help=f"images that the encoder sees at once {memory}",
+    )
+    parser.add_argument(
+        "--prompts-per-batch",
+        type=int,
+        default=EvaluationOptions.prompts_per_batch,
+        metavar="N",
+        help=f"objects that the decoder works on at once {memory}",
+    )
     return parser
 
 

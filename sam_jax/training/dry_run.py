@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from sam_jax import sharding, tpu_estimates
-from sam_jax.config import StageConfig, TrainConfig
+from sam_jax.config import StageConfig, TrainConfig, for_stage
 from sam_jax.models.sam import Sam, init_variables
+from sam_jax.training.finetune import assemble, split_params
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.placement import abstract_state
-from sam_jax.training.step import forward_with_loss, train_step
+from sam_jax.training.step import forward_with_loss, image_embeddings, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,28 +31,30 @@ class StepEstimate:
 
 
 def estimate_step(config: TrainConfig, stage: StageConfig, topology: str) -> StepEstimate:
-    """Compiles one stage's step.
+    """Compiles one stage's step, as the loop runs it.
 
-    Useful FLOPs per chip are three times the matrix products of one forward pass: recomputation does not count.
+    Useful FLOPs per chip are the matrix products of one forward pass, and of its backward pass as far as there is
+    something to learn: with nothing frozen about three times the forward pass's. Recomputation does not count.
 
     Raises:
       tpu_estimates.TopologyError: the topology cannot be compiled for.
       ValueError: the mesh or the batch does not divide over the topology's chips.
     """
+    config = for_stage(config, stage)
     chip, devices = tpu_estimates.topology_devices(topology)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     sharding.check_batch(mesh, stage.batch_size, config.accumulate)
     model = Sam(config.sam)
     optimizer = make_optimizer(config.optim, config.sam, config.num_steps)
     state = abstract_state(config, model, optimizer, mesh)
-    batch = _abstract_batch(stage, sharding.batch_sharding(mesh))
+    batch = _abstract_batch(config, stage, sharding.batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
     out = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(partial(train_step, model, config, optimizer), donate_argnums=0, out_shardings=(out, None))
     estimate = tpu_estimates.compile_for(chip, step, state, batch, key)
     share = dataclasses.replace(stage, batch_size=1)
-    useful = 3 * stage.batch_size / len(devices) * _forward_flops(config, share)
+    useful = stage.batch_size / len(devices) * useful_flops(config, share)
     return StepEstimate(
         topology, len(devices), estimate, chip.hbm, useful, useful / chip.flops / max(estimate.seconds, 1e-9)
     )
@@ -83,7 +86,9 @@ def describe(config: TrainConfig, topology: str) -> str:
     return "\n".join(lines)
 
 
-def _abstract_batch(stage: StageConfig, where: jax.sharding.NamedSharding | None) -> dict[str, jax.ShapeDtypeStruct]:
+def _abstract_batch(
+    config: TrainConfig, stage: StageConfig, where: jax.sharding.NamedSharding | None
+) -> dict[str, jax.ShapeDtypeStruct]:
     b, k, s = stage.batch_size, stage.masks_per_image, stage.image_size
     grid = s // stage.mask_stride
     shapes = {
@@ -92,16 +97,29 @@ def _abstract_batch(stage: StageConfig, where: jax.sharding.NamedSharding | None
         "masks": ((b, k, grid, grid), np.bool_),
         "mask_valid": ((b, k), np.bool_),
     }
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
+    if config.finetune.embedding_cache is not None:
+        model = Sam(config.sam)
+        variables = jax.eval_shape(partial(init_variables, model), jax.random.key(0))
+        seen = {name: batch.pop(name) if name == "image" else batch[name] for name in ("image", "input_size")}
+        known = jax.eval_shape(partial(image_embeddings, model), variables, seen)
+        batch["image_embeddings"] = jax.ShapeDtypeStruct(known.shape, np.float16, sharding=where)
+    return batch
 
 
-def _forward_flops(config: TrainConfig, stage: StageConfig) -> int:
-    """FLOPs of one image's forward pass through all interactions."""
-    model = Sam(config.sam)
-    variables = jax.eval_shape(partial(init_variables, model), jax.random.key(0))
-    arguments = variables["params"], variables["constants"], _abstract_batch(stage, None)
+def useful_flops(config: TrainConfig, stage: StageConfig) -> int:
+    """FLOPs of the matrix products of a step on one image: all interactions forward, and backward to what learns."""
+    encoder = dataclasses.replace(config.sam.image_encoder, remat=False)
+    config = dataclasses.replace(config, sam=dataclasses.replace(config.sam, image_encoder=encoder))
+    model, key = Sam(config.sam), jax.random.key(0)
+    variables = jax.eval_shape(partial(init_variables, model), key)
+    params, frozen = jax.eval_shape(partial(split_params, config.finetune), variables["params"], key)
 
-    def forward(params: Any, constants: Any, batch: Any) -> Any:
-        return forward_with_loss(model, config, params, constants, batch, jax.random.key(0), deterministic=True)
+    def loss(params: Any, frozen: Any, constants: Any, batch: Any) -> Any:
+        whole = assemble(config.finetune, params, frozen)
+        return forward_with_loss(model, config, whole, constants, batch, key)
 
-    return tpu_estimates.matmul_flops(forward, *arguments)
+    step = jax.value_and_grad(loss, has_aux=True)
+    return tpu_estimates.matmul_flops(
+        step, params, frozen, variables["constants"], _abstract_batch(config, stage, None)
+    )

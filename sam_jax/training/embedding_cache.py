@@ -7,87 +7,155 @@ import io
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from sam_jax.config import RecordDataConfig, SamConfig, TrainConfig, to_dict
 from sam_jax.files import write_atomically
 from sam_jax.models.sam import Sam
+from sam_jax.training.finetune import encoder_is_frozen
 from sam_jax.training.step import image_embeddings
 
 log = logging.getLogger(__name__)
 
 _INFO = "cache.json"
+# Settings of a network that come after the image embeddings, and those of the encoder that change no result.
+_OF_MASKS = {"prompt_encoder", "mask_decoder", "crf", "mask_threshold", "pred_iou_thresh", "stability_score_thresh"}
+_WITHOUT_EFFECT = {"drop_path_rate", "remat", "scan", "attention", "token_order"}
+
+
+class Images(Protocol):
+    """Images by number, as `data.record_stream.RecordStream` has them."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, number: int) -> str | None:
+        """What stands for the image's content, found without decoding it; None where it cannot be read."""
+        ...
+
+    def picture(self, number: int) -> dict[str, np.ndarray] | None:
+        """`image` (S, S, 3) uint8 and `input_size` (2,), or None where the image cannot be used."""
+        ...
 
 
 class EmbeddingCache:
-    """`<directory>/<image size>/<image id>.npy`, (h, w, C) float16 each, and a note of the encoder that they are from.
+    """`<directory>/<image size>/<image key>.npy`, (h, w, C) float16 each, and `cache.json`: what they were made with.
+
+    The key of an image stands for its encoded bytes, so that data sets share a directory without mixing their images,
+    and equal images an embedding. All else that an embedding follows from is noted once and has to be the same.
+
+    Args:
+      settings: by name, what else decides an embedding: of the encoder (`encoder_settings`) and of how images are
+        decoded and placed. Ready for JSON.
 
     Raises:
-      ValueError: the directory holds embeddings of another encoder.
+      ValueError: the directory holds embeddings of another encoder, or made with other settings.
     """
 
-    def __init__(self, directory: epath.PathLike, image_size: int, encoder_params: Any) -> None:
+    def __init__(
+        self, directory: epath.PathLike, image_size: int, encoder_params: Any, settings: dict[str, Any]
+    ) -> None:
         self.path = epath.Path(directory) / str(image_size)
         self.path.mkdir(parents=True, exist_ok=True)
         info = self.path / _INFO
-        mine = fingerprint(encoder_params)
+        mine = json.loads(json.dumps({"encoder": fingerprint(encoder_params), **settings}))
         if info.exists():
-            theirs = json.loads(info.read_text())["encoder"]
-            if theirs != mine:
+            theirs = json.loads(info.read_text())
+            differences = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
+            if differences:
                 raise ValueError(
-                    f"{self.path} holds embeddings of another image encoder; choose another embedding_cache"
+                    f"{self.path} holds embeddings of another image encoder or of other settings "
+                    f"({', '.join(differences)} differ); choose another embedding_cache"
                 )
         elif jax.process_index() == 0:
-            info.write_text(json.dumps({"encoder": mine}) + "\n")
+            write_atomically(info, (json.dumps(mine, indent=2) + "\n").encode())
 
-    def missing(self, image_ids: np.ndarray) -> np.ndarray:
-        """Positions of the ids that have no embedding yet."""
-        have = {file.name for file in self.path.iterdir()} if self.path.exists() else set()
-        return np.flatnonzero([f"{image_id}.npy" not in have for image_id in image_ids])
-
-    def write(self, image_id: int, embedding: np.ndarray) -> None:
+    def write(self, key: str, embedding: np.ndarray) -> None:
         """Keeps one embedding, atomically."""
         buffer = io.BytesIO()
         np.save(buffer, embedding.astype(np.float16))
-        write_atomically(self.path / f"{image_id}.npy", buffer.getvalue())
+        write_atomically(self.path / f"{key}.npy", buffer.getvalue())
 
     def fill(
         self,
         model: Sam,
         variables: Any,
-        picture: Callable[[int], dict[str, np.ndarray] | None],
-        image_ids: np.ndarray,
+        images: Images,
         batch_size: int,
-    ) -> None:
+        stop: Callable[[int], bool] = lambda _: False,
+    ) -> bool:
         """Computes what is missing of this host's share; what is there is not touched, so that a stopped run goes on.
 
         Args:
-          picture: picture(i) is a dictionary with `image` (S, S, 3) and `input_size` (2,) of image_ids[i], or None
-            where the image cannot be used.
+          stop: asked after each round of `batch_size` images with the round's number, 1, 2, ..., equally often on all
+            hosts; True ends the work.
+
+        Returns:
+          Whether it came to the end.
         """
-        todo = self.missing(image_ids)
-        todo = todo[todo % jax.process_count() == jax.process_index()]
-        if not len(todo):
-            return
+        kept = {file.name for file in self.path.iterdir()}
         encode = jax.jit(partial(image_embeddings, model))
-        log.info("computing %d of %d image embeddings into %s", len(todo), len(image_ids), self.path)
-        bar = tqdm(total=len(todo), desc="embeddings", unit="image", disable=jax.process_index() != 0)
-        for start in range(0, len(todo), batch_size):
-            rows = [(int(image_ids[i]), picture(int(i))) for i in todo[start : start + batch_size]]
-            good = [(image_id, row) for image_id, row in rows if row is not None]
-            if good:
-                padded = [row for _, row in good] + [good[0][1]] * (batch_size - len(good))
-                batch = {name: np.stack([row[name] for row in padded]) for name in ("image", "input_size")}
-                embeddings = np.asarray(encode(variables, batch))
-                for (image_id, _), embedding in zip(good, embeddings, strict=False):
-                    self.write(image_id, embedding)
-            bar.update(len(rows))
-        bar.close()
+        share = -(-len(images) // jax.process_count())  # the largest of a host: all go through as many rounds
+        mine = range(jax.process_index(), len(images), jax.process_count())
+        todo: dict[str, int] = {}
+        computed = 0
+        bar = tqdm(total=len(mine), desc="embeddings", unit="image", disable=jax.process_index() != 0)
+        with bar, ThreadPoolExecutor(batch_size) as readers:
+            for number, start in enumerate(range(0, share, batch_size), 1):
+                some = mine[start : start + batch_size]
+                keys = zip(readers.map(images.key, some), some, strict=True)
+                todo |= {key: i for key, i in keys if key is not None and f"{key}.npy" not in kept}
+                while len(todo) >= batch_size or (todo and start + batch_size >= share):
+                    batch = [(key, todo.pop(key)) for key in list(todo)[:batch_size]]
+                    computed += self._encode(partial(encode, variables), images, batch, batch_size)
+                    kept |= {f"{key}.npy" for key, _ in batch}
+                bar.update(len(some))
+                if stop(number):
+                    return False
+        log.info("%d of %d image embeddings computed, the rest were there, in %s", computed, len(mine), self.path)
+        return True
+
+    def _encode(
+        self, encode: Callable[[Any], jax.Array], images: Images, batch: list[tuple[str, int]], batch_size: int
+    ) -> int:
+        """Computes and keeps a batch of embeddings, by their keys; how many of the images could be used."""
+        rows = [(key, images.picture(i)) for key, i in batch]
+        good = [(key, row) for key, row in rows if row is not None]
+        if good:
+            padded = [row for _, row in good] + [good[0][1]] * (batch_size - len(good))
+            fields = {name: np.stack([row[name] for row in padded]) for name in ("image", "input_size")}
+            for (key, _), embedding in zip(good, np.asarray(encode(fields)), strict=False):
+                self.write(key, embedding)
+        return len(good)
+
+
+def check_cache_config(config: TrainConfig) -> None:
+    """Raises ValueError where a config asks for a cache of embeddings that would not stay the same."""
+    if config.finetune.embedding_cache is None:
+        return
+    data = config.data
+    if not encoder_is_frozen(config.finetune) or not isinstance(data, RecordDataConfig) or data.jitter is not None:
+        raise ValueError(
+            "finetune.embedding_cache needs an encoder that stays as it is: 'image_encoder/.*' in finetune.frozen, "
+            "lora_rank 0, and images on disk without data.jitter"
+        )
+    if config.init_from is None:
+        raise ValueError("finetune.embedding_cache needs init_from: embeddings of a fresh encoder are of no use")
+
+
+def encoder_settings(sam: SamConfig) -> dict[str, Any]:
+    """All of a network's settings that its image embeddings follow from, by name."""
+    settings = {name: value for name, value in to_dict(sam).items() if name not in _OF_MASKS}
+    settings["image_encoder"] = {
+        name: value for name, value in settings["image_encoder"].items() if name not in _WITHOUT_EFFECT
+    }
+    return settings
 
 
 def fingerprint(params: Any) -> str:

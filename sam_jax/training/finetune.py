@@ -30,14 +30,17 @@ def split_params(config: FinetuneConfig, params: Any, key: jax.Array) -> tuple[A
     for pattern in config.frozen:
         if not any(re.fullmatch(pattern, path) for path in flat):
             raise ValueError(f"finetune.frozen {pattern!r} matches no parameter; paths look like {next(iter(flat))!r}")
-    patterns = (*config.frozen, "image_encoder/.*") if config.lora_rank else config.frozen
-    frozen = {path: x for path, x in flat.items() if any(re.fullmatch(pattern, path) for pattern in patterns)}
-    learning = {path: x for path, x in flat.items() if path not in frozen}
+    frozen = {path for path in flat if any(re.fullmatch(pattern, path) for pattern in config.frozen)}
+    factors = {}
     if config.lora_rank:
-        learning |= _lora_factors(config.lora_rank, flat, key)
+        factors = _lora_factors(config.lora_rank, {path: x for path, x in flat.items() if path not in frozen}, key)
+        frozen |= {path for path in flat if path.startswith("image_encoder/")}
+    learning = {path: x for path, x in flat.items() if path not in frozen} | factors
     if not learning:
         raise ValueError(f"finetune.frozen {config.frozen} leaves no parameter to learn")
-    return unflatten_dict(learning, sep="/"), unflatten_dict(frozen, sep="/")
+    return unflatten_dict(learning, sep="/"), unflatten_dict(
+        {path: flat[path] for path in flat if path in frozen}, sep="/"
+    )
 
 
 def assemble(config: FinetuneConfig, params: Any, frozen: Any) -> Any:
@@ -58,8 +61,17 @@ def encoder_is_frozen(config: FinetuneConfig) -> bool:
 
 
 def _lora_factors(rank: int, flat: dict[str, Any], key: jax.Array) -> dict[str, Any]:
-    """Factors whose product is zero at the start: `down` (C, rank) random, `up` (rank, 3 C) zero."""
+    """Factors whose product is zero at the start: `down` (C, rank) random, `up` (rank, 3 C) zero.
+
+    Raises:
+      ValueError: no kernel of `flat` can change in this way.
+    """
     targets = [path for path in sorted(flat) if _LORA_TARGET.fullmatch(path)]
+    if not targets:
+        raise ValueError(
+            "finetune.lora_rank has no kernel to change: finetune.frozen names all of the encoder's attention; "
+            "set lora_rank 0, or take the encoder out of frozen"
+        )
     factors = {}
     for path, sub in zip(targets, jax.random.split(key, len(targets)), strict=True):
         inputs, outputs = flat[path].shape

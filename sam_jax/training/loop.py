@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -19,25 +18,21 @@ from tqdm import tqdm
 
 from sam_jax import sharding
 from sam_jax.checkpoint import StateStore, load_model, save_model
-from sam_jax.config import RecordDataConfig, StageConfig, TrainConfig, to_dict
-from sam_jax.data.pipeline import HeldOutBatches, make_batches, open_stream
-from sam_jax.files import write_atomically
+from sam_jax.config import RecordDataConfig, StageConfig, TrainConfig, for_stage
+from sam_jax.config.checks import NOT_NEGATIVE, check_fields, require
+from sam_jax.data.pipeline import HeldOutBatches, fingerprint, make_batches, open_source
+from sam_jax.data.record_stream import RecordStream
 from sam_jax.models.sam import Sam
-from sam_jax.training.embedding_cache import EmbeddingCache
-from sam_jax.training.finetune import encoder_is_frozen
+from sam_jax.training.embedding_cache import EmbeddingCache, check_cache_config, encoder_settings
 from sam_jax.training.interruption import Interrupted, Interruption
 from sam_jax.training.metric_writer import HostLog, MetricWriter, to_floats
 from sam_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sam_jax.training.pictures import draw, predict_clicks
 from sam_jax.training.placement import abstract_state, initial_state
+from sam_jax.training.same_run import check_same_run
 from sam_jax.training.step import TrainState, evaluation_step, model_variables, train_step
 
 log = logging.getLogger(__name__)
-
-# What may differ between a run and its continuation.
-_FREE_TO_CHANGE = {"workdir", "mesh", "accumulate", "keep"} | {
-    f"{name}_every" for name in ("log", "eval", "picture", "checkpoint")
-}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -50,11 +45,18 @@ class RunOptions:
 
     Attributes:
       eval_only: evaluate the newest checkpoint (or `init_from`) on the held-out images and stop.
-      profile_steps: (first, last) step to record a profile of, into `workdir/profile`.
+      profile_steps: (first, last) step to record a profile of, into `workdir/profile`; as far as they are still to come
+        in a run that goes on.
     """
 
     eval_only: bool = False
     profile_steps: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, profile_steps=NOT_NEGATIVE)
+        if self.profile_steps is not None:
+            first, last = self.profile_steps
+            require(first < last, f"profile_steps must be a first step and a later last one, not {first} {last}")
 
 
 def train(config: TrainConfig, options: RunOptions = RunOptions()) -> epath.Path:
@@ -70,12 +72,16 @@ def train(config: TrainConfig, options: RunOptions = RunOptions()) -> epath.Path
       NonFiniteLossError: the loss became NaN or infinite; the last good checkpoint stays.
       ValueError: the config, the data or the run that is there already do not allow this.
     """
+    check_cache_config(config)
+    if options.profile_steps is not None and options.profile_steps[1] > config.num_steps:
+        first, last = options.profile_steps
+        raise ValueError(f"profile_steps {first} {last} end after the run's last step, {config.num_steps}")
     workdir = epath.Path(config.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    check_same_run(config, workdir, partial(fingerprint, config.data))
     if (workdir / "model").exists() and not options.eval_only:
         log.info("%s is finished: its model is in %s", workdir, workdir / "model")
         return workdir / "model"
-    workdir.mkdir(parents=True, exist_ok=True)
-    _check_same_run(config, workdir)
     with Interruption() as interruption, HostLog(workdir), StateStore(workdir / "state", config.keep) as store:
         return _Run(config, options, workdir, store, interruption).go()
 
@@ -93,6 +99,7 @@ class _Run:
     ) -> None:
         self.config, self.options, self.workdir = config, options, workdir
         self.store, self.interruption = store, interruption
+        self.source = open_source(config.data)
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         for stage in config.stages:
             sharding.check_batch(self.mesh, stage.batch_size, config.accumulate)
@@ -105,6 +112,7 @@ class _Run:
             partial(predict_clicks, self.model, config), out_shardings=sharding.replicated(self.mesh)
         )
         self.pending: list[tuple[int, Any, np.ndarray]] = []  # step, metrics on the device, image ids
+        self.profile = _Profile(workdir, options.profile_steps)
 
     def go(self) -> epath.Path:
         newest = self.store.newest_step()
@@ -116,16 +124,17 @@ class _Run:
         self.step = newest or 0
         log.info("step %d of %d on %s", self.step, self.config.num_steps, dict(self.mesh.shape))
         log.info("host %d of %d: %s", jax.process_index(), jax.process_count(), jax.local_devices())
-        with MetricWriter(self.workdir, self.step) as self.writer:
+        with MetricWriter(self.workdir, self.step) as self.writer, self.profile:
             if self.options.eval_only:
-                self._open_held_out(self.config.stages[-1])
+                self._open_data(self.config.stages[-1])
                 self._evaluate()
                 return self.workdir
             first = 0
             for index, stage in enumerate(self.config.stages):
-                if self.step < first + stage.num_steps:
+                end = first + stage.num_steps
+                if self.step < end or (self.step == end and self._lacks_evaluation()):
                     self._run_stage(stage, index, first)
-                first += stage.num_steps
+                first = end
         return self._write_models()
 
     def _run_stage(self, stage: StageConfig, index: int, first: int) -> None:
@@ -138,15 +147,19 @@ class _Run:
         )
         end = first + stage.num_steps
         shard = jax.process_index(), jax.process_count()
-        self._open_held_out(stage)
-        batches = make_batches(config.data, stage, config.seed + index, self.step - first, shard, self.embeddings)
+        self._open_data(stage)
+        if self._lacks_evaluation():  # it was stopped between the checkpoint and its evaluation
+            self.store.record_score(self.step, self._evaluate())
+        seed = config.seed + index
+        batches = make_batches(config.data, stage, seed, self.step - first, shard, self.embeddings, self.source)
         clock = _Clock(self.step)
         for _ in self._progress(stage, first, end):
             with clock.waiting():
                 batch = next(batches)
-            self._profile()
+            self.profile.before_step(self.step)
             self.state, metrics = step_fn(self.state, self._placed(batch), self.key)
             self.step += 1
+            self.profile.after_step(self.step, self.state)
             self.pending.append((self.step, metrics, batch["image_id"]))
             if self._due(config.log_every) or self.step == end:
                 self._log(clock, stage)
@@ -192,22 +205,63 @@ class _Run:
 
     def _save_and_show(self) -> None:
         config = self.config
-        miou = self._evaluate() if self._due(config.eval_every) else None
-        if miou is not None or self._due(config.checkpoint_every):
+        evaluate = self._due(config.eval_every)
+        if evaluate or self._due(config.checkpoint_every):
             self._newest_metrics()  # never keep a broken state
-            self.store.save(self.step, self.state, miou)
-        if self._due(config.picture_every) and self.embeddings is None:
-            batch = next(iter(self.held_out))
+            self.store.save(self.step, self.state)
+        if evaluate:
+            self.store.record_score(self.step, self._evaluate())
+        if self._due(config.picture_every):
+            batch = next(iter(self.shown))
             clicks = self.predict_clicks(self.state, self._placed(batch), self.key)
             # Host 0 holds the first images of every batch.
             self.writer.picture(self.step, draw(batch, *map(np.asarray, clicks)))
 
-    def _open_held_out(self, stage: StageConfig) -> None:
-        """Held-out data of a stage; nothing is read before it is evaluated on."""
+    def _lacks_evaluation(self) -> bool:
+        return self.step > 0 and self._due(self.config.eval_every) and not self.store.has_score(self.step)
+
+    def _open_data(self, stage: StageConfig) -> None:
+        """A stage's embedding cache and held-out data, before its first step."""
         config = self.config
         shard = jax.process_index(), jax.process_count()
-        self.embeddings = _fill_embedding_cache(config, stage)
-        self.held_out = HeldOutBatches(config.data, stage, config.seed, config.eval_images, shard, self.embeddings)
+        cache = self._open_cache(stage)
+        self.embeddings = None if cache is None else str(cache.path)
+        held_out = partial(HeldOutBatches, config.data, stage, config.seed, config.eval_images, shard)
+        if config.eval_every or self.options.eval_only:
+            self.held_out = held_out(self.embeddings, self.source)
+        if config.picture_every and not self.options.eval_only:
+            self.shown = held_out(None, self.source)
+        if cache is not None:
+            self._fill(cache, stage)
+
+    def _open_cache(self, stage: StageConfig) -> EmbeddingCache | None:
+        """The cache of a stage's embeddings, where the config asks for one."""
+        directory = self.config.finetune.embedding_cache
+        if directory is None:
+            return None
+        assert self.config.init_from is not None
+        self.encoder = load_model(self.config.init_from, dtype=self.config.sam.dtype)
+        model, variables = self.encoder
+        settings = encoder_settings(model.config) | {"images": self._images(stage, False).image_settings()}
+        return EmbeddingCache(directory, stage.image_size, variables["params"]["image_encoder"], settings)
+
+    def _fill(self, cache: EmbeddingCache, stage: StageConfig) -> None:
+        """Computes the embeddings that are missing; stops like a step when it is asked to."""
+        wanted = [] if self.options.eval_only else [False]
+        if self.config.eval_every or self.options.eval_only:
+            wanted.append(True)
+        for held_out in wanted:
+            images = self._images(stage, held_out)
+            if not cache.fill(*self.encoder, images, min(8, stage.batch_size), self.interruption.requested):
+                self._stop()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("embedding cache")
+        del self.encoder
+
+    def _images(self, stage: StageConfig, held_out: bool) -> RecordStream:
+        assert isinstance(self.config.data, RecordDataConfig)
+        assert self.source is not None
+        return RecordStream(self.source, self.config.data, stage, self.config.seed, held_out)
 
     def _placed(self, batch: dict[str, np.ndarray]) -> Any:
         """A host's batch on the devices; image ids stay behind."""
@@ -226,16 +280,6 @@ class _Run:
         log.info("step %d: held-out mIoU by interaction %s (%d masks)", self.step, interactions, count)
         return interactions[-1]
 
-    def _profile(self) -> None:
-        if self.options.profile_steps is not None:
-            first, last = self.options.profile_steps
-            if self.step == first:
-                jax.profiler.start_trace(str(self.workdir / "profile"))
-            elif self.step == last:
-                jax.block_until_ready(self.state)
-                jax.profiler.stop_trace()
-                log.info("profile of steps %d to %d is in %s", first, last, self.workdir / "profile")
-
     def _stop(self) -> None:
         self._newest_metrics()
         self.store.save(self.step, self.state)
@@ -253,6 +297,32 @@ class _Run:
         variables = jax.jit(partial(model_variables, self.config), out_shardings=sharding.replicated(self.mesh))(state)
         save_model(self.workdir / name, self.config.sam, variables, self.config.storage_dtype, overwrite=True)
         return self.workdir / name
+
+
+class _Profile:
+    """Records steps `first` to `last` as far as the run still has them before it; a context manager that ends it."""
+
+    def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None) -> None:
+        self._steps, self._path, self._started_at = steps, workdir / "profile", -1
+
+    def __enter__(self) -> _Profile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._started_at >= 0:
+            jax.profiler.stop_trace()
+
+    def before_step(self, step: int) -> None:
+        if self._steps is not None and self._started_at < 0 and self._steps[0] <= step < self._steps[1]:
+            jax.profiler.start_trace(str(self._path))
+            self._started_at = step
+
+    def after_step(self, step: int, state: TrainState) -> None:
+        if self._started_at >= 0 and self._steps is not None and step >= self._steps[1]:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            log.info("profile of steps %d to %d is in %s", self._started_at, step, self._path)
+            self._started_at, self._steps = -1, None
 
 
 class _Clock:
@@ -278,65 +348,3 @@ class _Clock:
         }
         self._step, self._started, self._waited = step, time.perf_counter(), 0.0
         return row
-
-
-def _fill_embedding_cache(config: TrainConfig, stage: StageConfig) -> str | None:
-    """Computes the embeddings that are missing, where the config asks for a cache, and returns its directory."""
-    directory = config.finetune.embedding_cache
-    if directory is None:
-        return None
-    data = config.data
-    if not encoder_is_frozen(config.finetune) or not isinstance(data, RecordDataConfig) or data.jitter is not None:
-        raise ValueError(
-            "finetune.embedding_cache needs an encoder that stays as it is: 'image_encoder/.*' in finetune.frozen, "
-            "lora_rank 0, and photographs on disk without data.jitter"
-        )
-    if config.init_from is None:
-        raise ValueError("finetune.embedding_cache needs init_from: embeddings of a fresh encoder are of no use")
-    model, variables = load_model(config.init_from, dtype=config.sam.dtype)
-    cache = EmbeddingCache(directory, stage.image_size, variables["params"]["image_encoder"])
-    for held_out in (False, True):
-        if held_out and not config.eval_every:
-            continue
-        stream = open_stream(data, stage, config.seed, held_out)
-        cache.fill(model, variables, stream.picture, stream.image_ids, min(8, stage.batch_size))
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("embedding cache")
-    return str(cache.path)
-
-
-def for_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
-    """The config as the steps of `stage` see it."""
-    if stage.num_points is None:
-        return config
-    interaction = dataclasses.replace(config.interaction, num_points=stage.num_points)
-    return dataclasses.replace(config, interaction=interaction)
-
-
-def _check_same_run(config: TrainConfig, workdir: epath.Path) -> None:
-    """Writes `config.json`, or compares with the one that is there. Raises ValueError that shows the difference."""
-    file = workdir / "config.json"
-    mine = json.loads(json.dumps(to_dict(config)))
-    if not file.exists():
-        if jax.process_index() == 0:
-            write_atomically(file, (json.dumps(mine, indent=2) + "\n").encode())
-        return
-    theirs = json.loads(file.read_text())
-    differences = [
-        f"{name}: {old!r} -> {new!r}"
-        for name, old, new in _differences(theirs, mine)
-        if name.split(".")[0] not in _FREE_TO_CHANGE
-    ]
-    if differences:
-        raise ValueError(
-            f"{workdir} holds a run with another config ({'; '.join(differences)}); choose another workdir, or restore "
-            "the old values to go on"
-        )
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield name, old, new

@@ -1,11 +1,15 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sam_jax.config import RecordDataConfig, StageConfig
 from sam_jax.data import record_examples
-from sam_jax.data.pipeline import make_batches, open_stream
+from sam_jax.data.pipeline import make_batches, open_source
+from sam_jax.data.record_stream import RecordStream
+from sam_jax.data.records import image_key
 from sam_jax.models.sam import Sam
-from sam_jax.training.embedding_cache import EmbeddingCache
+from sam_jax.training.embedding_cache import EmbeddingCache, encoder_settings
 from tests.tiny import SMALLEST, jitted, random_variables
 from tests.tiny_sa1b import write_folder
 
@@ -19,14 +23,20 @@ def data(tmp_path):
     return RecordDataConfig(str(tmp_path / "photos"), hold_out=0.0, max_bad_share=0.5)
 
 
+def open_cache(path, variables, stream, config=SMALLEST):
+    settings = encoder_settings(config) | {"images": stream.image_settings()}
+    return EmbeddingCache(path, 80, variables["params"]["image_encoder"], settings)
+
+
 def test_embeddings_are_computed_once_and_batches_carry_them(data, tmp_path, monkeypatch):
     variables = random_variables(SMALLEST)
-    cache = EmbeddingCache(tmp_path / "cache", 80, variables["params"]["image_encoder"])
-    stream = open_stream(data, STAGE, seed=0, held_out=False)
-    cache.fill(Sam(SMALLEST), variables, stream.picture, stream.image_ids, batch_size=2)
-    assert {file.name for file in cache.path.glob("*.npy")} == {f"{i}.npy" for i in (1, 2, 4, 5)}  # 3 cannot be read
+    stream = RecordStream(open_source(data), data, STAGE, seed=0)
+    cache = open_cache(tmp_path / "cache", variables, stream)
+    assert cache.fill(Sam(SMALLEST), variables, stream, batch_size=2)
+    keys = {image_key((tmp_path / "photos" / f"sa_{i}.jpg").read_bytes()) for i in (1, 2, 4, 5)}  # 3 cannot be decoded
+    assert {file.stem for file in cache.path.glob("*.npy")} == keys
     times = {file.name: file.stat().mtime for file in cache.path.glob("*.npy")}
-    cache.fill(Sam(SMALLEST), variables, stream.picture, stream.image_ids, batch_size=2)
+    assert cache.fill(Sam(SMALLEST), variables, stream, batch_size=2)
     assert times == {file.name: file.stat().mtime for file in cache.path.glob("*.npy")}
 
     with monkeypatch.context() as patch:  # nobody decodes a picture any more
@@ -45,8 +55,38 @@ def test_embeddings_are_computed_once_and_batches_carry_them(data, tmp_path, mon
     np.testing.assert_allclose(batch["image_embeddings"], expected, atol=5e-3)  # float16
 
 
-def test_embeddings_of_another_encoder_are_refused(tmp_path):
-    EmbeddingCache(tmp_path, 80, random_variables(SMALLEST)["params"]["image_encoder"])
-    EmbeddingCache(tmp_path, 80, random_variables(SMALLEST)["params"]["image_encoder"])
-    with pytest.raises(ValueError, match="another image encoder"):
-        EmbeddingCache(tmp_path, 80, random_variables(SMALLEST, seed=1)["params"]["image_encoder"])
+def test_data_sets_of_the_same_ids_share_a_cache_without_mixing(tmp_path):
+    """Ids are 1, 2, 3 in more than one data set; what an image shows decides."""
+    variables, batches = random_variables(SMALLEST), []
+    for name, seed in (("one", 0), ("other", 1)):
+        write_folder(tmp_path / name, 3, seed=seed)
+        data = RecordDataConfig(str(tmp_path / name), hold_out=0.0)
+        stream = RecordStream(open_source(data), data, STAGE, seed=0)
+        cache = open_cache(tmp_path / "cache", variables, stream)
+        assert cache.fill(Sam(SMALLEST), variables, stream, batch_size=2)
+        batches.append(next(make_batches(data, STAGE, 0, 0, embeddings=str(cache.path))))
+    one, other = batches
+    np.testing.assert_array_equal(one["image_id"], other["image_id"])
+    assert np.abs(one["image_embeddings"] - other["image_embeddings"]).max() > 1e-2
+    assert len(list(cache.path.glob("*.npy"))) == 6
+
+
+def test_filling_stops_when_it_is_asked_to_and_goes_on(data, tmp_path):
+    variables = random_variables(SMALLEST)
+    stream = RecordStream(open_source(data), data, STAGE, seed=0)
+    cache = open_cache(tmp_path / "cache", variables, stream)
+    assert not cache.fill(Sam(SMALLEST), variables, stream, batch_size=2, stop=lambda number: number == 1)
+    assert len(list(cache.path.glob("*.npy"))) == 2
+    assert cache.fill(Sam(SMALLEST), variables, stream, batch_size=2)
+    assert len(list(cache.path.glob("*.npy"))) == 4
+
+
+def test_embeddings_of_another_encoder_or_made_otherwise_are_refused(data, tmp_path):
+    stream = RecordStream(open_source(data), data, STAGE, seed=0)
+    open_cache(tmp_path, random_variables(SMALLEST), stream)
+    open_cache(tmp_path, random_variables(SMALLEST), stream)
+    with pytest.raises(ValueError, match=r"another image encoder.*\(encoder differ\)"):
+        open_cache(tmp_path, random_variables(SMALLEST, seed=1), stream)
+    other = dataclasses.replace(SMALLEST, pixel_mean=(1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match=r"of other settings \(pixel_mean differ\)"):
+        open_cache(tmp_path, random_variables(SMALLEST), stream, other)

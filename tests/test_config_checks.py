@@ -1,0 +1,222 @@
+"""Every field of every config refuses what it cannot be, in one line that names the field."""
+
+import dataclasses
+import math
+import typing
+
+import pytest
+
+from sam_jax import config as configs
+from sam_jax.config import FinetuneConfig, LossConfig, SamConfig, StageConfig, TrainConfig
+from sam_jax.training.loop import RunOptions
+
+# Bad values of each field beyond those of the wrong type. A new field is stated here, or in FREE.
+BAD = {
+    "AmgConfig": {
+        "points_per_side": [0, -1],
+        "points_per_batch": [0],
+        "stability_score_offset": [-1.0],
+        "box_nms_thresh": [-0.1, 1.1],
+        "crop_n_layers": [-1],
+        "crop_nms_thresh": [-0.1, 1.1],
+        "crop_overlap_ratio": [-0.1, 1.0],
+        "crop_n_points_downscale_factor": [0],
+        "min_mask_region_area": [-1],
+        "output_mode": ["png"],
+        "mask_nms_thresh": [-0.1, 1.1],
+        "min_mask_area": [-1],
+        "max_mask_area": [-1],
+        "max_mask_cover": [-0.1, 1.1],
+        "skip_full_image": [True],  # without crops
+    },
+    "CompositeConfig": {
+        "image_size": [0, -4, 6],
+        "masks_per_image": [0],
+        "mask_stride": [0, 3, 8],
+        "length": [0],
+        "min_aspect": [0.0, 1.5],
+        "max_objects": [1],
+        "max_distractors": [-1],
+    }
+    | {
+        name: [-0.1, 1.1]
+        for name in (
+            *("labelled", "regions", "mosaics", "pseudo_regions", "square", "plain_background", "blurred_background"),
+            *(
+                "photo_region_object",
+                "region_object",
+                "match_colours",
+                "feather",
+                "shadow",
+                "parts",
+                "repeat",
+                "degrade",
+            ),
+        )
+    },
+    "CompositeDataConfig": {"pool": ["", " "]},
+    "FinetuneConfig": {
+        "frozen": [("image_encoder/(",)],
+        "lora_rank": [-1],
+        "lora_alpha": [0.0, -1.0],
+        "embedding_cache": [""],
+    },
+    "ImageEncoderConfig": {
+        "image_size": [0, -16, 1000],
+        "patch_size": [0, -16],
+        "embed_dim": [0, -1, 100],
+        "depth": [0],
+        "num_heads": [0, -1, 7],
+        "mlp_ratio": [0.0, -1.0],
+        "window_size": [0],
+        "global_attn_indexes": [(12,), (-1,)],
+        "drop_path_rate": [-0.1, 1.0],
+        "attention": ["cuda"],
+        "token_order": ["rows"],
+    },
+    "InteractionConfig": {
+        "num_points": [-1],
+        "num_mask_only_steps": [-1],
+        "box_probability": [-0.1, 7.0],
+        "box_noise": [-0.1],
+        "box_noise_max": [-1.0],
+    },
+    "LossConfig": {
+        "focal_weight": [-1.0],
+        "dice_weight": [-1.0],
+        "iou_weight": [-1.0],
+        "focal_alpha": [-0.1, 1.1],
+        "focal_gamma": [-1.0],
+        "affinity_weight": [-1.0],
+    },
+    "MaskDecoderConfig": {
+        "depth": [0],
+        "num_heads": [0],
+        "mlp_dim": [0],
+        "attention_downsample_rate": [0],
+        "num_multimask_outputs": [0],
+        "iou_head_depth": [0],
+        "iou_head_hidden_dim": [0],
+        "kernels": ["cuda"],
+    },
+    "MeshConfig": {"data": [0, -2], "fsdp": [0, -1]},
+    "OptimConfig": {
+        "optimizer": ["sgd"],
+        "learning_rate": [-1e-4],
+        "b1": [-0.1, 1.0],
+        "b2": [-0.1, 1.0],
+        "weight_decay": [-0.1],
+        "warmup_steps": [-1],
+        "milestones": [(2.0,), (0.5, -0.5)],
+        "milestone_factor": [-0.1],
+        "layer_decay": [0.0, 1.1],
+        "clip_norm": [-1.0],
+    },
+    "PromptEncoderConfig": {"mask_in_chans": [0, 6]},
+    "RecordDataConfig": {
+        "path": [""],
+        "image_dir": [""],
+        "hold_out": [-0.1, 1.0],
+        "max_images": [0],
+        "max_mask_share": [0.0, 1.1],
+        "max_bad_share": [-0.1, 1.1],
+        "jitter": [(0.0, 1.0), (2.0, 1.0)],
+        "num_workers": [-1],
+        "prefetch": [0],
+    },
+    "RunOptions": {"profile_steps": [(5, 2), (5, 5), (-1, 3)]},
+    "SamConfig": {
+        "prompt_embed_dim": [0, -8, 100],
+        "details": [-1],
+        "pixel_mean": [(-1.0, 0.0, 0.0), (0.0, 0.0, 256.0)],
+        "pixel_std": [(0.0, 1.0, 1.0)],
+        "dtype": ["float16"],
+    },
+    "StageConfig": {
+        "image_size": [0],
+        "batch_size": [0],
+        "masks_per_image": [0],
+        "num_steps": [0],
+        "mask_stride": [0, 3],
+        "num_points": [-1],
+        "mosaics": [-0.1, 1.1],
+        "num_examples": [0],
+    },
+    "TrainConfig": {
+        "stages": [()],
+        "workdir": [""],
+        "init_from": [""],
+        "storage_dtype": ["bogus", "bfloat16"],
+        "accumulate": [0, -1],
+        "seed": [-1, 2**32],
+        "log_every": [0],
+        "eval_every": [-1],
+        "eval_images": [0],
+        "picture_every": [-1],
+        "checkpoint_every": [0],
+        "keep": [0],
+    },
+}
+# Fields that every value of the right type is good for: switches, configs that check themselves, and thresholds on
+# numbers that a model may give of any size.
+FREE = {
+    "AmgConfig": {"pred_iou_thresh", "stability_score_thresh"},
+    "CompositeDataConfig": {"composite"},
+    "ImageEncoderConfig": {"remat", "scan", "int8_mlp"},
+    "InteractionConfig": {"box_noise_uniform", "box_multimask"},
+    "LossConfig": {"supervise_all_iou", "supervise_all_outputs", "sum_interactions"},
+    "OptimConfig": {"cosine"},
+    "RunOptions": {"eval_only"},
+    "SamConfig": {
+        *("image_encoder", "prompt_encoder", "mask_decoder", "crf"),
+        *("mask_threshold", "pred_iou_thresh", "stability_score_thresh"),
+    },
+    "TrainConfig": {"sam", "data", "interaction", "loss", "optim", "finetune", "mesh"},
+}
+CLASSES = [getattr(configs, name) for name in configs.__all__ if dataclasses.is_dataclass(getattr(configs, name))]
+CLASSES.append(RunOptions)
+FIELDS = [(cls, field.name) for cls in CLASSES for field in dataclasses.fields(cls)]
+
+
+def wrong_types(kind):
+    """Values of types that an annotation does not name; a whole number is a good float."""
+    named = {kind, *typing.get_args(kind)}
+    yield from (value for value in ([1], object(), (object(),)) if value)
+    yield from (
+        value for value in ("text", 3, 2.5, True, None) if not {type(value), type(value) is int and float} & named
+    )
+    if float in named:
+        yield from (math.nan, math.inf)
+
+
+@pytest.mark.parametrize(("cls", "name"), FIELDS, ids=[f"{cls.__name__}.{name}" for cls, name in FIELDS])
+def test_a_bad_value_is_one_line_that_names_the_field(cls, name):
+    stated, free = BAD.get(cls.__name__, {}), FREE.get(cls.__name__, set())
+    assert (name in stated) != (name in free), f"state bad values of {cls.__name__}.{name} in BAD, or that it is free"
+    for value in [*stated.get(name, []), *wrong_types(typing.get_type_hints(cls)[name])]:
+        with pytest.raises(ValueError, match=name) as error:
+            cls(**{name: value})
+        assert "\n" not in str(error.value)
+
+
+def test_no_field_is_stated_that_is_gone():
+    known = {(cls.__name__, name) for cls, name in FIELDS}
+    assert {(cls, name) for table in (BAD, FREE) for cls, names in table.items() for name in names} <= known
+
+
+def test_the_defaults_and_what_is_known_to_be_good_pass():
+    for cls in CLASSES:
+        cls()
+    StageConfig(num_points=0, mosaics=0)
+    FinetuneConfig(frozen=(".*encoder/.*",), embedding_cache="gs://bucket/cache")
+    SamConfig(pixel_mean=(123, 116, 104))
+    TrainConfig(eval_every=0, init_from="somewhere", seed=2**32 - 1)
+
+
+def test_what_only_together_is_wrong_is_refused():
+    with pytest.raises(ValueError, match=r"focal_weight, dice_weight, .* above 0"):
+        LossConfig(focal_weight=0, dice_weight=0, iou_weight=0)
+    with pytest.raises(ValueError, match=r"stage image_size \[100\] must be a multiple of patch_size 16"):
+        TrainConfig(stages=(StageConfig(image_size=100),))
+    with pytest.raises(ValueError, match=r"batch_size \[6\] must be a multiple of accumulate 4"):
+        TrainConfig(stages=(StageConfig(batch_size=6),), accumulate=4)
