@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epath
@@ -20,14 +19,9 @@ from convert.errors import ConversionError
 from convert.rules import expected_leaves, official_key
 from sam_jax.checkpoint import Variables, load_config, load_variables
 
-if TYPE_CHECKING:
-    import torch
 
-
-def to_state_dict(variables: Variables) -> dict[str, torch.Tensor]:
-    """Flax variables as an official state dict of float32 tensors."""
-    import torch
-
+def to_state_dict(variables: Variables) -> dict[str, np.ndarray]:
+    """Flax variables as an official state dict of float32 arrays."""
     leaves = flatten_dict(variables, sep="/")
     del variables  # a caller that keeps no tree of its own then pays for the model once, not twice
     state = {}
@@ -35,11 +29,11 @@ def to_state_dict(variables: Variables) -> dict[str, torch.Tensor]:
         key, axes = official_key(path.split("/", 1)[1])
         array = np.asarray(leaves.pop(path), np.float32)
         # A copy: torch warns of, and could write through, jax's read-only memory.
-        state[key] = torch.from_numpy(np.array(array if axes is None else array.transpose(np.argsort(axes)), order="C"))
+        state[key] = np.array(array if axes is None else array.transpose(np.argsort(axes)), order="C")
     return state
 
 
-def save_official(path: str | os.PathLike[str], state: dict[str, torch.Tensor]) -> None:
+def save_official(path: str | os.PathLike[str], state: dict[str, np.ndarray]) -> None:
     """Writes a state dict. The file appears under its name only when it is complete.
 
     Raises:
@@ -53,7 +47,7 @@ def save_official(path: str | os.PathLike[str], state: dict[str, torch.Tensor]) 
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.unfinished")
     try:
-        torch.save(state, unfinished)
+        torch.save({key: torch.from_numpy(array) for key, array in state.items()}, unfinished)
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)

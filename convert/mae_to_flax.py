@@ -14,7 +14,6 @@ import argparse
 import math
 import os
 import re
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from convert.command_line import MODEL_DIRECTORY, check_new_directory, make_parser, run
 from convert.errors import ConversionError
 from convert.flax_to_torch import to_state_dict
+from convert.foreign import without_prefixes
 from convert.rules import expected_leaves, official_key
 from convert.torch_files import read_state_dict
 from convert.torch_to_flax import to_variables, torch_shape
@@ -29,9 +29,6 @@ from sam_jax.checkpoint import Variables, save_model
 from sam_jax.config import SamConfig, vit_b, vit_h, vit_l
 from sam_jax.models.layers import resize_pos_embed
 from sam_jax.models.sam import Sam, init_variables
-
-if TYPE_CHECKING:
-    import torch
 
 SIZES = {"vit_b": vit_b(), "vit_l": vit_l(), "vit_h": vit_h()}
 # Official SAM names of what MAE's encoder knows; the rest of SAM stays fresh.
@@ -53,10 +50,16 @@ def load_mae(path: str | os.PathLike[str], seed: int = 0) -> tuple[SamConfig, Va
     """
     tensors = read_state_dict(path)
     try:
-        config = infer_size({key: tuple(tensor.shape) for key, tensor in tensors.items()})
-        return config, to_sam_variables(config, tensors, seed)
+        return from_state_dict(tensors, seed)
     except ConversionError as error:
         raise ConversionError(f"{path} cannot be converted: {error}") from error
+
+
+def from_state_dict(tensors: dict[str, np.ndarray], seed: int = 0) -> tuple[SamConfig, Variables]:
+    """As `load_mae`, of a state dict as arrays; needs no torch."""
+    tensors = without_prefixes(tensors)
+    config = infer_size({key: array.shape for key, array in tensors.items()})
+    return config, to_sam_variables(config, tensors, seed)
 
 
 def infer_size(shapes: dict[str, tuple[int, ...]]) -> SamConfig:
@@ -76,7 +79,7 @@ def infer_size(shapes: dict[str, tuple[int, ...]]) -> SamConfig:
     raise ConversionError(f"it has {depth} blocks of width {width}, which is none of SAM's encoders ({known})")
 
 
-def to_sam_variables(config: SamConfig, tensors: dict[str, torch.Tensor], seed: int) -> Variables:
+def to_sam_variables(config: SamConfig, tensors: dict[str, np.ndarray], seed: int) -> Variables:
     """Lays an MAE's tensors out as the image encoder of a fresh SAM of `config`.
 
     By way of the official state dict of SAM, whose rules and checks then serve for MAE as well.
@@ -90,7 +93,7 @@ def to_sam_variables(config: SamConfig, tensors: dict[str, torch.Tensor], seed: 
     if problems:
         raise ConversionError("; ".join(problems))
     encoder = config.image_encoder
-    trunk = {key: tensors[key].detach() for key in sources} | {
+    trunk = {key: tensors[key] for key in sources} | {
         "pos_embed": _resize_positions(tensors["pos_embed"], encoder.grid_size),
         "patch_embed.proj.weight": _resize_kernel(tensors["patch_embed.proj.weight"], encoder.patch_size),
     }
@@ -117,7 +120,7 @@ def _sources(config: SamConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     return sources
 
 
-def _resize_positions(table: torch.Tensor, side: int) -> torch.Tensor:
+def _resize_positions(table: np.ndarray, side: int) -> np.ndarray:
     """(1, 1 + g * g, C), the class token's position first -> (1, side, side, C)."""
     grid = math.isqrt(max(0, table.shape[1] - 1))
     if grid < 1 or table.shape[1] != 1 + grid * grid:
@@ -127,18 +130,16 @@ def _resize_positions(table: torch.Tensor, side: int) -> torch.Tensor:
     return _resize(table[:, 1:].reshape(table.shape[0], grid, grid, table.shape[2]), side)
 
 
-def _resize_kernel(kernel: torch.Tensor, side: int) -> torch.Tensor:
+def _resize_kernel(kernel: np.ndarray, side: int) -> np.ndarray:
     """(C, 3, k, k) -> (C, 3, side, side)."""
     if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
         raise ConversionError(f"patch_embed.proj.weight has shape {tuple(kernel.shape)}; expected (width, 3, k, k)")
-    return _resize(kernel.permute(0, 2, 3, 1), side).permute(0, 3, 1, 2)
+    return _resize(kernel.transpose(0, 2, 3, 1), side).transpose(0, 3, 1, 2)
 
 
-def _resize(table: torch.Tensor, side: int) -> torch.Tensor:
+def _resize(table: np.ndarray, side: int) -> np.ndarray:
     """(n, s, s, c) -> (n, side, side, c), as torch's bicubic interpolation without aligned corners."""
-    import torch
-
-    return torch.from_numpy(np.array(resize_pos_embed(table.detach().float().numpy(), (side, side))))
+    return np.asarray(resize_pos_embed(table.astype(np.float32), (side, side)))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -95,8 +95,6 @@ def _shape(shapes: Shapes, key: str, ndim: int) -> tuple[int, ...]:
 
 
 def _describe(shapes: Shapes) -> str:
-    if any(key.startswith(("image_encoder.trunk.", "memory_attention.")) for key in shapes):
-        return "looks like SAM 2, which is another network; convert a SAM 1 file such as sam_vit_b_01ec64.pth"
     some = ", ".join(list(shapes)[:3]) or "none"
     return f"its {len(shapes)} tensors are others ({some}, ...); convert a SAM file such as sam_vit_b_01ec64.pth"
 

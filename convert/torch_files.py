@@ -1,4 +1,7 @@
-"""State dicts on disk: read without running code and, where the format allows, without reading the file into memory."""
+"""State dicts on disk: read without running code and, where the format allows, without reading the file into memory.
+
+Past this file the converters know numpy arrays alone, which here share the tensors' memory.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from convert.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -20,8 +26,8 @@ ZIP_MAGIC = b"PK\x03\x04"
 WRAPPERS = ("model", "state_dict")
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a file, mapped into memory: `.safetensors`, or whatever `torch.save` wrote.
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a file as arrays, mapped into memory: `.safetensors`, or whatever `torch.save` wrote.
 
     A `.pth` may hold the state dict itself, or hold it under "model" or "state_dict".
 
@@ -33,7 +39,18 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         raise ConversionError(f"{path} does not exist; give the path of a .pth or .safetensors file")
     if path.is_dir():
         raise ConversionError(f"{path} is a directory; give the .pth or .safetensors file in it")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return {key: _as_array(tensor) for key, tensor in tensors.items()}
+
+
+def _as_array(tensor: torch.Tensor) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:  # which torch does not hand over as it is
+        return tensor.view(torch.int16).numpy().view(jnp.dtype("bfloat16"))
+    is_float8 = tensor.is_floating_point() and tensor.itemsize == 1
+    return (tensor.float() if is_float8 else tensor).numpy()
 
 
 def read_decoder_heads(path: str | os.PathLike[str]) -> int | None:

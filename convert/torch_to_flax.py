@@ -2,15 +2,16 @@
 
     python -m convert.torch_to_flax sam_vit_b_01ec64.pth checkpoints/sam_vit_b
 
-Reads official state dicts and those of the Hugging Face `SamModel`, as .pth or .safetensors. The size is read off the
-tensors. Every tensor of the file is used once and every leaf of the model filled, or nothing is written.
+Reads official state dicts and those of the Hugging Face `SamModel`, as .pth or .safetensors, also where a wrapper put a
+prefix before all names (`module.`, `model.`, `_orig_mod.`). The size is read off the tensors. Every tensor of the file
+is used once and every leaf of the model filled, or nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +20,13 @@ from flax.traverse_util import unflatten_dict
 
 from convert.command_line import MODEL_DIRECTORY, check_new_directory, make_parser, run
 from convert.errors import ConversionError
+from convert.foreign import refuse_relatives, without_prefixes
 from convert.rules import Axes, expected_leaves, official_key, official_name
 from convert.sizes import infer_config
 from convert.torch_files import read_decoder_heads, read_state_dict
 from sam_jax import config as configs
 from sam_jax.checkpoint import Variables, save_model
 from sam_jax.config import SamConfig
-
-if TYPE_CHECKING:
-    import torch
 
 DECODER_NUM_HEADS = 8
 
@@ -49,20 +48,33 @@ def load_official(path: str | os.PathLike[str], decoder_num_heads: int | None = 
         not finite. The message names them.
     """
     tensors = read_state_dict(path)
+    heads = read_decoder_heads(path) if decoder_num_heads is None else decoder_num_heads
     try:
-        if any(key.startswith("vision_encoder.") for key in tensors):
-            tensors = _rename_hugging_face(tensors)
-            if decoder_num_heads is None:
-                decoder_num_heads = read_decoder_heads(path)
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        config = infer_config(shapes, DECODER_NUM_HEADS if decoder_num_heads is None else decoder_num_heads)
-        return config, to_variables(config, tensors)
+        return from_state_dict(tensors, heads)
     except ConversionError as error:
         raise ConversionError(f"{path} cannot be converted: {error}") from error
 
 
-def to_variables(config: SamConfig, tensors: dict[str, torch.Tensor]) -> Variables:
-    """Lays the tensors of an official state dict out as Flax variables. Empties `tensors`, to free memory."""
+def from_state_dict(
+    tensors: dict[str, np.ndarray], decoder_num_heads: int | None = None
+) -> tuple[SamConfig, Variables]:
+    """As `load_official`, of a state dict as arrays; needs no torch.
+
+    Args:
+      tensors: by key; prefixes that all keys share are taken off.
+      decoder_num_heads: None means 8.
+    """
+    tensors = without_prefixes(tensors)
+    refuse_relatives(tensors)
+    if any(key.startswith("vision_encoder.") for key in tensors):
+        tensors = _rename_hugging_face(tensors)
+    shapes = {key: array.shape for key, array in tensors.items()}
+    config = infer_config(shapes, DECODER_NUM_HEADS if decoder_num_heads is None else decoder_num_heads)
+    return config, to_variables(config, tensors)
+
+
+def to_variables(config: SamConfig, tensors: dict[str, np.ndarray]) -> Variables:
+    """Lays the arrays of an official state dict out as Flax variables. Empties `tensors`, to free memory."""
     leaves = expected_leaves(config)
     sources = {path: official_key(path.split("/", 1)[1]) for path in leaves}
     _check_coverage(leaves, sources, tensors)
@@ -74,13 +86,11 @@ def to_variables(config: SamConfig, tensors: dict[str, torch.Tensor]) -> Variabl
     return unflatten_dict(arrays, sep="/")
 
 
-def _rename_hugging_face(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    import torch
-
+def _rename_hugging_face(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     sources: dict[str, str] = {}
     for key in tensors:
         first = sources.setdefault(official_name(key, tensors), key)
-        if first != key and not torch.equal(tensors[first], tensors[key]):
+        if first != key and not np.array_equal(tensors[first], tensors[key]):
             raise ConversionError(f"{first} and {key} are two names of one tensor, but differ; remove the wrong one")
     return {name: tensors[key] for name, key in sources.items()}
 
@@ -88,7 +98,7 @@ def _rename_hugging_face(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Te
 def _check_coverage(
     leaves: dict[str, jax.ShapeDtypeStruct],
     sources: dict[str, tuple[str, Axes]],
-    tensors: dict[str, torch.Tensor],
+    tensors: dict[str, np.ndarray],
 ) -> None:
     """Every key used once, every leaf filled, every shape as the config has it; raises with all that fail."""
     keys = {key for key, _ in sources.values()}
@@ -113,10 +123,11 @@ def torch_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     return shape if axes is None else tuple(shape[i] for i in np.argsort(axes))
 
 
-def _finite_float32(key: str, tensor: torch.Tensor) -> np.ndarray:
-    if not tensor.is_floating_point():
-        raise ConversionError(f"{key} has dtype {tensor.dtype}; weights must be floating point")
-    array = tensor.detach().float().numpy()
+def _finite_float32(key: str, array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ConversionError(f"{key} has dtype {array.dtype}; weights must be floating point")
+    array = np.asarray(array, np.float32)
     if not np.isfinite(array).all():
         raise ConversionError(f"{key} holds NaN or infinity; take the weights from before training diverged")
     return array

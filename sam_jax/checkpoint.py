@@ -1,7 +1,7 @@
 """Model directories on disk: `config.json` beside an Orbax tree of variables. Local and gs:// paths alike.
 
 checkpoints/sam_vit_b/
-  config.json     the SamConfig
+  config.json     the SamConfig, but for how it runs (config/running.py)
   variables/      Orbax: {"params": ..., "constants": ...}
 """
 
@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from sam_jax.config import SamConfig, for_inference, sam_config_from_dict, to_dict
+from sam_jax.config import SamConfig, bare_network, for_inference, sam_config_from_dict, to_saved_dict
 from sam_jax.files import absolute, write_atomically
 from sam_jax.models.sam import Sam, init_variables
 
@@ -40,22 +40,24 @@ class CheckpointError(ValueError):
 
 
 def load_model(
-    path: epath.PathLike | None = None, dtype: str | None = None, crf: bool | None = None
+    path: epath.PathLike | None = None, dtype: str | None = None, crf: bool | None = None, kernels: str = "auto"
 ) -> tuple[Sam, Variables]:
     """A model and its variables, ready for `SamPredictor(*load_model())` or `model.apply(variables, ...)`.
 
+    How the model runs is said here, whatever it was trained or saved with.
+
     Args:
       path: a directory written by `convert.torch_to_flax` or by training, local or gs://; None means the bundled model.
-      dtype: compute dtype in place of the config's: "float32", "bfloat16", or "int8", see `config.for_inference`.
+      dtype: compute dtype: "float32" (None means this), the faster "bfloat16", or "int8"; see `config.for_inference`.
       crf: whether masks are taken to the picture's edges, in place of the config's; see `SamConfig.crf`.
+      kernels: "auto", "xla" or "pallas", for attention and the mask decoder; see `ImageEncoderConfig.attention`.
 
     Raises:
       CheckpointError: there is no such directory, it is incomplete, or it does not fit its config.
+      ValueError: dtype or kernels is none of these.
     """
     root = epath.Path(path) if path is not None else bundled_model_path()
-    config = load_config(root)
-    if dtype is not None:
-        config = for_inference(config, dtype)
+    config = for_inference(load_config(root), dtype or "float32", kernels)
     if crf is not None:
         config = dataclasses.replace(config, crf=crf)
     model = Sam(config)
@@ -76,7 +78,8 @@ def save_model(
 
     Args:
       path: a directory that does not exist yet, local or gs://.
-      config: the model's config, written beside the variables.
+      config: the model's config, written beside the variables. How it runs (`config.running.RUNNING`) is left out: that
+        is for whoever loads it to say.
       variables: {"params": ..., "constants": ...}; jax arrays are written piece by piece, numpy arrays copied whole.
       dtype: storage dtype of `params`; None keeps each leaf's own. Constants stay as they are: rounding the positional
         encoding would shift every prompt. Loading always gives float32.
@@ -111,7 +114,7 @@ def _write_model(target: epath.Path, config: SamConfig, variables: Variables, dt
         handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(absolute(unfinished / VARIABLES_DIR), variables)
-        text = json.dumps({"format": FORMAT, "sam": to_dict(config)}, indent=2)
+        text = json.dumps({"format": FORMAT, "sam": to_saved_dict(config)}, indent=2)
         (unfinished / CONFIG_FILE).write_text(text + "\n")
         if target.exists():
             target.rmtree()
@@ -122,7 +125,8 @@ def _write_model(target: epath.Path, config: SamConfig, variables: Variables, dt
 
 
 def load_config(path: epath.PathLike) -> SamConfig:
-    """The SamConfig of a model directory. Raises CheckpointError that says what is missing or wrong."""
+    """The SamConfig of a model directory, with how it runs at its defaults: directories of earlier versions hold what
+    they were trained with. Raises CheckpointError that says what is missing or wrong."""
     root = epath.Path(path)
     file = root / CONFIG_FILE
     if not file.exists():
@@ -135,7 +139,7 @@ def load_config(path: epath.PathLike) -> SamConfig:
         content = json.loads(file.read_text())
         if content.get("format") != FORMAT:
             raise ValueError(f"its format is {content.get('format')!r}, not {FORMAT!r}")
-        return sam_config_from_dict(content["sam"])
+        return bare_network(sam_config_from_dict(content["sam"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is not a model config of this library: {error}") from error
 

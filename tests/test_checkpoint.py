@@ -16,6 +16,7 @@ import pytest
 
 from sam_jax import checkpoint
 from sam_jax.checkpoint import CheckpointError, StateStore, load_config, load_model, load_variables, save_model
+from sam_jax.config import for_training, to_dict
 from tests.tiny import SMALLEST, TINY, random_variables
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,29 @@ def test_float16_on_disk_is_float32_in_memory(small, original, tmp_path):
     assert {jnp.dtype(leaf.dtype) for leaf in jax.tree.leaves(stored["constants"])} == {jnp.dtype("float32")}
 
 
+def test_how_it_trained_is_not_how_it_runs(original, small, tmp_path):
+    """What is saved is the network; directories of earlier versions, which hold training's settings, load the same."""
+    encoder = dataclasses.replace(SMALLEST.image_encoder, token_order="windows", int8_mlp=True)
+    trained = for_training(dataclasses.replace(SMALLEST, image_encoder=encoder, crf=True), 0.4, dropout_rate=0.1)
+    save_model(tmp_path / "trained", trained, small)
+    kept = json.loads((tmp_path / "trained" / "config.json").read_text())["sam"]
+    assert not {"remat", "drop_path_rate", "token_order", "int8_mlp", "attention"} & kept["image_encoder"].keys()
+    assert not {"kernels", "dropout_rate"} & kept["mask_decoder"].keys()
+    assert "dtype" not in kept
+
+    old = shutil.copytree(original, tmp_path / "old")
+    (old / "config.json").write_text(json.dumps({"format": checkpoint.FORMAT, "sam": to_dict(trained)}))
+    network = dataclasses.replace(SMALLEST, crf=True)
+    for path in (tmp_path / "trained", old):
+        assert load_config(path) == network
+        assert load_model(path)[0].config == network
+    model, _ = load_model(old, dtype="bfloat16", kernels="xla")
+    assert (model.config.dtype, model.config.image_encoder.attention) == ("bfloat16", "xla")
+    assert model.config.mask_decoder.kernels == "xla"
+    with pytest.raises(ValueError, match="kernels 'cuda' is not one of auto, xla, pallas"):
+        load_model(old, kernels="cuda")
+
+
 def test_an_existing_directory_is_never_overwritten(saved, small):
     before = (saved / "config.json").read_bytes()
     with pytest.raises(CheckpointError, match=f"{saved} exists already; remove it or choose another"):
@@ -76,7 +100,7 @@ def test_an_existing_directory_is_never_overwritten(saved, small):
 
 
 def test_a_failed_save_leaves_nothing(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "to_dict", lambda _: {"not": object()})
+    monkeypatch.setattr(checkpoint, "to_saved_dict", lambda _: {"not": object()})
     with pytest.raises(TypeError):
         save_model(tmp_path / "model", SMALLEST, small)
     assert list(tmp_path.iterdir()) == []

@@ -94,6 +94,7 @@ BAD = {
         "num_heads": [0],
         "mlp_dim": [0],
         "attention_downsample_rate": [0],
+        "dropout_rate": [-0.1, 1.0],
         "num_multimask_outputs": [0],
         "iou_head_depth": [0],
         "iou_head_hidden_dim": [0],

@@ -247,27 +247,6 @@ def vit_tiny() -> SamConfig:
     )
 
 
-def for_inference(config: SamConfig, dtype: str) -> SamConfig:
-    """A network that computes in one of INFERENCE_DTYPES; "int8" is bfloat16 with `ImageEncoderConfig.int8_mlp`.
-
-    Raises:
-      ValueError: another dtype.
-    """
-    require(dtype in INFERENCE_DTYPES, f"dtype {dtype!r} is not one of {', '.join(INFERENCE_DTYPES)}")
-    encoder = dataclasses.replace(config.image_encoder, int8_mlp=dtype == "int8")
-    return dataclasses.replace(config, image_encoder=encoder, dtype="bfloat16" if dtype == "int8" else dtype)
-
-
-def for_training(
-    config: SamConfig, drop_path_rate: float = 0.0, remat: bool = True, dropout_rate: float = 0.0
-) -> SamConfig:
-    """A network as it trains on TPUs: bfloat16 arithmetic, drop path in the encoder, dropout in the decoder, blocks
-    recomputed for gradients or kept."""
-    encoder = dataclasses.replace(config.image_encoder, drop_path_rate=drop_path_rate, remat=remat)
-    decoder = dataclasses.replace(config.mask_decoder, kernels="xla", dropout_rate=dropout_rate)
-    return dataclasses.replace(config, image_encoder=encoder, mask_decoder=decoder, dtype="bfloat16")
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested plain dictionaries, ready for JSON."""
     return dataclasses.asdict(config)

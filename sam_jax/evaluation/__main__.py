@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list-sets", action="store_true", help="describe the paper's sets and stop")
     parser.add_argument("--images", metavar="DIR", help="where the pictures of COCO or LVIS files in DATA lie")
     parser.add_argument("--checkpoint", metavar="DIR", help="model directory (default: the bundled vit_tiny)")
-    parser.add_argument("--dtype", choices=INFERENCE_DTYPES, help="compute in this type instead of the model's own")
+    parser.add_argument("--dtype", choices=INFERENCE_DTYPES, help="compute in this type (default: float32)")
     parser.add_argument(
         "--crf",
         default=None,

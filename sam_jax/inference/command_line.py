@@ -53,7 +53,7 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argp
     parser.add_argument("--checkpoint", default=None, metavar="DIR", help="model; default: the bundled vit_tiny")
     parser.add_argument("--out", default="sam_out", metavar="DIR", help="where results go (default: sam_out)")
     parser.add_argument(
-        "--dtype", default=None, choices=INFERENCE_DTYPES, help="compute type (default: the model's); int8 is for TPUs"
+        "--dtype", default=None, choices=INFERENCE_DTYPES, help="compute type (default: float32); int8 is for TPUs"
     )
     parser.add_argument(
         "--crf",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 
 from sam_jax import sharding
 from sam_jax.checkpoint import load_model
-from sam_jax.config import SamConfig, TrainConfig
+from sam_jax.config import TrainConfig, network_differences
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.training.step import TrainState, create_state
 
@@ -36,8 +35,11 @@ def initial_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTran
         state: TrainState = jax.jit(partial(_from_seed, config, model, optimizer), out_shardings=shardings)()
         return state
     stored, variables = load_model(config.init_from)
-    if not same_network(stored.config, config.sam):
-        raise ValueError(f"init_from {config.init_from} holds {stored.config}, but this run trains {config.sam}")
+    if differences := network_differences(stored.config, config.sam):
+        raise ValueError(
+            f"init_from {config.init_from} is another network than this run trains: it has {'; '.join(differences)}; "
+            "change --sam, or give weights that fit"
+        )
     placed = _place(variables, sharding.tree_shardings(mesh, variables))
     create = partial(create_state, optimizer=optimizer, finetune=config.finetune, key=jax.random.key(config.seed))
     loaded: TrainState = jax.jit(create, out_shardings=shardings)(placed)
@@ -57,17 +59,3 @@ def _place(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
 
     return jax.tree.map(place, tree, shardings)
-
-
-def same_network(one: SamConfig, other: SamConfig) -> bool:
-    """Whether weights of one config fit another: all but what may differ between two trainings of them is equal."""
-    return _bare(one) == _bare(other)
-
-
-def _bare(sam: SamConfig) -> SamConfig:
-    encoder = dataclasses.replace(
-        sam.image_encoder, drop_path_rate=0.0, remat=False, attention="auto", token_order="auto"
-    )
-    return dataclasses.replace(
-        sam, image_encoder=encoder, dtype="float32", pred_iou_thresh=0.0, stability_score_thresh=0.0
-    )

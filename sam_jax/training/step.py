@@ -286,10 +286,8 @@ def _interactions(
 
         def loss_of(learned: Any) -> tuple[jax.Array, Any]:
             logits, ious = decode(learned, prompts, planes, num_masks, *drawn)
-            if factor == 1:
-                losses = mask_losses(config.loss, logits, ious, targets)
-            else:
-                losses = mask_losses(config.loss, enlarge(join_subpixels(logits, grid), fine.shape[2:]), ious, fine)
+            enlarged = logits if factor == 1 else enlarge(join_subpixels(logits, grid), fine.shape[2:])
+            losses = mask_losses(config.loss, enlarged, ious, targets if factor == 1 else fine)
             feedback, scores = _score(config, logits, ious, losses, multimask)
             return share * (scores.loss * weight).sum(), (feedback, scores)
 

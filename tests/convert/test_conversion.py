@@ -263,7 +263,7 @@ def test_faulty_tensors_are_named(official, pth, tmp_path):
     for value in (float("nan"), float("inf")):
         bad[5] = value
         expect("image_encoder.neck.1.bias holds NaN or infinity", image_encoder__neck__1__bias=bad)
-    expect("image_encoder.neck.1.bias has dtype torch.int64", image_encoder__neck__1__bias=torch.arange(64))
+    expect("image_encoder.neck.1.bias has dtype int64", image_encoder__neck__1__bias=torch.arange(64))
 
 
 def test_existing_outputs_are_kept(pth, tmp_path):

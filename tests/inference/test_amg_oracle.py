@@ -115,12 +115,14 @@ def test_run_lengths_are_those_of_the_official_generator(pair, mode):
 @pytest.fixture(scope="module")
 def bundled():
     """The model that ships with the package, on both sides."""
+    import torch
+
     from convert.flax_to_torch import to_state_dict
     from tests.oracle import build_official
 
     model, variables = load_model(dtype="float32")
     official = build_official(model.config)
-    official.load_state_dict(to_state_dict(variables))
+    official.load_state_dict({key: torch.from_numpy(x) for key, x in to_state_dict(variables).items()})
     return official, model, variables
 
 

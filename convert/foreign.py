@@ -1,0 +1,92 @@
+"""What other programs make of SAM's state dict: prefixes, which are taken off, and networks that only look like it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from convert.errors import ConversionError
+
+# Parts of the path of a tensor that wrappers put in, in front or further inside: DataParallel, torch.compile.
+WRAPPER_PARTS = ("module", "_orig_mod")
+# SAM's own parts, under the names of the official code and of Hugging Face: no prefix, even of a file that has but one.
+PARTS = {"image_encoder", "vision_encoder", "prompt_encoder", "mask_decoder", "shared_image_embedding", "blocks"}
+
+
+class Relative(NamedTuple):
+    """A network that is made of SAM: the pattern of keys that it alone has, its name, and what to do."""
+
+    pattern: str
+    name: str
+    advice: str
+
+
+_OTHER = "convert a file of the original SAM, such as sam_vit_b_01ec64.pth"
+RELATIVES = (
+    Relative(
+        r"(image_encoder|vision_encoder)\.(trunk|backbone\.blocks)\..*|memory_(attention|encoder)\..*",
+        "SAM 2, which is another network",
+        _OTHER,
+    ),
+    Relative(r"(detector|tracker|tracker_model|detector_model)\..*", "SAM 3, which is another network", _OTHER),
+    Relative(
+        r"mask_decoder\.(hf_token|hf_mlp|hq_token|hq_mask_mlp|compress_vit_feat|compress_vit_conv\d"
+        r"|embedding_encoder|encoder_conv\d|embedding_maskfeature|mask_conv\d)\..*",
+        "HQ-SAM, whose mask decoder has a token and layers of its own",
+        _OTHER,
+    ),
+    Relative(
+        r"image_encoder\.(patch_embed\.seq|layers\.\d+\.(blocks|downsample))\..*",
+        "MobileSAM or another SAM with a TinyViT as its image encoder",
+        _OTHER,
+    ),
+    Relative(
+        r"image_encoder\.(stages|features|backbone|stem|body)\..*",
+        "a SAM with a convolutional image encoder (EfficientViT-SAM, EdgeSAM, RepViT-SAM)",
+        _OTHER,
+    ),
+    Relative(
+        r".*\.(lora_\w+|linear_[ab]_[qv]|w_[ab]_\d+|lora)(\..*)?|w_[ab]_\d+",
+        "SAM with LoRA, whose low-rank changes are not merged",
+        "merge them into the weights and save the plain state dict",
+    ),
+    Relative(
+        r".*(\.|_)[Aa]dapter(s|_\w+)?\..*|image_encoder\.prompt_generator\..*|.*\.(up|down)_fn\..*",
+        "SAM with adapters, which are layers that SAM has not",
+        _OTHER,
+    ),
+)
+
+
+def without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The same tensors without what wrappers and surrounding modules put into their names.
+
+    `module` and `_orig_mod` go wherever they stand; then what stands before the first dot, as long as all names share
+    it and it is no part of SAM.
+
+    Raises:
+      ConversionError: two tensors would have one name.
+    """
+    names = {key: ".".join(part for part in key.split(".") if part not in WRAPPER_PARTS) for key in tensors}
+    while len(first := {name.split(".", 1)[0] for name in names.values()}) == 1 and not first & PARTS:
+        if not all("." in name for name in names.values()):
+            break
+        names = {key: name.split(".", 1)[1] for key, name in names.items()}
+    found: dict[str, str] = {}
+    for key, name in names.items():
+        if found.setdefault(name, key) != key:
+            raise ConversionError(f"{found[name]} and {key} are two tensors for {name}; remove one of them")
+    return {name: tensors[key] for name, key in found.items()}
+
+
+def refuse_relatives(keys: Iterable[str]) -> None:
+    """Raises ConversionError where a key tells a network that is made of SAM, and is none."""
+    keys = list(keys)
+    for relative in RELATIVES:
+        matching = [key for key in keys if re.fullmatch(relative.pattern, key)]
+        if matching:
+            raise ConversionError(
+                f"looks like {relative.name} ({len(matching)} of its {len(keys)} tensors, such as {matching[0]}); "
+                f"{relative.advice}"
+            )

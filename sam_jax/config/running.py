@@ -1,0 +1,121 @@
+"""What a network is, as opposed to how it runs: each field of a `SamConfig` stands here once, in one of three sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from sam_jax.config.checks import require
+from sam_jax.config.model import ATTENTION, INFERENCE_DTYPES, SamConfig, sam_config_from_dict, to_dict
+
+# Shapes of parameters, and what they mean: weights that were trained under one value are of no use under another.
+NETWORK = frozenset(
+    {
+        "image_encoder.image_size",
+        "image_encoder.patch_size",
+        "image_encoder.embed_dim",
+        "image_encoder.depth",
+        "image_encoder.num_heads",
+        "image_encoder.mlp_ratio",
+        "image_encoder.window_size",
+        "image_encoder.global_attn_indexes",
+        "prompt_encoder.mask_in_chans",
+        "mask_decoder.depth",
+        "mask_decoder.num_heads",
+        "mask_decoder.mlp_dim",
+        "mask_decoder.attention_downsample_rate",
+        "mask_decoder.num_multimask_outputs",
+        "mask_decoder.iou_head_depth",
+        "mask_decoder.iou_head_hidden_dim",
+        "prompt_embed_dim",
+        "details",
+        "pixel_mean",
+        "pixel_std",
+    }
+)
+# How the same parameters are computed with, in training or in inference. Whoever runs a network chooses; a model
+# directory does not keep it.
+RUNNING = frozenset(
+    {
+        "image_encoder.drop_path_rate",
+        "image_encoder.remat",
+        "image_encoder.scan",
+        "image_encoder.attention",
+        "image_encoder.token_order",
+        "image_encoder.int8_mlp",
+        "mask_decoder.kernels",
+        "mask_decoder.dropout_rate",
+        "dtype",
+    }
+)
+# What inference makes of the network's outputs. A model directory keeps it beside the weights, as their defaults.
+ANSWERS = frozenset({"crf", "mask_threshold", "pred_iou_thresh", "stability_score_thresh"})
+
+
+def sam_fields(config: SamConfig) -> dict[str, Any]:
+    """Every value of a config by its dotted name: {"image_encoder.depth": 12, ..., "dtype": "float32"}."""
+    values: dict[str, Any] = {}
+    for name, value in to_dict(config).items():
+        values |= {f"{name}.{inner}": x for inner, x in value.items()} if isinstance(value, dict) else {name: value}
+    return values
+
+
+def to_saved_dict(config: SamConfig) -> dict[str, Any]:
+    """What a model directory keeps of a config, as `to_dict` has it: all but how it runs."""
+    values = to_dict(config)
+    for name in RUNNING:
+        *part, leaf = name.split(".")
+        del (values[part[0]] if part else values)[leaf]
+    return values
+
+
+def bare_network(config: SamConfig) -> SamConfig:
+    """The config with every field of `RUNNING` at its default."""
+    return sam_config_from_dict(to_saved_dict(config))
+
+
+def network_differences(stored: SamConfig, wanted: SamConfig) -> list[str]:
+    """What keeps weights of one config from serving another: each `NETWORK` field that differs, with both values."""
+    ours = sam_fields(wanted)
+    return [
+        f"{name} {value}, not {ours[name]}"
+        for name, value in sam_fields(stored).items()
+        if name in NETWORK and not _equal(value, ours[name])
+    ]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Equality; a width divided by another and multiplied again may be off by a last digit."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return bool(one == other)
+
+
+def for_inference(config: SamConfig, dtype: str = "float32", kernels: str = "auto") -> SamConfig:
+    """A network as it predicts; whatever the config says of training, or of how else to run, is dropped.
+
+    Args:
+      dtype: one of INFERENCE_DTYPES; "int8" is bfloat16 with `ImageEncoderConfig.int8_mlp`.
+      kernels: one of ATTENTION, for the encoder's attention and the mask decoder; see `ImageEncoderConfig.attention`.
+
+    Raises:
+      ValueError: another dtype or kernels, or "pallas" for a network with details.
+    """
+    require(dtype in INFERENCE_DTYPES, f"dtype {dtype!r} is not one of {', '.join(INFERENCE_DTYPES)}")
+    require(kernels in ATTENTION, f"kernels {kernels!r} is not one of {', '.join(ATTENTION)}")
+    bare = bare_network(config)
+    encoder = dataclasses.replace(bare.image_encoder, attention=kernels, int8_mlp=dtype == "int8")
+    decoder = dataclasses.replace(bare.mask_decoder, kernels=kernels)
+    dtype = "bfloat16" if dtype == "int8" else dtype
+    return dataclasses.replace(bare, image_encoder=encoder, mask_decoder=decoder, dtype=dtype)
+
+
+def for_training(
+    config: SamConfig, drop_path_rate: float = 0.0, remat: bool = True, dropout_rate: float = 0.0
+) -> SamConfig:
+    """A network as it trains on TPUs: bfloat16 arithmetic, drop path in the encoder, dropout in the decoder, blocks
+    recomputed for gradients or kept."""
+    encoder = dataclasses.replace(config.image_encoder, drop_path_rate=drop_path_rate, remat=remat)
+    decoder = dataclasses.replace(config.mask_decoder, kernels="xla", dropout_rate=dropout_rate)
+    return dataclasses.replace(config, image_encoder=encoder, mask_decoder=decoder, dtype="bfloat16")
