@@ -40,7 +40,11 @@ class CheckpointError(ValueError):
 
 
 def load_model(
-    path: epath.PathLike | None = None, dtype: str | None = None, crf: bool | None = None, kernels: str = "auto"
+    path: epath.PathLike | None = None,
+    dtype: str | None = None,
+    crf: bool | None = None,
+    kernels: str = "auto",
+    shardings: Callable[[Variables], Any] | None = None,
 ) -> tuple[Sam, Variables]:
     """A model and its variables, ready for `SamPredictor(*load_model())` or `model.apply(variables, ...)`.
 
@@ -51,6 +55,8 @@ def load_model(
       dtype: compute dtype: "float32" (None means this), the faster "bfloat16", or "int8"; see `config.for_inference`.
       crf: whether masks are taken to the picture's edges, in place of the config's; see `SamConfig.crf`.
       kernels: "auto", "xla" or "pallas", for attention and the mask decoder; see `ImageEncoderConfig.attention`.
+      shardings: gives a sharding for every leaf of a tree of shapes, such as `partial(sharding.tree_shardings, mesh)`;
+        each device then reads its own share alone. None: all on the first local device.
 
     Raises:
       CheckpointError: there is no such directory, it is incomplete, or it does not fit its config.
@@ -61,7 +67,8 @@ def load_model(
     if crf is not None:
         config = dataclasses.replace(config, crf=crf)
     model = Sam(config)
-    return model, load_variables(root, jax.eval_shape(partial(init_variables, model), jax.random.key(0)))
+    shapes = jax.eval_shape(partial(init_variables, model), jax.random.key(0))
+    return model, load_variables(root, shapes, None if shardings is None else shardings(shapes))
 
 
 def bundled_model_path() -> epath.Path:
@@ -144,12 +151,16 @@ def load_config(path: epath.PathLike) -> SamConfig:
         raise CheckpointError(f"{file} is not a model config of this library: {error}") from error
 
 
-def load_variables(path: epath.PathLike, expected: Variables) -> Variables:
+def load_variables(path: epath.PathLike, expected: Variables, shardings: Any = None) -> Variables:
     """The variables of a model directory as float32 arrays.
+
+    On several hosts every host calls this where the shardings reach over more than its own devices.
 
     Args:
       path: a directory that `save_model` wrote.
       expected: a tree of shapes (`jax.eval_shape` of the model's init) that the stored tree must match.
+      shardings: a tree of `jax.sharding.Sharding`, one per leaf; no device ever holds more than its share. None: all on
+        the first local device.
 
     Raises:
       CheckpointError: leaves are missing, unknown or of another shape; all are named.
@@ -164,8 +175,10 @@ def load_variables(path: epath.PathLike, expected: Variables) -> Variables:
         except (FileNotFoundError, KeyError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{source} is not a readable Orbax checkpoint: {error}") from error
         _check_shapes(path, stored, expected)
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        args = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=sharding, dtype=jnp.float32), expected)
+        if shardings is None:
+            alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            shardings = jax.tree.map(lambda _: alone, expected)
+        args = jax.tree.map(lambda where: ocp.ArrayRestoreArgs(sharding=where, dtype=jnp.float32), shardings)
         try:
             return checkpointer.restore(location, item=expected, restore_args=args)
         except Exception as error:  # Orbax raises bare Exceptions for damaged data

@@ -1,5 +1,6 @@
 """Meshes and placements, and that a training run does not depend on them."""
 
+import collections
 import dataclasses
 import functools
 
@@ -9,12 +10,13 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sam_jax import sharding
+from sam_jax.checkpoint import load_model, save_model
 from sam_jax.config import InteractionConfig, MeshConfig, OptimConfig, TrainConfig
 from sam_jax.models.sam import Sam
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.placement import initial_state
+from sam_jax.training.placement import abstract_state, initial_state
 from sam_jax.training.step import train_step
-from tests.tiny import SMALLEST
+from tests.tiny import SMALLEST, random_variables
 
 CONFIG = TrainConfig(
     sam=SMALLEST,
@@ -87,6 +89,49 @@ def test_accumulated_pieces_learn_the_same(one_device):
     """Prompts are drawn anew for each piece, so that the curves differ a little."""
     pieces = curve(1, 1, 1, accumulate=4)
     assert abs(pieces.mean() - one_device.mean()) < 0.1 * one_device.mean()
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A model directory, and its variables."""
+    path, variables = tmp_path_factory.mktemp("models") / "small", random_variables(SMALLEST)
+    save_model(path, SMALLEST, variables)
+    return path, variables
+
+
+def test_a_model_is_read_straight_into_its_shardings(stored, monkeypatch):
+    """No device is ever given more than its share: all of the small leaves, a quarter of the others."""
+    path, variables = stored
+    monkeypatch.setattr(sharding, "MIN_SPLIT_ELEMENTS", 64)
+    mesh, device_put, given = sharding.make_mesh(2, 4), jax.device_put, collections.Counter()
+
+    def watched(x, where):
+        for device in where.sharding.device_set:
+            given[device] += x.size
+        return device_put(x, where)
+
+    monkeypatch.setattr(jax, "device_put", watched)
+    _, loaded = load_model(path, shardings=functools.partial(sharding.tree_shardings, mesh))
+    shardings, share = jax.tree.leaves(sharding.tree_shardings(mesh, variables)), 0
+    for x, where, value in zip(jax.tree.leaves(loaded), shardings, jax.tree.leaves(variables), strict=True):
+        assert x.sharding == where
+        np.testing.assert_array_equal(x, value)
+        share += x.size if where.is_fully_replicated else x.size // 4
+    assert share < sum(x.size for x in jax.tree.leaves(variables)) / 3
+    assert given == dict.fromkeys(jax.devices(), share)
+
+
+def test_a_run_starts_from_a_model_in_pieces(stored, monkeypatch):
+    """The state that `init_from` gives is split as a fresh one is, and no leaf was read onto one device."""
+    path, variables = stored
+    monkeypatch.setattr(sharding, "MIN_SPLIT_ELEMENTS", 64)
+    monkeypatch.setattr(jax.sharding, "SingleDeviceSharding", lambda _: pytest.fail("a leaf was read onto one device"))
+    config, mesh = dataclasses.replace(CONFIG, init_from=str(path)), sharding.make_mesh(2, 4)
+    model, optimizer = Sam(SMALLEST), make_optimizer(CONFIG.optim, SMALLEST, STEPS)
+    state = initial_state(config, model, optimizer, mesh)
+    shapes = abstract_state(config, model, optimizer, mesh)
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, shapes)
+    jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
 
 
 def test_make_mesh_names_what_does_not_divide():

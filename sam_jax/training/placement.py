@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from sam_jax import sharding
-from sam_jax.checkpoint import load_model
+from sam_jax.checkpoint import load_config, load_variables
 from sam_jax.config import TrainConfig, network_differences
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.training.step import TrainState, create_state
@@ -34,28 +32,18 @@ def initial_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTran
     if config.init_from is None:
         state: TrainState = jax.jit(partial(_from_seed, config, model, optimizer), out_shardings=shardings)()
         return state
-    stored, variables = load_model(config.init_from)
-    if differences := network_differences(stored.config, config.sam):
+    if differences := network_differences(load_config(config.init_from), config.sam):
         raise ValueError(
             f"init_from {config.init_from} is another network than this run trains: it has {'; '.join(differences)}; "
             "change --sam, or give weights that fit"
         )
-    placed = _place(variables, sharding.tree_shardings(mesh, variables))
+    shapes = jax.eval_shape(partial(init_variables, model), jax.random.key(0))
+    variables = load_variables(config.init_from, shapes, sharding.tree_shardings(mesh, shapes))
     create = partial(create_state, optimizer=optimizer, finetune=config.finetune, key=jax.random.key(config.seed))
-    loaded: TrainState = jax.jit(create, out_shardings=shardings)(placed)
+    loaded: TrainState = jax.jit(create, out_shardings=shardings)(variables)
     return loaded
 
 
 def _from_seed(config: TrainConfig, model: Sam, optimizer: optax.GradientTransformation) -> TrainState:
     key = jax.random.key(config.seed)
     return create_state(init_variables(model, key), optimizer, config.finetune, key)
-
-
-def _place(tree: Any, shardings: Any) -> Any:
-    """Each host hands its devices their pieces of what it has read."""
-
-    def place(x: jax.Array, where: jax.sharding.NamedSharding) -> jax.Array:
-        whole = np.asarray(x)
-        return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
-
-    return jax.tree.map(place, tree, shardings)
