@@ -72,7 +72,7 @@ def test_options_in_running_text_are_understood(text, parsed):
 
 def test_no_option_of_training_is_left_out_here():
     tried = " ".join([*SAID, *(" ".join(words) for words in commands())])
-    of_others = {"--help", "--zone", "--worker", "--command", "--logdir", "--checkpoint", "--point"}
+    of_others = {"--help", "--zone", "--worker", "--command", "--logdir", "--checkpoint", "--point", "--dtype"}
     spelt = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]+", GUIDE)) - of_others
     assert spelt <= set(re.findall(r"--[a-z][a-z0-9.-]+", tried))
 

@@ -51,7 +51,8 @@ PLACES_OF_CACHES = frozenset(("finetune.embedding_cache",))
 def check_same_run(config: TrainConfig, workdir: epath.Path, fingerprint: Callable[[], dict[str, Any]]) -> None:
     """Writes `config.json` and `data.json` into a new workdir, or compares with those that are there.
 
-    A finished run on data that lies where it lay is not asked for its data again.
+    A workdir without a checkpoint is new: nothing in it can be lost, and a command that was refused or stopped before
+    its first checkpoint may be corrected. A finished run on data that has not moved is not asked for its data again.
 
     Args:
       fingerprint: reads what tells the config's data from other data; as `data.pipeline.fingerprint`.
@@ -60,7 +61,8 @@ def check_same_run(config: TrainConfig, workdir: epath.Path, fingerprint: Callab
       ValueError: the workdir holds another run; shows what differs.
     """
     config_file, data_file = workdir / _CONFIG_FILE, workdir / _DATA_FILE
-    if not config_file.exists():
+    finished = (workdir / "model").exists()
+    if not config_file.exists() or not (finished or _has_checkpoint(workdir / "state")):
         _write(data_file, fingerprint())
         _write(config_file, to_dict(config))
         return
@@ -68,7 +70,6 @@ def check_same_run(config: TrainConfig, workdir: epath.Path, fingerprint: Callab
     found = list(differences(theirs, config))
     moved = [text for name, text in found if name in PLACES_OF_DATA]
     changed = [text for name, text in found if name not in PLACES_OF_DATA]
-    finished = (workdir / "model").exists()
     if not changed and (moved or not finished):
         changed = _other_data(data_file, fingerprint(), moved)
     if changed:
@@ -77,6 +78,10 @@ def check_same_run(config: TrainConfig, workdir: epath.Path, fingerprint: Callab
             f"{workdir} holds {state} with another config ({'; '.join(changed)}); choose another workdir, or restore "
             "the old values to go on"
         )
+
+
+def _has_checkpoint(directory: epath.Path) -> bool:
+    return directory.exists() and any(path.name.isdigit() for path in directory.iterdir())
 
 
 def differences(theirs: dict[str, Any], config: TrainConfig) -> Iterator[tuple[str, str]]:
@@ -97,9 +102,10 @@ def _differences(old: Any, new: Any, default: Any, name: str = "") -> Iterator[t
         for key in sorted(old.keys() | new.keys()):
             known = default.get(key) if isinstance(default, dict) else None
             yield from _differences(old.get(key, known), new.get(key), known, f"{name}.{key}" if name else key)
-    elif isinstance(old, list) and isinstance(new, list) and isinstance(default, list) and len(old) == len(new):
-        for i, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(one, other, default[i], f"{name}.{i}")
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        known = default if isinstance(default, list) and len(default) == len(new) else [None] * len(new)
+        for i, parts in enumerate(zip(old, new, known, strict=True)):
+            yield from _differences(*parts, f"{name}.{i}")
     elif old != new:
         yield name, old, new
 

@@ -105,6 +105,19 @@ def test_the_choice_of_images_hangs_on_ids_alone():
     assert len(held_out) + len(chosen(ids)) == 10_000
 
 
+@pytest.mark.parametrize("count", [2, 3, 9, 10])
+def test_of_every_small_set_something_is_held_out_and_something_is_not(count):
+    """COCO's first nine ids among them, of which a hold-out by chance alone takes none."""
+    config = RecordDataConfig(hold_out=0.1)
+    assert image_hash(np.arange(1, 10, dtype=np.int64), 0).min() > config.hold_out
+    for first in range(300):
+        ids = np.arange(first, first + count, dtype=np.int64)
+        held_out, trained = (chosen_indices(ids, config, held_out=which) for which in (True, False))
+        assert min(len(held_out), len(trained)) > 0
+        assert sorted([*held_out, *trained]) == list(range(count))
+    assert not len(chosen_indices(ids, RecordDataConfig(hold_out=0.0), held_out=True))
+
+
 def test_bad_images_are_named_and_replaced_up_to_a_share(tmp_path, caplog):
     folder = write_folder(tmp_path / "photos", 24)
     for number in (3, 7):

@@ -71,7 +71,7 @@ class Update(nn.Module):
         self.attention, self.norm = Attention(C, HEADS, 2), PlaneNorm(C, 1e-5)
 
     def __call__(self, *args):
-        return self.attention.pixels_to_tokens(*args, self.norm)
+        return self.attention.pixels_to_tokens(*args, self.norm, drop=None)
 
 
 @pytest.mark.parametrize(("length", "owners"), CASES)

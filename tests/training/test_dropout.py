@@ -133,5 +133,5 @@ def test_the_published_recipes_train_with_it(size):
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_a_rate_that_is_none(rate):
-    with pytest.raises(ValueError, match=f"dropout_rate {rate} must be at least 0 and below 1"):
+    with pytest.raises(ValueError, match=f"dropout_rate must be a share from 0 to below 1, not {rate}"):
         with_rate(TINY, rate)

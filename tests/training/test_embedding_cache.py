@@ -1,15 +1,24 @@
 import dataclasses
+import json
+import os
+import signal
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
-from sam_jax.config import RecordDataConfig, StageConfig
+from sam_jax import sharding
+from sam_jax.checkpoint import save_model
+from sam_jax.config import FinetuneConfig, InteractionConfig, MeshConfig, RecordDataConfig, StageConfig, TrainConfig
 from sam_jax.data import record_examples
 from sam_jax.data.pipeline import make_batches, open_source
 from sam_jax.data.record_stream import RecordStream
 from sam_jax.data.records import image_key
 from sam_jax.models.sam import Sam
+from sam_jax.training import loop
 from sam_jax.training.embedding_cache import EmbeddingCache, encoder_settings
+from sam_jax.training.interruption import Interrupted
 from tests.tiny import SMALLEST, jitted, random_variables
 from tests.tiny_sa1b import write_folder
 
@@ -90,3 +99,32 @@ def test_embeddings_of_another_encoder_or_made_otherwise_are_refused(data, tmp_p
     other = dataclasses.replace(SMALLEST, pixel_mean=(1.0, 2.0, 3.0))
     with pytest.raises(ValueError, match=r"of other settings \(pixel_mean differ\)"):
         open_cache(tmp_path, random_variables(SMALLEST), stream, other)
+
+
+def test_a_run_on_a_cache_shows_images_evaluates_and_stops_while_it_is_filled(data, tmp_path, monkeypatch):
+    save_model(tmp_path / "start", SMALLEST, random_variables(SMALLEST))
+    config = TrainConfig(
+        sam=SMALLEST,
+        stages=(dataclasses.replace(STAGE, num_steps=1),),
+        data=dataclasses.replace(data, hold_out=0.4, num_workers=0),
+        interaction=InteractionConfig(num_points=0, num_mask_only_steps=0),
+        finetune=FinetuneConfig(frozen=("image_encoder/.*",), embedding_cache=str(tmp_path / "cache")),
+        mesh=MeshConfig(data=1),
+        eval_every=0,
+        picture_every=1,
+        init_from=str(tmp_path / "start"),
+        workdir=str(tmp_path / "run"),
+    )
+    monkeypatch.setattr(sharding, "make_mesh", partial(sharding.make_mesh, devices=jax.devices()[:1]))
+    with monkeypatch.context() as patch:
+        key = RecordStream.key
+        patch.setattr(RecordStream, "key", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), key(*args))[1])
+        with pytest.raises(Interrupted, match="stopped at step 0 of 1"):
+            loop.train(config)
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) in (1, 2)
+    loop.train(config)
+    assert [path.name for path in (tmp_path / "run" / "pictures").iterdir()] == ["step_0000001.png"]
+    loop.train(config, loop.RunOptions(eval_only=True))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [1]
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 4

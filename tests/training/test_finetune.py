@@ -59,6 +59,14 @@ def test_patterns_that_match_nothing_or_everything_are_errors(params):
         split_params(FinetuneConfig(frozen=(".*",)), params, KEY)
 
 
+def test_what_is_frozen_stays_frozen_beside_low_rank_factors(params):
+    learning, frozen = split_params(FinetuneConfig(lora_rank=3, frozen=("mask_decoder/.*",)), params, KEY)
+    assert {path.split("/")[0] for path in flatten_dict(learning, sep="/")} == {"lora", "prompt_encoder"}
+    assert "mask_decoder" in frozen
+    with pytest.raises(ValueError, match=r"lora_rank has no kernel to change: .* set lora_rank 0"):
+        split_params(FinetuneConfig(lora_rank=3, frozen=("image_encoder/.*",)), params, KEY)
+
+
 def test_encoder_is_frozen():
     assert encoder_is_frozen(FinetuneConfig(frozen=("image_encoder/.*", "prompt_encoder/.*")))
     assert not encoder_is_frozen(FinetuneConfig(frozen=("prompt_encoder/.*",)))

@@ -205,6 +205,33 @@ def test_a_killed_and_a_preempted_run_end_like_one_that_was_not(config_file, roo
         np.testing.assert_array_equal(one, other)
 
 
+def test_what_was_stopped_before_its_evaluation_is_evaluated_first(whole, config_file, root, monkeypatch):
+    """The checkpoint is there before evaluation; a profile begins with the first step that is still to come."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(_):
+        raise Killed
+
+    def scores(workdir):
+        return json.loads((workdir / "state" / "scores.json").read_text())
+
+    workdir = root / "unevaluated"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_evaluate", kill)
+        with pytest.raises(Killed):
+            train(patch, config_file, "--workdir", workdir)
+    assert [row["step"] for row in rows_of(workdir)] == [1, 2, 3]
+    assert not (workdir / "state" / "scores.json").exists()
+    assert train(monkeypatch, config_file, "--workdir", workdir, "--profile-steps", 2, 5) == 0
+    same_curve(rows_of(workdir), rows_of(whole))
+    same_curve(rows_of(workdir, "eval_loss"), rows_of(whole, "eval_loss"))
+    assert scores(workdir) == scores(whole)
+    assert "profile of steps 3 to 5 is in" in (workdir / "logs" / "host_0.log").read_text()
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
+
+
 def test_a_broken_loss_stops_the_run(config_file, root, monkeypatch, capsys):
     make_batches = loop.make_batches
 
@@ -224,7 +251,7 @@ def test_a_broken_loss_stops_the_run(config_file, root, monkeypatch, capsys):
 
 
 def test_another_config_is_an_error_that_shows_the_difference(whole, config_file, root, monkeypatch, capsys):
-    (root / "copy").mkdir()
+    (root / "copy" / "state" / "2").mkdir(parents=True)
     (root / "copy" / "config.json").write_bytes((whole / "config.json").read_bytes())
     assert train(monkeypatch, config_file, "--workdir", root / "copy", "--optim.learning-rate", "0.5") == 2
     assert "optim.learning_rate: 0.001 -> 0.5" in capsys.readouterr().err
@@ -242,6 +269,11 @@ def test_another_config_is_an_error_that_shows_the_difference(whole, config_file
             ["{config}", "--workdir", "{tmp}/run", "--accumulate", "8"],
             "batch_size 8 does not divide over 8 devices x 8",
         ),
+        (
+            ["{config}", "--workdir", "{tmp}/run", "--profile-steps", "5", "9"],
+            "profile_steps 5 9 end after the run's last step, 7",
+        ),
+        (["{config}", "--workdir", "{tmp}/run", "--data.hold-out", "0"], "leaves no held-out image .* eval_every"),
         (["{config}", "--workdir", "{tmp}/run", "--finetune.frozen", "encoder"], "'encoder' matches no parameter"),
         (["{config}", "--workdir", "{tmp}/run", "--finetune.embedding-cache", "x"], "needs an encoder that stays"),
     ],

@@ -10,6 +10,7 @@ from tests.tiny import SMALLEST
 CONFIG = TrainConfig(
     sam=SMALLEST,
     stages=(StageConfig(48, 8, 2, num_steps=5), StageConfig(48, 8, 2, num_steps=2)),
+    finetune=FinetuneConfig(frozen=("prompt_encoder/.*",)),
     data=RecordDataConfig("data", hold_out=0.3),
 )
 
@@ -21,6 +22,7 @@ def here(**fields):
 @pytest.fixture
 def workdir(tmp_path):
     check_same_run(CONFIG, tmp_path, here())
+    (tmp_path / "state" / "2").mkdir(parents=True)
     return tmp_path
 
 
@@ -51,10 +53,22 @@ def test_what_changes_the_curve_is_refused_with_both_values(workdir, finished):
             "stages.1.num_steps: 2",
         ),
         (changed(data=dataclasses.replace(CONFIG.data, hold_out=0.5)), "data.hold_out: 0.3 -> 0.5"),
-        (changed(finetune=FinetuneConfig(lora_rank=2)), "finetune.lora_rank: 0 -> 2"),
+        (changed(finetune=dataclasses.replace(CONFIG.finetune, lora_rank=2)), "finetune.lora_rank: 0 -> 2"),
+        (changed(finetune=FinetuneConfig(frozen=("x",))), r"finetune\.frozen\.0: 'prompt_encoder/\.\*' -> 'x'"),
+        (changed(finetune=FinetuneConfig()), r"finetune\.frozen: \['prompt_encoder/\.\*'\] -> \[\]"),
     ):
         with pytest.raises(ValueError, match=f"holds {'a finished run' if finished else 'a run'} .*{message}"):
             check_same_run(config, workdir, here())
+
+
+def test_a_run_without_a_checkpoint_is_begun_anew(workdir):
+    """Such as one whose `init_from` was refused: the corrected command is the same command."""
+    (workdir / "state" / "2").rmdir()
+    check_same_run(changed(seed=1), workdir, here(ids="b"))
+    (workdir / "state" / "2").mkdir()
+    check_same_run(changed(seed=1), workdir, here(ids="b"))
+    with pytest.raises(ValueError, match="seed: 1 -> 0"):
+        check_same_run(CONFIG, workdir, here())
 
 
 def test_what_cannot_change_the_curve_may(workdir):
