@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sam_jax.config import OptimConfig, SamConfig
+
+_COEFFICIENTS = 3.4445, -4.775, 2.0315  # of Newton-Schulz, as Muon's author and optax have them
 
 
 def learning_rate_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
@@ -83,8 +86,9 @@ def _directions(config: OptimConfig) -> optax.GradientTransformation:
     adam = optax.scale_by_adam(config.b1, config.b2)
     if config.optimizer == "adamw":
         return adam
-    muon = optax.chain(scale_by_muon(weight_dimension_numbers=_last_axis_is_output), optax.stateless(_as_long_as_adams))
-    parts = {"muon": muon, "adam": adam}
+    # Momentum and matrices of norm 1 from optax; all that is left is to make them orthogonal.
+    momentum = scale_by_muon(ns_steps=0, weight_dimension_numbers=_last_axis_is_output)
+    parts = {"muon": optax.chain(momentum, optax.stateless(_orthogonal)), "adam": adam}
     return optax.partition(parts, lambda params: jax.tree.map(lambda x: "muon" if x else "adam", muon_matrices(params)))
 
 
@@ -92,9 +96,28 @@ def _last_axis_is_output(updates: Any) -> Any:
     return jax.tree.map(lambda x: MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1), updates)
 
 
-def _as_long_as_adams(updates: Any, params: Any = None) -> Any:
-    """Orthogonal updates scaled to a root mean square of 0.2, whatever their shape (Liu et al. 2025)."""
-    return jax.tree.map(lambda x: 0.2 * max(math.prod(x.shape[:-1]), x.shape[-1]) ** 0.5 * x, updates)
+def _orthogonal(updates: Any, params: Any = None) -> Any:
+    """The nearest orthogonal matrices, with a root mean square of 0.2 whatever their shape (Liu et al. 2025).
+
+    Matrices of one shape go through Newton-Schulz together: one by one they are most of a step's program.
+    """
+    leaves, structure = jax.tree.flatten(updates)
+    of_shape: dict[tuple[int, int], list[int]] = {}
+    for i, x in enumerate(leaves):
+        of_shape.setdefault((math.prod(x.shape[:-1]), x.shape[-1]), []).append(i)
+    stacks = {shape: jnp.stack([leaves[i].reshape(shape) for i in of_shape[shape]]) for shape in of_shape}
+    # Without momentum, Muon is Newton-Schulz; with coefficients for each iteration, it is a loop.
+    newton_schulz = scale_by_muon(
+        (_COEFFICIENTS,) * 5,
+        beta=0.0,
+        nesterov=False,
+        weight_dimension_numbers=dict.fromkeys(stacks, MuonDimensionNumbers(1, 2)),
+    )
+    found, _ = newton_schulz.update(stacks, newton_schulz.init(stacks))
+    for shape, members in of_shape.items():
+        for i, x in zip(members, 0.2 * max(shape) ** 0.5 * found[shape], strict=True):
+            leaves[i] = x.reshape(leaves[i].shape)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _scale_by_layer(config: OptimConfig, sam: SamConfig) -> optax.GradientTransformation:
