@@ -17,7 +17,7 @@ from sam_jax.checkpoint import save_model
 from tests.tiny import TINY, random_variables
 
 # Markers that run only where `-m` names them.
-OPT_IN = ("oracle", "slow")
+OPT_IN = ("oracle", "slow", "libtpu")
 # The last match wins. What others do inside their own packages is theirs.
 WARNINGS = (
     "error",
@@ -25,10 +25,20 @@ WARNINGS = (
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="fail where a test is skipped: it runs nowhere, then")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.option.no_skips and reporter and reporter.stats.get("skipped") and not exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_configure(config):
     for line in WARNINGS:
         config.addinivalue_line("filterwarnings", line)
-    full_size = any(name in config.option.markexpr for name in OPT_IN)
+    full_size = any(name in config.option.markexpr for name in ("oracle", "slow"))
     jax.config.update("jax_disable_most_optimizations", not full_size)
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

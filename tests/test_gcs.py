@@ -1,24 +1,16 @@
 """gs:// from end to end, against an emulator of Cloud Storage on this machine: train, resume, infer."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 
 from tests.tiny_sa1b import tiny_files, write_tar
-
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # else it asks, for minutes, what kind of bucket this is
-gcsfs = pytest.importorskip("gcsfs")
-emulator = pytest.importorskip("gcp_storage_emulator.server")
-objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
-NotFound = objects.NotFound
 
 pytestmark = [pytest.mark.oracle, pytest.mark.slow]
 ROOT = Path(__file__).parents[1]
@@ -43,41 +35,13 @@ def get_config():
 """
 
 
-def _download(request, response, storage, *args, **kwargs):
-    with contextlib.suppress(NotFound):
-        found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
-        response["x-goog-generation"] = found["generation"]
-    return emulated_download(request, response, storage, *args, **kwargs)
-
-
-def _move(request, response, storage, *args, **kwargs):
-    request.params["dest_bucket_name"] = request.params["bucket_name"]
-    objects.copy(request, response, storage)
-    if response.status == HTTPStatus.OK:
-        storage.delete_file(request.params["bucket_name"], request.params["object_id"])
-
-
-# What the emulator lacks of the service: generations of what is downloaded, and moves.
-emulated_download = objects.download
-MOVE = (
-    r"^/storage/v1/b/(?P<bucket_name>[-.\w]+)/o/(?P<object_id>.+)/moveTo/o/(?P<dest_object_id>.+)$",
-    {"POST": _move},
-)
-
-
 @pytest.fixture(scope="module")
 def bucket():
     """The file system of an empty bucket, which subprocesses reach, too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objects, "download", _download)
-        patch.setattr(emulator, "HANDLERS", (MOVE, *emulator.HANDLERS))
-        server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="bucket")
-        server.start()
-        url = f"http://localhost:{server._api._httpd.server_port}"
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
-        patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
-        yield gcsfs.GCSFileSystem(endpoint_url=url, token="anon")
-        server.stop()
+    from tests.cloud_storage import emulated_bucket
+
+    with emulated_bucket() as files:
+        yield files
 
 
 @pytest.fixture(scope="module")

@@ -61,10 +61,13 @@ def test_the_commands_are_found():
     assert [file for file in COMMANDS if not any(word in (ROOT / file).read_text() for word in parsers)] == []
 
 
-@pytest.mark.parametrize("file", COMMANDS)
+NEEDS_TORCH = [file for file in COMMANDS if "torch" in file or file.startswith("convert/")]
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=[pytest.mark.oracle] * (file in NEEDS_TORCH)) for file in COMMANDS]
+)
 def test_every_option_of_a_command_has_help(file, monkeypatch):
-    if "torch" in file or file.startswith("convert/"):
-        pytest.importorskip("torch")
     options = list(options_of(parser_of(file, monkeypatch)))
     assert options
     assert without_help(options) == []

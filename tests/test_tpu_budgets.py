@@ -1,6 +1,5 @@
-"""Budgets for what the TPU compiler says about the library's programs; skipped where libtpu is not installed."""
+"""Budgets for what the TPU compiler says about the library's programs."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,10 +14,9 @@ from sam_jax import tpu_estimates
 
 ROOT = Path(__file__).parents[1]
 BUDGETS = tomllib.loads((ROOT / "benchmarks" / "budgets.toml").read_text())
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.parametrize("command", BUDGETS)
 def test_programs_keep_their_budgets(command):
     rows = {row["program"]: row for row in tpu_aot.compile_rows(tpu_aot.parse(command.split()))}

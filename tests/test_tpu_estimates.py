@@ -1,6 +1,4 @@
-"""Reading what the compiler says; the real compiler where libtpu is installed."""
-
-import importlib.util
+"""Reading what the compiler says; and the real compiler."""
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +73,7 @@ def test_an_unknown_topology_is_one_clear_line():
         tpu_estimates.topology_devices("v9:2x2")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.libtpu
 def test_the_real_compiler():
     chip, devices = tpu_estimates.topology_devices("v5e:2x2")
     assert len(devices) == 4

@@ -86,10 +86,10 @@ def test_fields_that_are_named_exist():
         assert hasattr(getattr(config, room), name), name
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("words", [words for words in commands() if words[0] == "-m"], ids=" ".join)
 def test_other_programs_understand_their_words(words, tmp_path):
     """Their files do not exist here, which is what they say, and not that they cannot read the command line."""
-    pytest.importorskip("torch" if words[1].startswith("convert.") else "tensorflow_datasets")
     done = subprocess.run(
         [sys.executable, *words],
         cwd=tmp_path,

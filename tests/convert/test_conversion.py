@@ -48,7 +48,6 @@ def pth(official, tmp_path):
 
 @pytest.fixture(scope="module")
 def hugging_face():
-    pytest.importorskip("transformers", reason="compares with transformers where it is installed")
     from tests.oracle import randomise
 
     model = build_hugging_face(tiny_config())

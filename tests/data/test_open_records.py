@@ -64,9 +64,9 @@ def test_coco(tmp_path, folder):
         assert source[0].image == (folder / "sa_1.jpg").read_bytes()
 
 
+@pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_prepared(tars, tmp_path):
-    pytest.importorskip("tensorflow_datasets")
     from sam_jax.data.tfds_prepare import prepare_tars
     from sam_jax.data.tfds_sa1b import TfdsSa1b
 

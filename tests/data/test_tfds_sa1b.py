@@ -81,7 +81,6 @@ def tars(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(tars, tmp_path_factory):
-    pytest.importorskip("tensorflow_datasets")
     out = tmp_path_factory.mktemp("out")
     prepare_tars(tars, out)
     return out
@@ -134,6 +133,7 @@ def test_the_extra_is_named(monkeypatch):
         tfds_sa1b.import_tfds()
 
 
+@pytest.mark.oracle
 def test_records(prepared):
     source = TfdsSa1b(prepared)
     assert source.image_ids.tolist() == list(range(1, 13))
@@ -155,9 +155,11 @@ def test_records(prepared):
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.oracle
 def test_prepared_as_the_official_builder_does(prepared, tars, tmp_path):
     """The same features.json, and the same fields of each example made by the official code."""
-    official = pytest.importorskip("tensorflow_datasets.datasets.segment_anything.segment_anything_dataset_builder")
+    from tensorflow_datasets.datasets.segment_anything import segment_anything_dataset_builder as official
+
     features = official.Builder(data_dir=tmp_path).info.features
     features.save_config(tmp_path)
     directory = prepared_directory(prepared)
@@ -179,6 +181,7 @@ def test_prepared_as_the_official_builder_does(prepared, tars, tmp_path):
     np.testing.assert_allclose(box, [2 / HEIGHT, 3 / WIDTH, 11 / HEIGHT, 19 / WIDTH], rtol=1e-6)
 
 
+@pytest.mark.oracle
 def test_shards_and_what_is_left(prepared, tars, tmp_path):
     names = {path.name for path in prepared_directory(prepared).iterdir()}
     assert names >= {"dataset_info.json", "features.json", "image_ids.npy"}
@@ -194,8 +197,8 @@ def test_shards_and_what_is_left(prepared, tars, tmp_path):
         prepare_tars(tars, tmp_path / "b", shards=13)
 
 
+@pytest.mark.oracle
 def test_a_stopped_preparation_goes_on(tars, tmp_path, monkeypatch):
-    pytest.importorskip("tensorflow_datasets")
     write, written = tfds_prepare.write_shard, []
 
     def stop_at_two(plan, shard):
@@ -221,8 +224,8 @@ def test_a_stopped_preparation_goes_on(tars, tmp_path, monkeypatch):
     assert source.image_ids.tolist() == list(range(1, 13))
 
 
+@pytest.mark.oracle
 def test_bad_tars(tars, tmp_path):
-    pytest.importorskip("tensorflow_datasets")
     whole = (tars / "sa_000000.tar").read_bytes()
     with tarfile.open(tars / "sa_000000.tar") as tar:
         header = tar.getmembers()[5].offset
@@ -247,6 +250,7 @@ def test_bad_tars(tars, tmp_path):
         prepare_tars(tmp_path / "twice.tar", tmp_path / "d")
 
 
+@pytest.mark.oracle
 def test_ids_are_gathered_once(prepared, tars, tmp_path, monkeypatch, caplog):
     """As for what the official builder wrote; a file of other data is not believed."""
     directory = prepared_directory(prepare_tars(tars, tmp_path, shards=2))
@@ -275,6 +279,7 @@ def test_ids_are_gathered_once(prepared, tars, tmp_path, monkeypatch, caplog):
     assert len(pickle.loads(pickle.dumps(source))) == 12
 
 
+@pytest.mark.oracle
 def test_broken_directories(prepared, tars, tmp_path):
     directory = prepared_directory(prepare_tars(tars, tmp_path / "a"))
     shard = directory / "segment_anything-train.array_record-00001-of-00003"
@@ -289,6 +294,7 @@ def test_broken_directories(prepared, tars, tmp_path):
         TfdsSa1b(directory)
 
 
+@pytest.mark.oracle
 def test_other_formats_are_refused(prepared, tars, tmp_path):
     directory = prepared_directory(prepare_tars(tars, tmp_path / "a"))
     info = directory / "dataset_info.json"
@@ -305,8 +311,8 @@ def test_other_formats_are_refused(prepared, tars, tmp_path):
         TfdsSa1b(directory)
 
 
+@pytest.mark.oracle
 def test_command_line(tars, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("tensorflow_datasets")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["tfds_sa1b", *map(os.fspath, arguments)])
@@ -321,16 +327,16 @@ def test_command_line(tars, tmp_path, monkeypatch, capsys):
         assert caught.value.code in (1, 2)
 
 
+@pytest.mark.oracle
 def test_beam_is_asked_for(tars, tmp_path, monkeypatch):
-    pytest.importorskip("tensorflow_datasets")
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(DataError, match=r'pip install "sam_jax\[tfds-beam\]"'):
         prepare_tars(tars, tmp_path, beam_options=[])
 
 
+@pytest.mark.oracle
 def test_beam(prepared, tars, tmp_path):
     """The same shards, byte for byte."""
-    pytest.importorskip("apache_beam")
     directory = prepared_directory(prepare_tars(tars, tmp_path, beam_options=["--runner=DirectRunner"]))
     for path in prepared_directory(prepared).glob("*array_record*"):
         assert len((directory / path.name).read_bytes()) == len(path.read_bytes())

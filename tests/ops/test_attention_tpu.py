@@ -1,7 +1,6 @@
 """The TPU kernels, interpreted on the CPU, against the XLA form and a plain statement; compiled where libtpu is."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,6 @@ SHAPES = [
     (32, 48, 2, 64),
     (48, 16, 1, 80),
 ]
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
 def _inputs(h, w, heads, dim, batch=2, dtype=np.float32):
@@ -157,7 +155,7 @@ def test_a_mesh_splits_the_batch_and_nothing_else():
         np.testing.assert_allclose(one, other, atol=3e-5)
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 @pytest.mark.parametrize(
     "shape", [(14, 14, 12, 64), (14, 14, 16, 64), (14, 14, 16, 80), (64, 64, 12, 64), (64, 64, 16, 80)]
 )
@@ -172,7 +170,7 @@ def test_the_kernels_compile_for_tpu(shape):
         assert found.temporaries < 0.15
 
 
-@needs_libtpu
+@pytest.mark.libtpu
 def test_the_kernels_compile_for_a_mesh_of_tpus():
     """Each chip takes its images; only the gradients of the tables are added up."""
     chip, devices = tpu_estimates.topology_devices("v5e:2x2")

@@ -84,8 +84,6 @@ def test_resize_equals_the_official(size):
 
     official = ResizeLongestSide(1024)
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    if min(official.get_preprocess_shape(*size, 1024)) == 0:
-        pytest.skip("the official code makes an empty picture of this one")
     ours = transforms.resize_longest_side(image, 1024)
     np.testing.assert_array_equal(ours, official.apply_image(image))
     coords = np.array([[0.0, 0.0], [3.25, 7.5], [size[1], size[0]]])
