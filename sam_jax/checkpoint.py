@@ -30,6 +30,7 @@ from sam_jax.models.sam import Sam, init_variables
 CONFIG_FILE = "config.json"
 VARIABLES_DIR = "variables"
 _SCORES_FILE = "scores.json"
+_SMALLEST_SLICE = 2**20  # bytes
 FORMAT = "sam_jax.model.v1"
 
 Variables = dict[str, Any]
@@ -214,7 +215,7 @@ class StateStore:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation.AnyPreservationPolicy(policies), create=True
         )
-        self._manager = ocp.CheckpointManager(absolute(directory), options=options)
+        self._manager = ocp.CheckpointManager(absolute(directory), options=options, item_handlers=_state_handler())
         self._scores_file = epath.Path(absolute(directory)) / _SCORES_FILE
         self._scores = self._read_scores()
 
@@ -227,7 +228,7 @@ class StateStore:
     def save(self, step: int, state: Any, miou: float | None = None) -> None:
         """Saves a pytree of arrays under its step, once; `miou` as in `record_score`."""
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.save(step, args=ocp.args.PyTreeSave(state))
         if miou is not None:
             self.record_score(step, miou)
 
@@ -262,7 +263,23 @@ class StateStore:
         """A checkpoint in the shape and placement of `shapes`: a tree of arrays, or of `jax.ShapeDtypeStruct` with
         shardings, which need not be those that it was saved with."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, shapes)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        how = ocp.checkpoint_utils.construct_restore_args(abstract)
+        return self._manager.restore(step, args=ocp.args.PyTreeRestore(abstract, how))
+
+
+def _state_handler() -> ocp.PyTreeCheckpointHandler:
+    """Orbax's own, but that small arrays are written by one device.
+
+    It would have every replica write its slice of every array, and compile a program for each of their shapes.
+    """
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry(
+        (int, handlers.ScalarHandler()),
+        (float, handlers.ScalarHandler()),
+        (np.ndarray, handlers.NumpyHandler()),
+        (jax.Array, handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SMALLEST_SLICE)),
+    )
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 class _Preserved:
