@@ -28,6 +28,11 @@ from sam_jax.structs import MaskPredictions, Prompts
 POINT_BUCKETS = (2, 8, 32, 128, 512)
 PROMPT_BUCKETS = (1, 4, 16, 64)
 
+# Ends of error messages.
+_MANY = "for several objects use predict_many"
+_ONE = "N is the number of objects, and predict takes one without that axis"
+_LOGITS = "logits, such as one of an earlier prediction's low_res_masks"
+
 
 class PredictedMasks(NamedTuple):
     """What `predict` returns; `predict_many` has a leading axis N in each.
@@ -135,16 +140,20 @@ class SamPredictor:
           RuntimeError: no photo is set.
           ValueError: a prompt of another shape, outside the photo, or with labels other than 0 and 1.
         """
-        if point_labels is not None:
-            check_labels(_numbers("point_labels", point_labels), allowed=(0, 1))
-        many = self.predict_many(
-            None if point_coords is None else _numbers("point_coords", point_coords)[None],
-            None if point_labels is None else _numbers("point_labels", point_labels)[None],
-            None if box is None else _numbers("box", box).reshape(1, -1),
-            None if mask_input is None else np.asarray(mask_input)[None],
-            multimask_output,
-            return_logits,
+        coords, labels = _numbers("point_coords", point_coords), _numbers("point_labels", point_labels)
+        one_box, mask = _numbers("box", box), _numbers("mask_input", mask_input, dtype=None)
+        # Checked before the axis N is added, so that errors name shapes as they were given.
+        _check_point_shapes(coords, labels, "(P, 2) and (P,)", _MANY)
+        if labels is not None:
+            check_labels(labels, allowed=(0, 1))
+        if one_box is not None and one_box.shape == (1, 4):
+            one_box = one_box[0]
+        _check_shape("box", one_box, (4,), "numbers x0, y0, x1, y1", _MANY)
+        _check_shape("mask_input", mask, self._mask_shape, _LOGITS, _MANY)
+        coords, labels, boxes, masks = (
+            None if part is None else part[None] for part in (coords, labels, one_box, mask)
         )
+        many = self.predict_many(coords, labels, boxes, masks, multimask_output, return_logits)
         return PredictedMasks(*(part[0] for part in many))
 
     def predict_many(
@@ -175,6 +184,11 @@ class SamPredictor:
                 enlarged = np.asarray(self._to_original_frame(one))
                 masks[number, index] = enlarged if return_logits else enlarged > self.model.config.mask_threshold
         return PredictedMasks(masks, ious, low_res)
+
+    @property
+    def _mask_shape(self) -> tuple[int, int, int]:
+        side = 4 * self.model.config.image_encoder.grid_size
+        return 1, side, side
 
     def _image(self) -> EncodedImages:
         if self._encoded is None:
@@ -212,8 +226,7 @@ class SamPredictor:
         input_size, original_size = self._sizes()
         coords, labels = _check_points(point_coords, point_labels, original_size)
         checked_boxes = _check_boxes(boxes, original_size)
-        side = 4 * self.model.config.image_encoder.grid_size
-        masks = _check_masks(mask_inputs, side)
+        masks = _check_masks(mask_inputs, self._mask_shape)
         counts = {len(part) for part in (coords, checked_boxes, masks) if part is not None} or {1}
         if len(counts) > 1:
             raise ValueError(f"prompts disagree on the number of objects: {sorted(counts)}; give each kind for all")
@@ -244,8 +257,7 @@ class SamPredictor:
             point_labels=np.pad(prompts.point_labels, spare, constant_values=-1),  # type: ignore[arg-type]
         )
         if n == 1 and prompts.mask_inputs is None:  # interactive use: one program with or without a mask
-            side = 4 * self.model.config.image_encoder.grid_size
-            empty = np.zeros((1, side, side), np.float32)
+            empty = np.zeros(self._mask_shape, np.float32)
             prompts = prompts.replace(mask_inputs=empty, mask_valid=np.zeros(1, bool))  # type: ignore[attr-defined]
         size = _bucket(min(n, PROMPT_BUCKETS[-1]), PROMPT_BUCKETS)
         parts = [self._decode_padded(_rows(prompts, start, size), n - start) for start in range(0, n, size)]
@@ -253,8 +265,8 @@ class SamPredictor:
 
     def _no_predictions(self) -> MaskPredictions:
         masks = self.model.config.mask_decoder.num_mask_tokens
-        side = 4 * self.model.config.image_encoder.grid_size
-        return MaskPredictions(np.zeros((0, masks, side, side), np.float32), np.zeros((0, masks), np.float32))
+        low_res = np.zeros((0, masks, *self._mask_shape[1:]), np.float32)
+        return MaskPredictions(low_res, np.zeros((0, masks), np.float32))
 
     def _decode_padded(self, prompts: Prompts, count: int) -> MaskPredictions:
         out = _decode(self.model, self.variables, self._image().embeddings, prompts)
@@ -298,22 +310,37 @@ def check_labels(labels: np.ndarray, allowed: tuple[int, ...]) -> None:
         raise ValueError(f"point label {wrong[0]:g} is neither 1 (on the object) nor 0 (off it)")
 
 
-def _check_points(
-    coords: np.ndarray | None, labels: np.ndarray | None, original_size: tuple[int, int]
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _check_shape(name: str, value: np.ndarray | None, shape: tuple[int | str, ...], what: str, remedy: str) -> None:
+    """Raises ValueError unless the value has that shape, in which a letter stands for any length."""
+    if value is None:
+        return
+    if value.ndim == len(shape) and all(want in (have, "N") for have, want in zip(value.shape, shape, strict=True)):
+        return
+    expected = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+    raise ValueError(f"{name} has shape {value.shape}; expected {expected} {what}; {remedy}")
+
+
+def _check_point_shapes(coords: np.ndarray | None, labels: np.ndarray | None, expected: str, remedy: str) -> None:
+    """Raises ValueError unless both or none are given and their shapes are those of `expected`."""
     if coords is None and labels is None:
-        return None, None
+        return
     if coords is None or labels is None:
         missing = "point_coords" if coords is None else "point_labels"
         raise ValueError(f"{missing} is missing; points need coordinates and labels together")
-    coords, labels = _numbers("point_coords", coords), _numbers("point_labels", labels)
-    if coords.ndim != 3 or coords.shape[2] != 2 or labels.shape != coords.shape[:2]:
-        if coords.shape[:1] != labels.shape[:1]:
-            raise ValueError(f"point_coords has shape {coords.shape} and point_labels {labels.shape}; N differs")
+    axes = expected.partition(")")[0].count(",") + 1
+    if coords.ndim != axes or coords.shape[-1] != 2 or labels.shape != coords.shape[:-1]:
         raise ValueError(
-            f"point_coords has shape {coords.shape[1:]} and point_labels {labels.shape[1:]} per object; "
-            "expected (P, 2) and (P,)"
+            f"point_coords has shape {coords.shape} and point_labels {labels.shape}; expected {expected}; {remedy}"
         )
+
+
+def _check_points(
+    coords: np.ndarray | None, labels: np.ndarray | None, original_size: tuple[int, int]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    coords, labels = _numbers("point_coords", coords), _numbers("point_labels", labels)
+    _check_point_shapes(coords, labels, "(N, P, 2) and (N, P)", _ONE)
+    if coords is None or labels is None:
+        return None, None
     check_labels(labels, allowed=(-1, 0, 1))
     h, w = original_size
     inside = np.isfinite(coords).all(axis=-1) & (coords >= 0).all(axis=-1) & (coords <= (w, h)).all(axis=-1)
@@ -325,11 +352,10 @@ def _check_points(
 
 
 def _check_boxes(boxes: np.ndarray | None, original_size: tuple[int, int]) -> np.ndarray | None:
+    boxes = _numbers("boxes", boxes)
+    _check_shape("boxes", boxes, ("N", 4), "numbers x0, y0, x1, y1 of each object", _ONE)
     if boxes is None:
         return None
-    boxes = _numbers("box", boxes)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"a box needs 4 numbers x0, y0, x1, y1; the given shape is {boxes.shape}")
     h, w = original_size
     for box in boxes:
         x0, y0, x1, y1 = box
@@ -341,26 +367,27 @@ def _check_boxes(boxes: np.ndarray | None, original_size: tuple[int, int]) -> np
     return boxes
 
 
-def _check_masks(masks: np.ndarray | None, side: int) -> np.ndarray | None:
-    if masks is None:
+def _check_masks(masks: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray | None:
+    given = _numbers("mask_inputs", masks, dtype=None)
+    _check_shape("mask_inputs", given, ("N", *shape), _LOGITS, _ONE)
+    if given is None:
         return None
-    kind = np.asarray(masks).dtype
-    if kind.kind != "f":
-        raise ValueError(f"mask_input has dtype {kind}; expected float logits, not a binary mask")
-    masks = _numbers("mask_input", masks, np.float32)
-    if masks.ndim != 4 or masks.shape[1:] != (1, side, side):
-        raise ValueError(
-            f"mask_input has shape {masks.shape[1:]}; expected (1, {side}, {side}) logits, such as one of the "
-            "low_res_masks of an earlier prediction"
-        )
-    if not np.isfinite(masks).all():
-        raise ValueError("mask_input has values that are not finite in float32; expected logits")
-    return masks[:, 0]
+    if given.dtype.kind != "f":
+        raise ValueError(f"a mask input has dtype {given.dtype}; expected float logits, not a binary mask")
+    with np.errstate(over="ignore"):
+        logits = given.astype(np.float32)
+    if not np.isfinite(logits).all():
+        raise ValueError("a mask input has values that are not finite in float32; expected logits")
+    return logits[:, 0]
 
 
-def _numbers(name: str, value: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+def _numbers(name: str, value: Any, dtype: type | None = np.float64) -> Any:
+    """The value as an array, None as None. Raises ValueError for what is no regular array of numbers."""
+    if value is None:
+        return None
     try:
         with np.errstate(over="ignore"):
-            return np.asarray(value).astype(dtype)
+            array = np.asarray(value)
+            return array if dtype is None else array.astype(dtype)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is not an array of numbers ({error}); give a regular array") from error
