@@ -22,6 +22,9 @@ from sam_jax.ops.masks import mask_to_box, remove_small_regions
 from sam_jax.ops.rle import encode_mask, run_lengths
 
 Record = dict[str, Any]
+# Of an image this small most masks, and all of small crops, are one pixel wide or high: areas of 0 to the official
+# code, which keeps all their duplicates. Larger images are left to its rule.
+FEW_PIXELS = 4
 
 
 class SamAutomaticMaskGenerator:
@@ -77,21 +80,22 @@ class SamAutomaticMaskGenerator:
         check_image(image, "RGB")
         config = self.config
         layers = generate_crop_boxes(image.shape[:2], config.crop_n_layers, config.crop_overlap_ratio)
+        thin = min(image.shape[:2]) <= FEW_PIXELS
         found: list[Candidates] = []
         for layer, boxes in enumerate(layers):
             if layer == 0 and config.skip_full_image:
                 continue
             for crop in encode_crops(self.model, self.variables, image, boxes):
                 masks = find_in_crop(self.model, self.variables, config, crop, self.point_grids[layer])
-                masks = masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh))
+                masks = masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh, thin))
                 if self.model.config.crf:
                     masks = to_edges(self.model, config, crop, masks)
-                    masks = masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh))
+                    masks = masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh, thin))
                 found.append(masks)
         together = concatenate(found)
         if len(found) > 1:
             sides = (together.crop_boxes[:, 2:] - together.crop_boxes[:, :2]).astype(np.float32)
-            together = together.select(nms(together.boxes, 1 / sides.prod(axis=1), config.crop_nms_thresh))
+            together = together.select(nms(together.boxes, 1 / sides.prod(axis=1), config.crop_nms_thresh, thin))
         return together
 
     def records(self, found: Candidates, size: tuple[int, int]) -> list[Record]:
@@ -110,7 +114,7 @@ class SamAutomaticMaskGenerator:
                 masks[i] = mask
         chosen = np.arange(len(found))
         if config.min_mask_region_area > 0:  # made duplicates go, and those that needed no change win
-            chosen = nms(boxes, unchanged, max(config.box_nms_thresh, config.crop_nms_thresh))
+            chosen = nms(boxes, unchanged, max(config.box_nms_thresh, config.crop_nms_thresh), min(size) <= FEW_PIXELS)
         if config.mask_nms_thresh is not None:
             chosen = chosen[_mask_nms([rles[i] for i in chosen], found.iou[chosen], config.mask_nms_thresh)]
         records = []

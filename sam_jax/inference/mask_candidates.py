@@ -303,11 +303,12 @@ def _filter(
     """One chunk's masks that are stable, not cut off by the crop, and of a wanted size."""
     count = len(numbers)
     stability, boxes, area = (np.asarray(found[name])[:count] for name in ("stability", "boxes", "area"))
+    stability = np.nan_to_num(stability)  # 0 / 0 of an empty mask
     h, w = crop.image_size
     kept = ~near_crop_edge(boxes, np.array(crop.box), np.array([0, 0, w, h]))
     assert config.stability_score_thresh is not None
     if config.stability_score_thresh > 0:
-        kept &= stability >= config.stability_score_thresh  # an empty mask's NaN is not
+        kept &= stability >= config.stability_score_thresh
     kept &= (area >= config.min_mask_area) & (area <= config.max_mask_cover * h * w)
     if config.max_mask_area is not None:
         kept &= area <= config.max_mask_area

@@ -26,18 +26,25 @@ def box_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:
     return overlap / (box_area(boxes)[:, None] + box_area(others)[None] - overlap)
 
 
-@partial(jax.jit, static_argnames="block")
-def _nms_keep(boxes: jax.Array, threshold: jax.Array, valid: jax.Array, block: int = 128) -> jax.Array:
+def pixel_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:
+    """As `box_iou`, but where both boxes are one pixel wide or high and it is NaN: there pixels are counted."""
+    found, last = box_iou(boxes, others), jnp.array([0, 0, 1, 1], boxes.dtype)
+    return jnp.where(jnp.isnan(found), box_iou(boxes + last, others + last), found)
+
+
+@partial(jax.jit, static_argnames=("thin", "block"))
+def _nms_keep(boxes: jax.Array, threshold: jax.Array, valid: jax.Array, thin: bool, block: int = 128) -> jax.Array:
     """Greedy suppression of (n, 4) boxes sorted by falling score; (n,) bool. n is a multiple of `block`.
 
     Rows of the IoU matrix are made a block at a time: n x n floats of everything mode's boxes would be 40 MB.
     """
     count = boxes.shape[0]
     places = jnp.arange(count)
+    iou = pixel_iou if thin else box_iou
 
     def of_block(start: jax.Array, keep: jax.Array) -> jax.Array:
         rows = jax.lax.dynamic_slice_in_dim(boxes, start, block)
-        overlaps = box_iou(rows, boxes) > threshold
+        overlaps = iou(rows, boxes) > threshold
 
         def of_row(row: jax.Array, keep: jax.Array) -> jax.Array:
             place = start + row
@@ -48,12 +55,13 @@ def _nms_keep(boxes: jax.Array, threshold: jax.Array, valid: jax.Array, block: i
     return jax.lax.fori_loop(0, count // block, lambda i, keep: of_block(i * block, keep), valid)
 
 
-def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
+def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, thin: bool = False) -> np.ndarray:
     """Non-maximum suppression as torchvision does it: the indices that stay, by falling score, ties in given order.
 
     Args:
       boxes: (n, 4) xyxy. scores: (n,).
       iou_threshold: a box is dropped where its IoU with a better one that stays is above this.
+      thin: boxes one pixel wide or high, whose areas are 0, are dropped too where their pixels overlap so much.
     """
     order = np.argsort(-scores, kind="stable")
     if len(order) < 2:
@@ -62,7 +70,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarr
     padded = 128 << max(0, int(np.ceil(np.log2(len(order) / 128))))
     sorted_boxes = np.zeros((padded, 4), np.float32)
     sorted_boxes[: len(order)] = boxes[order]
-    keep = _nms_keep(sorted_boxes, np.float32(iou_threshold), np.arange(padded) < len(order))
+    keep = _nms_keep(sorted_boxes, np.float32(iou_threshold), np.arange(padded) < len(order), thin)
     return order[np.flatnonzero(np.asarray(keep)[: len(order)])]
 
 

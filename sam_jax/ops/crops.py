@@ -36,6 +36,8 @@ def build_layer_grids(points_per_side: int, layers: int, downscale: int) -> list
 def generate_crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list[list[Box]]:
     """The crops of each layer as xyxy boxes: the whole picture, then 4, 16, ... crops, y fastest.
 
+    Crops without a pixel, which the official code fails on, are left out.
+
     Args:
       size: (h, w) of the picture.
       layers: beyond the whole picture.
@@ -48,5 +50,6 @@ def generate_crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float
         overlap = int(overlap_ratio * min(h, w) * (2 / across))
         crop_w, crop_h = (math.ceil((overlap * (across - 1) + side) / across) for side in (w, h))
         corners = itertools.product(*([int((side - overlap) * i) for i in range(across)] for side in (crop_w, crop_h)))
-        boxes.append([(x, y, min(x + crop_w, w), min(y + crop_h, h)) for x, y in corners])
+        # Of a side of few pixels, crops of rounded-up sizes may leave nothing to the last ones.
+        boxes.append([(x, y, min(x + crop_w, w), min(y + crop_h, h)) for x, y in corners if x < w and y < h])
     return boxes

@@ -98,6 +98,24 @@ def test_records_are_those_of_the_official_generator(pair, shape, layers, region
     compare(SamAutomaticMaskGenerator(model, variables, **options).generate(photo), expected)
 
 
+@pytest.mark.parametrize(("shape", "layers"), [((1, 60), 0), ((60, 1), 0), ((60, 2), 1), ((60, 3), 1), ((3, 60), 1)])
+def test_thin_images_give_the_official_masks_but_each_once(pair, shape, layers):
+    """Where the official code does not fail. It keeps all duplicates of masks one pixel wide: 0 / 0 is no overlap."""
+    from tests.oracle import build_generator
+
+    official, model, variables = pair
+    options = OPTIONS | {"crop_n_layers": layers, "output_mode": "coco_rle"}
+    image = np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8)
+    expected = build_generator(official, **options).generate(image)
+    found = SamAutomaticMaskGenerator(model, variables, **options).generate(image)
+    masks = [record["segmentation"]["counts"] for record in found]
+    assert masks
+    assert len(set(masks)) == len(masks)
+    assert set(masks) <= {record["segmentation"]["counts"] for record in expected}
+    boxes, others = (np.array([record["bbox"] for record in records]) + (0, 0, 1, 1) for records in (found, expected))
+    assert (coco.iou(others, boxes, [0] * len(boxes)).max(axis=1) > options["crop_nms_thresh"]).all()
+
+
 @pytest.mark.parametrize("mode", ["coco_rle", "uncompressed_rle"])
 def test_run_lengths_are_those_of_the_official_generator(pair, mode):
     from tests.oracle import build_generator

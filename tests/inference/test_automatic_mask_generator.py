@@ -121,6 +121,24 @@ def test_crops_stay_in_their_boxes_and_need_not_include_the_whole(photo):
     assert any(record["crop_box"] == [0, 0, 110, 70] for record in both)
 
 
+@pytest.mark.parametrize("layers", [0, 1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (2, 70), (2, 3), (3, 70)])
+def test_images_of_few_pixels_give_finite_records_once(size, layers):
+    options = dict(crop_n_layers=layers, stability_score_thresh=0.0, output_mode="coco_rle", crop_nms_thresh=0.9)
+    everything = generator(**options)
+    for h, w in {size, size[::-1]}:
+        image = np.random.default_rng(0).integers(0, 255, (h, w, 3), np.uint8)
+        found = everything.generate(image)
+        assert found
+        seen = [(record["segmentation"]["counts"], *record["bbox"]) for record in found]
+        assert len(set(seen)) == len(seen)
+        for record in found:
+            numbers = [record[key] for key in ("area", "predicted_iou", "stability_score")]
+            assert np.isfinite(numbers + record["bbox"] + record["point_coords"][0]).all()
+            assert record["area"] == coco.area(record["segmentation"])
+            assert record["segmentation"]["size"] == [h, w]
+
+
 def test_our_own_filters(records, photo):
     areas = [record["area"] for record in records]
     low, high = np.quantile(areas, [0.3, 0.8])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sam_jax.ops.boxes import box_iou, near_crop_edge, nms, xyxy_to_xywh
+from sam_jax.ops.boxes import box_iou, near_crop_edge, nms, pixel_iou, xyxy_to_xywh
 
 
 def greedy(boxes, scores, threshold):
@@ -32,13 +32,24 @@ def test_nms(count):
         assert 0 < len(kept) < count
 
 
-def test_empty_boxes_suppress_nothing():
-    assert nms(np.zeros((3, 4)), np.array([0.1, 0.3, 0.2]), 0.5).tolist() == [1, 2, 0]  # 0 / 0 is not above
+def test_boxes_one_pixel_wide_suppress_their_duplicates():
+    """Their areas are 0, and so is the overlap: by 0 / 0 all would stay."""
+    row = [[10, 5, 50, 5], [10, 5, 50, 5], [12, 5, 50, 5], [10, 6, 50, 6], [40, 5, 90, 5], [10, 5, 50, 9]]
+    scores = np.array([0.5, 0.6, 0.4, 0.3, 0.2, 0.1])
+    for boxes in (np.array(row), np.array(row)[:, [1, 0, 3, 2]]):
+        # The last has an area, and is no duplicate of one without.
+        assert nms(boxes, scores, 0.7, thin=True).tolist() == [1, 3, 4, 5]
+        assert nms(boxes, scores, 0.7).tolist() == [1, 0, 2, 3, 4, 5]  # as torchvision
+    empty, scores = np.zeros((3, 4)), np.array([0.1, 0.3, 0.2])
+    assert nms(empty, scores, 0.5, thin=True).tolist() == [1]
+    assert nms(empty, scores, 0.5).tolist() == [1, 2, 0]
 
 
 def test_box_iou():
     found = box_iou(np.float32([[0, 0, 4, 4]]), np.float32([[0, 0, 4, 4], [2, 2, 6, 6], [5, 5, 6, 6]]))
     np.testing.assert_allclose(found, [[1, 4 / 28, 0]], rtol=1e-6)
+    thin = pixel_iou(np.float32([[0, 7, 9, 7]]), np.float32([[0, 7, 9, 7], [5, 7, 14, 7], [0, 8, 9, 8], [0, 7, 9, 8]]))
+    np.testing.assert_allclose(thin, [[1, 5 / 15, 0, 0]], rtol=1e-6)
 
 
 def test_near_crop_edge_forgives_the_edges_of_the_picture():

@@ -25,3 +25,16 @@ def test_crop_boxes_of_a_released_photo():
     assert (second[0][2], second[0][3]) == (692, 567)
     for boxes in (first, second):
         assert {max(box[2] for box in boxes), max(box[3] for box in boxes)} == {2000, 1500}
+
+
+@pytest.mark.parametrize("side", range(1, 12))
+@pytest.mark.parametrize("other", [1, 2, 3, 90])
+def test_crops_of_few_pixels_cover_the_image_and_none_is_empty(side, other):
+    for size in ((side, other), (other, side)):
+        for boxes in generate_crop_boxes(size, 2, 512 / 1500):
+            covered = np.zeros(size, bool)
+            for x0, y0, x1, y1 in boxes:
+                assert 0 <= x0 < x1 <= size[1]
+                assert 0 <= y0 < y1 <= size[0]
+                covered[y0:y1, x0:x1] = True
+            assert covered.all()
