@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from sam_jax.inference.automatic_mask_generator import Record, SamAutomaticMaskGenerator
+from sam_jax.inference.automatic_mask_generator import FEW_PIXELS, Record, SamAutomaticMaskGenerator
 from sam_jax.ops.boxes import nms
 from sam_jax.ops.masks import mask_to_box
 from sam_jax.ops.rle import decode_mask, encode_mask, encode_placed
@@ -142,7 +142,7 @@ def merge_tiles(
     boxes = np.array([record["bbox"] for record in records], np.int64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     scores = np.array([record["predicted_iou"] for record in records], np.float32)
-    return [records[i] for i in nms(boxes, scores, box_nms_thresh)]
+    return [records[i] for i in nms(boxes, scores, box_nms_thresh, min(layout.size) <= FEW_PIXELS)]
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:

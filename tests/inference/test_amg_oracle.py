@@ -112,7 +112,8 @@ def test_thin_images_give_the_official_masks_but_each_once(pair, shape, layers):
     assert masks
     assert len(set(masks)) == len(masks)
     assert set(masks) <= {record["segmentation"]["counts"] for record in expected}
-    boxes, others = (np.array([record["bbox"] for record in records]) + (0, 0, 1, 1) for records in (found, expected))
+    last = np.array([0, 0, 1.0, 1.0])
+    boxes, others = (np.array([record["bbox"] for record in records]) + last for records in (found, expected))
     assert (coco.iou(others, boxes, [0] * len(boxes)).max(axis=1) > options["crop_nms_thresh"]).all()
 
 
