@@ -16,7 +16,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_SCRIPT_LINES = 100
 
-_BASE = {"config", "structs", "ops", "ops/network", "models", "sharding", "checkpoint", "files"}
+_BASE = {"config", "structs", "ops", "ops/network", "models", "sharding", "checkpoint", "files", "rgb"}
 _LIBRARY = _BASE | {
     "sam_jax",
     "runtime",
@@ -63,10 +63,12 @@ ALLOWED = {
     "checkpoint": {"config", "structs", "models", "files"},
     "runtime": set(),
     "files": set(),
+    # Inference and the data must see the same pixels, and neither imports the other.
+    "rgb": set(),
     "inference": _BASE,
     "training": _BASE | {"tpu_estimates"},
     "training/loop": _BASE | {"training", "data", "data/pipeline", "evaluation"},
-    "data": {"config", "data/tfds_sa1b", "data/grabcut_regions"},
+    "data": {"config", "rgb", "data/tfds_sa1b", "data/grabcut_regions"},
     "data/grabcut_regions": {"data"},
     "data/tfds_sa1b": {"data", "data/tfds_prepare"},
     "data/tfds_prepare": {"data", "data/tfds_sa1b"},
@@ -95,6 +97,7 @@ THIRD_PARTY = {
     "checkpoint": {"jax", "numpy", "flax", "orbax", "etils"},
     "runtime": {"jax"},
     "files": {"etils"},
+    "rgb": {"numpy", "PIL"},
     "inference": _ARRAYS | _HOST,
     "training": _ARRAYS | {"flax", "optax", "etils", "tqdm", "PIL", "tensorboardX"},
     "training/loop": _ARRAYS | {"flax", "optax", "etils", "tqdm"},

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from sam_jax.data import pool_packages
 from sam_jax.data.grabcut_regions import find_grabcut_regions
 from sam_jax.data.pool_packages import Found
+from sam_jax.rgb import to_rgb
 
 CUTOUT_SIDE = 384  # longest side in pixels, at most
 RENDERED_SIDE = 224  # emoji are many and smooth: fewer pixels, less memory
@@ -105,7 +106,7 @@ def split_of(source: str) -> str:
 
 def _read_image(path: pathlib.Path, mode: str) -> np.ndarray:
     with Image.open(path) as image:
-        return np.asarray(image.convert(mode))
+        return np.asarray(to_rgb(image) if mode == "RGB" else image.convert(mode))
 
 
 def _read_labelled(path: pathlib.Path) -> LabelledPhoto:
@@ -194,7 +195,7 @@ def _write_cutout(image: Image.Image, path: pathlib.Path, longest: int) -> bool:
 
 
 def _write_background(image: Image.Image, path: pathlib.Path) -> bool:
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if min(image.size) < 128:
         return False
     _shrink(image, BACKGROUND_SIDE / min(image.size)).save(path, quality=92)
@@ -268,7 +269,7 @@ def build_pool(
 def _label(root: pathlib.Path, entry: dict) -> dict | None:
     """Writes a background with its regions into the pool; its new entry, or None if GrabCut found none."""
     with Image.open(root / entry["path"]) as photo:
-        small = photo.convert("RGB")
+        small = to_rgb(photo).copy()
     small.thumbnail((REGION_SIDE, REGION_SIDE))
     rng = np.random.default_rng(zlib.crc32(entry["path"].encode()))
     regions = find_grabcut_regions(rng, np.asarray(small), REGION_TRIES)

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from sam_jax.data.example import MASK_STRIDE, MIN_CELLS, Example, min_cells, pack_example
 from sam_jax.data.records import DataError, NoMaskError, Record
 from sam_jax.data.rle_grid import Placement, Size, decode_runs, reduce_runs
+from sam_jax.rgb import to_rgb
 
 _JITTER_DRAWS = 8  # of scale and crop, before a picture without a mask in sight is taken whole
 
@@ -150,10 +151,3 @@ def read_frame(picture: Image.Image, placement: Placement, image_size: int) -> n
     box = left * width / w, top * height / h, min(right * width / w, width), min(bottom * height / h, height)
     rgb = to_rgb(picture)
     return np.asarray(rgb.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box))
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Grey becomes RGB, alpha is dropped, 16-bit values are scaled to 8 bits."""
-    if picture.mode.startswith("I"):
-        picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    return picture if picture.mode == "RGB" else picture.convert("RGB")

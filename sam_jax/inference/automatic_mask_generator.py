@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco
 
 from sam_jax.config import AmgConfig
+from sam_jax.inference.images import as_array
 from sam_jax.inference.mask_candidates import Candidates, concatenate, encode_crops, find_in_crop, to_edges
-from sam_jax.inference.predictor import check_image
 from sam_jax.models.sam import Sam, inference_variables
 from sam_jax.ops.boxes import nms, xyxy_to_xywh
 from sam_jax.ops.crops import build_layer_grids, generate_crop_boxes
@@ -62,22 +63,23 @@ class SamAutomaticMaskGenerator:
         self.config = AmgConfig(**options).of_model(model.config)
         self.point_grids = _point_grids(self.config, point_grids)
 
-    def generate(self, image: np.ndarray) -> list[Record]:
+    def generate(self, image: np.ndarray | Image.Image) -> list[Record]:
         """Masks of a picture.
 
         Args:
-          image: (H, W, 3) uint8 RGB.
+          image: (H, W, 3) uint8 RGB, or an image of Pillow, which is turned upright by its EXIF as files are.
 
         Returns:
           One dictionary per mask: `segmentation` (see `AmgConfig.output_mode`), `area` in pixels, `bbox` [x, y, w, h],
           `predicted_iou`, `point_coords` [[x, y]], `stability_score` and `crop_box` [x, y, w, h]; all in pixels of the
           picture. A picture without any is an empty list.
         """
-        return self.records(self.find(image), image.shape[:2])
+        pixels = as_array(image)
+        return self.records(self.find(pixels), pixels.shape[:2])
 
-    def find(self, image: np.ndarray) -> Candidates:
+    def find(self, image: np.ndarray | Image.Image) -> Candidates:
         """The device's part of `generate`: what is left after all filters on scores and boxes."""
-        check_image(image, "RGB")
+        image = as_array(image)
         config = self.config
         layers = generate_crop_boxes(image.shape[:2], config.crop_n_layers, config.crop_overlap_ratio)
         thin = min(image.shape[:2]) <= FEW_PIXELS

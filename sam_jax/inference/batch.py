@@ -22,9 +22,10 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from PIL import Image
 
 from sam_jax.inference.encoding import encoder_seconds
-from sam_jax.inference.images import read_image
+from sam_jax.inference.images import as_array, read_image
 from sam_jax.inference.photo_list import Photo
 from sam_jax.inference.prompt_files import PhotoObjects
 from sam_jax.inference.result_files import OutputError, Record
@@ -88,14 +89,14 @@ class Hooks:
     """What a run does with each photo besides segmenting it; all are called by several threads.
 
     Attributes:
-      read: path -> (H, W, 3) uint8.
+      read: path -> (H, W, 3) uint8, or an image of Pillow.
       prompts: photo -> its objects, for segmenters that want them.
       is_finished: photos of which this is true are passed over.
       finish: called with each good result, its objects and the picture: to write results, for example. An `OutputError`
         ends the run, any other error is that photo's.
     """
 
-    read: Callable[[str], np.ndarray] = read_image
+    read: Callable[[str], np.ndarray | Image.Image] = read_image
     prompts: Callable[[Photo], PhotoObjects | None] = lambda photo: None
     is_finished: Callable[[Photo, PhotoObjects | None], bool] = lambda photo, objects: False
     finish: Callable[[PhotoResult, PhotoObjects | None, np.ndarray], None] = lambda result, objects, image: None
@@ -196,7 +197,8 @@ class _Run:
             if self._hooks.is_finished(job.photo, job.objects):
                 job.done.set_result(PhotoResult(job.photo, is_skipped=True))
                 return
-            job.image = self._hooks.read(job.photo.path)
+            image = self._hooks.read(job.photo.path)
+            job.image = as_array(image) if isinstance(image, Image.Image) else image
         self._finders.submit(self._guarded, self._find, job)
 
     def _find(self, job: _Job) -> None:

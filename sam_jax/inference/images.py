@@ -10,6 +10,8 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sam_jax.rgb import to_rgb
+
 # Larger photos are more likely an attack or a mistake than a photo; about 13,000 x 13,000.
 MAX_PIXELS = 178_956_970
 
@@ -48,7 +50,8 @@ class ImageError(ValueError):
 def read_image(path: epath.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads a photo, upright, as (H, W, 3) uint8 RGB.
 
-    EXIF rotation is applied, grey becomes RGB, an alpha channel is dropped, 16-bit values are scaled to 8 bits.
+    EXIF rotation is applied, grey becomes RGB, an alpha channel is dropped, deeper values are scaled to 8 bits
+    (`rgb.to_rgb` says how).
 
     Args:
       path: local or gs://.
@@ -66,13 +69,45 @@ def read_image(path: epath.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray
         with _QUIET, Image.open(io.BytesIO(file.read_bytes())) as image:
             _check_size(path, image.size, max_pixels)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return np.array(to_rgb(ImageOps.exif_transpose(image)))
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not a picture that PIL can read; convert it to JPEG or PNG") from error
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{path} is broken ({error}); fetch or export it again") from error
+
+
+def as_array(image: np.ndarray | Image.Image, image_format: str = "RGB") -> np.ndarray:
+    """The pixels of what a caller gives as an image: (H, W, 3) uint8 in the order `image_format`.
+
+    Args:
+      image: such an array, or an image of Pillow of any mode. That is treated as `read_image` treats files: it is
+        turned upright where its EXIF says so, and becomes RGB. Of an array nothing is known but its pixels.
+      image_format: of an array, "RGB" or "BGR"; images of Pillow know their channels.
+
+    Raises:
+      ValueError: another type, dtype, shape or format.
+      ImageError: Pillow cannot decode the image.
+    """
+    if image_format not in ("RGB", "BGR"):
+        raise ValueError(f"image_format is {image_format!r}; expected 'RGB' or 'BGR'")
+    if isinstance(image, Image.Image):
+        if image_format != "RGB":
+            raise ValueError(f"image_format is {image_format!r}; expected 'RGB', as a PIL image knows its channels")
+        try:
+            with _QUIET:
+                image = np.array(to_rgb(ImageOps.exif_transpose(image)))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ImageError(f"the PIL image cannot be decoded ({error}); open or make it again") from error
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"image is a {type(image).__name__}; expected a numpy array (H, W, 3) of uint8 or a PIL image")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"image has dtype {image.dtype} and shape {image.shape}; expected (H, W, 3) uint8 in 0..255; "
+            "sam_jax.read_image reads grey, RGBA and 16-bit files as that"
+        )
+    return image
 
 
 def _check_size(path: epath.PathLike, size: tuple[int, int], max_pixels: int) -> None:
@@ -82,20 +117,6 @@ def _check_size(path: epath.PathLike, size: tuple[int, int], max_pixels: int) ->
             f"{path} has {width}x{height} = {width * height:,} pixels, more than the limit of {max_pixels:,}; "
             "shrink it, or raise max_pixels if you trust the file"
         )
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image).astype(np.float64))
-        top = _white(values) if image.mode == "F" else 65535.0
-        grey = np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))
-
-
-def _white(values: np.ndarray) -> float:
-    """The value that stands for white in a floating-point picture, which no file format tells."""
-    return next((top for top in (1.0, 255.0) if values.max(initial=0.0) <= top), 65535.0)
 
 
 def read_mask_input(path: epath.PathLike) -> np.ndarray:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 from sam_jax.inference.encoding import EncodedImages, encode_and_wait
+from sam_jax.inference.images import as_array
 from sam_jax.models.sam import Sam, inference_variables
 from sam_jax.ops.crf import box_limits, refine_masks
 from sam_jax.ops.masks import postprocess_masks
@@ -91,17 +93,17 @@ class SamPredictor:
         """Whether `set_image` has been called."""
         return self._encoded is not None
 
-    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+    def set_image(self, image: np.ndarray | Image.Image, image_format: str = "RGB") -> None:
         """Runs the image encoder on a photo; `predict` then costs only the mask decoder.
 
         Args:
-          image: (H, W, 3) uint8.
-          image_format: "RGB" or "BGR".
+          image: (H, W, 3) uint8, or an image of Pillow, which is turned upright by its EXIF as files are.
+          image_format: of an array, "RGB" or "BGR".
 
         Raises:
           ValueError: another dtype, shape or format.
         """
-        check_image(image, image_format)
+        image = as_array(image, image_format)
         self.reset_image()
         if image_format == "BGR":
             image = image[..., ::-1]
@@ -288,19 +290,6 @@ def _bucket(count: int, buckets: tuple[int, ...]) -> int:
         if count <= size:
             return size
     return -(-count // buckets[-1]) * buckets[-1]
-
-
-def check_image(image: np.ndarray, image_format: str) -> None:
-    """Raises ValueError unless the image is (H, W, 3) uint8 and its format "RGB" or "BGR"."""
-    if image_format not in ("RGB", "BGR"):
-        raise ValueError(f"image_format is {image_format!r}; expected 'RGB' or 'BGR'")
-    if not isinstance(image, np.ndarray):
-        raise ValueError(f"image is a {type(image).__name__}; expected a numpy array (H, W, 3) of uint8")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"image has dtype {image.dtype} and shape {image.shape}; expected (H, W, 3) uint8 in 0..255; "
-            "sam_jax.read_image reads grey, RGBA and 16-bit files as that"
-        )
 
 
 def check_labels(labels: np.ndarray, allowed: tuple[int, ...]) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from PIL import Image
 
+from sam_jax.inference.images import as_array
 from sam_jax.inference.outputs import (
     caption,
     draw_prompts,
@@ -57,7 +59,7 @@ class PhotoPrompts:
         return self.boxes is None and self.mask_input is None and self.points is not None and len(self.points) == 1
 
 
-def segment_photo(predictor: SamPredictor, image: np.ndarray, prompts: PhotoPrompts) -> PredictedMasks:
+def segment_photo(predictor: SamPredictor, image: np.ndarray | Image.Image, prompts: PhotoPrompts) -> PredictedMasks:
     """Masks of a photo, flat over its objects; best first where the prompt was ambiguous."""
     predictor.set_image(image)
 
@@ -89,14 +91,18 @@ def prompt_fields(prompts: PhotoPrompts, index: int) -> dict[str, Any]:
 
 
 def write_results(
-    out: epath.PathLike, photo: epath.PathLike, image: np.ndarray, prompts: PhotoPrompts, predicted: PredictedMasks
+    out: epath.PathLike,
+    photo: epath.PathLike,
+    image: np.ndarray | Image.Image,
+    prompts: PhotoPrompts,
+    predicted: PredictedMasks,
 ) -> epath.Path:
     """Writes `NAME.masks.json`, `NAME.mask_0.png` ... and `NAME.overlay.jpg` into the directory `out`.
 
     Returns:
       The overlay's path. The JSON is written last: where it stands, everything else does.
     """
-    folder, name = epath.Path(out), epath.Path(photo)
+    folder, name, pixels = epath.Path(out), epath.Path(photo), as_array(image)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_earlier_results(folder, name.stem)
     annotations = []
@@ -104,8 +110,8 @@ def write_results(
         write_picture(folder / f"{name.stem}.mask_{index}.png", mask.astype(np.uint8) * 255)
         annotations.append(mask_record(index, mask, iou, prompt_fields(prompts, index)))
     overlay = folder / f"{name.stem}.overlay.jpg"
-    write_picture(overlay, overlay_picture(image, prompts, predicted))
-    size = {"file_name": name.name, "width": image.shape[1], "height": image.shape[0]}
+    write_picture(overlay, overlay_picture(pixels, prompts, predicted))
+    size = {"file_name": name.name, "width": pixels.shape[1], "height": pixels.shape[0]}
     write_records(folder / f"{name.stem}.masks.json", size, annotations)
     return overlay
 
@@ -118,11 +124,12 @@ def _remove_earlier_results(folder: epath.Path, stem: str) -> None:
             file.unlink()
 
 
-def overlay_picture(image: np.ndarray, prompts: PhotoPrompts, predicted: PredictedMasks) -> np.ndarray:
+def overlay_picture(image: np.ndarray | Image.Image, prompts: PhotoPrompts, predicted: PredictedMasks) -> np.ndarray:
     """The photo with masks and prompts drawn in; one panel per mask where the prompt was ambiguous."""
+    pixels = as_array(image)
 
     def panel(masks: np.ndarray) -> np.ndarray:
-        return draw_prompts(overlay_masks(image, list(masks)), prompts.points, prompts.labels, prompts.boxes)
+        return draw_prompts(overlay_masks(pixels, list(masks)), prompts.points, prompts.labels, prompts.boxes)
 
     if not prompts.is_ambiguous:
         return panel(predicted.masks)

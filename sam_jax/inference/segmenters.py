@@ -12,8 +12,10 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from PIL import Image
 
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
+from sam_jax.inference.images import as_array
 from sam_jax.inference.outputs import mask_record
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.inference.prompt_files import ObjectPrompt, PhotoObjects
@@ -74,8 +76,9 @@ class EverythingSegmenter:
         self._options = options
         self._generator = SamAutomaticMaskGenerator(model, variables, **options | {"output_mode": "coco_rle"})
 
-    def find(self, image: np.ndarray, objects: PhotoObjects | None = None) -> Any:
+    def find(self, image: np.ndarray | Image.Image, objects: PhotoObjects | None = None) -> Any:
         """Candidates of the photo, or pieces of its tiles. Takes no prompts."""
+        image = as_array(image)
         layout = self._layout(image.shape[:2])
         return self._generator.find(image) if layout is None else find_in_tiles(self._generator, image, layout)
 
@@ -118,7 +121,7 @@ class PromptedSegmenter:
     def __init__(self, model: Sam, variables: Any) -> None:
         self._predictor = SamPredictor(model, variables)
 
-    def find(self, image: np.ndarray, objects: PhotoObjects | None) -> list[FoundObject]:
+    def find(self, image: np.ndarray | Image.Image, objects: PhotoObjects | None) -> list[FoundObject]:
         """A mask per object, in the objects' order.
 
         Raises:

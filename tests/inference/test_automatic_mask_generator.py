@@ -6,6 +6,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco
 
 from sam_jax.inference import mask_candidates
@@ -137,6 +138,17 @@ def test_images_of_few_pixels_give_finite_records_once(size, layers):
             assert np.isfinite(numbers + record["bbox"] + record["point_coords"][0]).all()
             assert record["area"] == coco.area(record["segmentation"])
             assert record["segmentation"]["size"] == [h, w]
+
+
+def test_an_image_of_pillow_is_treated_as_its_file():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 110), np.uint8))
+    image.info["exif"] = exif.tobytes()
+    grey = np.rot90(np.asarray(image), -1)
+    expected = generator(output_mode="coco_rle").generate(np.repeat(grey[..., None], 3, axis=2))
+    assert generator(output_mode="coco_rle").generate(image) == expected
+    assert expected[0]["segmentation"]["size"] == [110, 70]
 
 
 def test_our_own_filters(records, photo):

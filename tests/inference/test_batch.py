@@ -101,6 +101,15 @@ def test_hooks_see_each_photo_once():
     assert sorted(read) == ["4", "5", "6", "7"]
 
 
+def test_hooks_may_read_images_of_pillow():
+    shapes = []
+    hooks = Hooks(
+        read=lambda path: Image.new("L", (4, 3), 7), finish=lambda result, objects, image: shapes.append(image.shape)
+    )
+    assert [result.size for result in run(NAMES[:2], hooks=hooks)] == [(3, 4)] * 2
+    assert shapes == [(3, 4, 3)] * 2
+
+
 def test_an_error_of_finish_is_the_photos_own():
     def finish(result, objects, image):
         if result.photo.path == "2":

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from sam_jax.inference.images import ImageError, read_image
 from sam_jax.inference.predictor import POINT_BUCKETS, PROMPT_BUCKETS, PredictedMasks, SamPredictor
 from sam_jax.models.sam import Sam
 from sam_jax.ops.masks import postprocess_masks
@@ -395,6 +397,30 @@ def test_wrong_photos(variables, image, options, words):
         predictor.set_image(image, **options)
     assert_plain(failure, *words)
     assert not predictor.is_image_set
+
+
+def test_an_image_of_pillow_is_treated_as_its_file(variables, tmp_path):
+    """Turned upright by its EXIF, and RGB."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo(40, 60)).convert("RGBA").save(tmp_path / "turned.png", exif=exif)
+    predictor = SamPredictor(Sam(TINY), variables)
+    predictor.set_image(read_image(tmp_path / "turned.png"))
+    expected = predictor.get_image_embedding()
+    with Image.open(tmp_path / "turned.png") as image:
+        predictor.set_image(image)
+        assert predictor.original_size == (60, 40)
+        np.testing.assert_array_equal(predictor.get_image_embedding(), expected)
+        with pytest.raises(
+            ValueError, match="image_format is 'BGR'; expected 'RGB', as a PIL image knows its channels"
+        ):
+            predictor.set_image(image, "BGR")
+    (tmp_path / "short.png").write_bytes((tmp_path / "turned.png").read_bytes()[:-300])
+    with (
+        Image.open(tmp_path / "short.png") as image,
+        pytest.raises(ImageError, match="the PIL image cannot be decoded"),
+    ):
+        predictor.set_image(image)
 
 
 def test_predict_before_set_image(variables):

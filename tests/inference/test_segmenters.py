@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.predictor import SamPredictor
@@ -35,6 +36,7 @@ def test_everything_is_what_the_generator_finds(model, variables, photo):
     assert records == expected
     assert records
     json.dumps(records)
+    assert segmenter.records(segmenter.find(Image.fromarray(photo)), (H, W)) == records
     other = segmenter.on_device(jax.local_devices()[3])
     found = other.find(photo)
     assert found.pixels[0][0]["bits"].devices() == {jax.local_devices()[3]}
