@@ -120,7 +120,7 @@ class RecordDataConfig:
     Attributes:
       path: tells by itself what it is: a directory of SA-1B tars (or one tar), a directory of jpg + json, a prepared
         tensorflow-datasets directory (array_record), or a COCO instances .json file.
-      image_dir: where the pictures of a COCO file lie; None means `images` beside it.
+      image_dir: where the images of a COCO file lie; None means that they are looked for beside it.
       hold_out: share of the images, chosen by image id, that training never sees and evaluation during training uses.
         Above 0, at least one image of a data set of two or more is held out, and at least one is trained on.
       max_images: train on that many images only, chosen by image id: the paper's subsets are 100_000 and 1_000_000.

@@ -19,7 +19,7 @@ def open_records(path: epath.PathLike, image_dir: epath.PathLike | None = None) 
 
     Args:
         path: local or gs://; see `ACCEPTED`.
-        image_dir: where the pictures of a COCO file lie; None means `images` beside it.
+        image_dir: where the images of a COCO file lie; None means that they are looked for beside it.
     """
     name = os.fspath(path).rstrip("/")
     if name.endswith(".json"):

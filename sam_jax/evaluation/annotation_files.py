@@ -6,7 +6,6 @@ comes. Pictures are not opened here.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from sam_jax.data.coco_files import read_coco, read_json
+from sam_jax.data.coco_places import CocoPlaces
 from sam_jax.data.records import DataError
 
 
@@ -46,16 +47,6 @@ class LabelledFile:
             raise DataError(f"{self.name} cannot be read ({error}); is it where its annotations say?") from None
 
 
-def read_json(path: epath.Path) -> Any:
-    """The content of a JSON file. Raises DataError."""
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); fetch the file again") from None
-
-
 def _lists(path: epath.Path, *names: str) -> list[list[dict[str, Any]]]:
     """The named lists of objects of a JSON file."""
     document = read_json(path)
@@ -67,50 +58,15 @@ def _lists(path: epath.Path, *names: str) -> list[list[dict[str, Any]]]:
 
 
 def coco_files(path: epath.Path, image_dirs: Sequence[epath.PathLike] = ()) -> list[LabelledFile]:
-    """Images of a COCO instances or LVIS file (https://cocodataset.org/#format-data) that have an annotation.
-
-    Crowds are left out. LVIS names its images by the last two parts of `coco_url`, "val2017/000000000139.jpg".
+    """Images of a COCO instances or LVIS file that have an annotation, as training reads them.
 
     Args:
       path: the file.
-      image_dirs: where pictures may lie; none means `images` beside the file, the file's directory and the one above.
+      image_dirs: where images may lie; none means that they are looked for beside the file.
     """
-    images, annotations = _lists(path, "images", "annotations")
-    groups: dict[Any, list[Any]] = {}
-    for annotation in annotations:
-        if not annotation.get("iscrowd"):
-            groups.setdefault(annotation.get("image_id"), []).append(annotation.get("segmentation"))
-    near = image_dirs or (path.parent / "images", path.parent, path.parent.parent)
-    folders = [epath.Path(folder) for folder in near]
-    files, found = [], None
-    for image in images:
-        if segmentations := groups.get(image.get("id")):
-            names = _names(path, image)
-            # Where the first one lies the others do too: asking for each would take minutes on gs://.
-            found = found or _find(path, folders, names)
-            files.append(LabelledFile(found[0] / names[found[1]], segmentations))
-    if not files:
-        raise DataError(f"{path}: none of its {len(annotations)} annotations is a mask in one of its images")
-    return files
-
-
-def _names(path: epath.Path, image: dict[str, Any]) -> list[str]:
-    """What a picture's file may be called, below the directory of pictures."""
-    names = [image["file_name"]] if isinstance(image.get("file_name"), str) else []
-    if isinstance(url := image.get("coco_url"), str):
-        names += ["/".join(url.split("/")[-2:]), url.split("/")[-1]]
-    if not names:
-        raise DataError(f"{path}: image {image.get('id')!r} has neither file_name nor coco_url")
-    return names
-
-
-def _find(path: epath.Path, folders: Sequence[epath.Path], names: Sequence[str]) -> tuple[epath.Path, int]:
-    for folder in folders:
-        for number, name in enumerate(names):
-            if (folder / name).exists():
-                return folder, number
-    places = ", ".join(map(str, folders))
-    raise DataError(f"{path}: its image {names[0]} is in none of {places}; say where the pictures lie")
+    images = read_coco(path)
+    places = CocoPlaces(path, images, image_dirs)
+    return [LabelledFile(epath.Path(p), image.segmentations()) for p, image in zip(places.paths, images, strict=True)]
 
 
 def youtube_vis_files(path: epath.Path, frames: epath.Path) -> list[LabelledFile]:

@@ -15,9 +15,9 @@ from PIL import Image, UnidentifiedImageError
 from sam_jax.data.open_records import open_records
 from sam_jax.data.records import DataError, RecordSource
 from sam_jax.data.rle_grid import decode_runs
+from sam_jax.data.segmentations import Rle, Size, to_rles
 from sam_jax.evaluation.annotation_files import LabelledFile, coco_files
 from sam_jax.evaluation.label_maps import paired_files, read_label_map, split_label_map
-from sam_jax.evaluation.segmentations import Rle, Size, to_rles
 from sam_jax.rgb import to_rgb
 
 ACCEPTED = (

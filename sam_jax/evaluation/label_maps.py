@@ -11,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from sam_jax.data.records import DataError
+from sam_jax.data.segmentations import Rle, Size
 from sam_jax.evaluation.annotation_files import LabelledFile
-from sam_jax.evaluation.segmentations import Rle, Size
 from sam_jax.ops.rle import encode_mask
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")

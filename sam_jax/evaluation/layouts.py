@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from sam_jax.data.records import DataError
+from sam_jax.data.segmentations import Rle, Size, to_rles
 from sam_jax.evaluation.annotation_files import (
     LabelledFile,
     coco_files,
@@ -25,7 +26,6 @@ from sam_jax.evaluation.annotation_files import (
 )
 from sam_jax.evaluation.image_sets import read_objects
 from sam_jax.evaluation.label_maps import read_label_map, split_label_map
-from sam_jax.evaluation.segmentations import Rle, Size, to_rles
 from sam_jax.ops.rle import encode_mask
 
 Finder = Callable[[epath.Path], list[LabelledFile]]

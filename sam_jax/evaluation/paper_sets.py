@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from etils import epath
 
 from sam_jax.data.records import DataError
+from sam_jax.data.segmentations import to_rles
 from sam_jax.evaluation import layouts
 from sam_jax.evaluation.image_sets import FileImages, read_objects
 from sam_jax.evaluation.label_maps import paired_files
 from sam_jax.evaluation.layouts import Finder, MasksOf
-from sam_jax.evaluation.segmentations import to_rles
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sam_jax.data.coco import CocoInstances
 from sam_jax.data.records import DataError
 
 HEIGHT, WIDTH = 12, 20
+OPEN = Image.open
 SQUARE = [2, 1, 10, 1, 10, 9, 2, 9]  # x 2..9, y 1..8
 SMALL = [14.0, 2.0, 18.0, 2.0, 18.0, 6.0, 14.0, 6.0]
 
@@ -102,26 +103,30 @@ def test_image_dir_and_pickling(tmp_path):
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     source = pickle.loads(pickle.dumps(CocoInstances(path, tmp_path / "elsewhere")))
     assert source[0].image.startswith(b"\x89PNG")
-    with pytest.raises(DataError, match=r"images/train/1\.png: cannot be read: No such file"):
-        CocoInstances(path)[0]
+    (tmp_path / "elsewhere/train/1.png").unlink()
+    with pytest.raises(DataError, match=r"elsewhere/train/1\.png: cannot be read: No such file"):
+        source[0]
+    with pytest.raises(DataError, match=r"its image train/1\.png is in none of .*; say where the images lie"):
+        CocoInstances(path)
 
 
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ({"size": [WIDTH, HEIGHT], "counts": "a"}, "an RLE of size"),
-        ({"size": [HEIGHT, WIDTH], "counts": [3, 4]}, "an RLE of 7 pixels in a picture of 240"),
-        ({"size": [HEIGHT, WIDTH], "counts": [-1, 241]}, "neither a string nor a list of run lengths"),
-        ([[*SQUARE, 3]], "a list of pairs of numbers"),
-        ([SQUARE, [*SQUARE, float("nan"), 3]], "a list of pairs of numbers"),
-        (SQUARE, "a polygon is a list of coordinates, not 2"),
-        ("m 0 0", "neither polygons nor an RLE"),
+        ({"size": [WIDTH, HEIGHT], "counts": "a"}, "its size is"),
+        ({"size": [HEIGHT, WIDTH], "counts": [3, 4]}, "its runs do not fill the picture"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-1, 241]}, "its runs do not fill the picture"),
+        ([[*SQUARE, 3]], "not made of pairs of numbers"),
+        ([SQUARE, [*SQUARE, float("nan"), 3]], "not finite"),
+        (SQUARE, "not made of pairs of numbers"),
+        ("m 0 0", "found str"),
     ],
 )
 def test_broken_segmentations_are_reported_when_read(tmp_path, segmentation, message):
     source = CocoInstances(_write(tmp_path, [_image(1)], [_annotation(1, segmentation)]))
     with pytest.raises(
-        DataError, match=rf"instances\.json: train/1\.png: a segmentation cannot be read: .*{message}"
+        DataError,
+        match=rf"instances\.json: train/1\.png: mask 0 is neither polygons nor an RLE of 12 x 20: .*{message}",
     ) as caught:
         source[0]
     assert "\n" not in str(caught.value)
@@ -131,14 +136,20 @@ def test_broken_segmentations_are_reported_when_read(tmp_path, segmentation, mes
     ("images", "annotations", "message"),
     [
         ([_image(1), _image(1)], [_annotation(1, [SQUARE])], "two images have the id 1"),
-        ([_image("1")], [], "has the id '1', which is no integer"),
-        ([_image(True)], [], "has the id True, which is no integer"),
-        ([_image(2**63)], [], "which is no integer"),
-        ([_image(1.0)], [], "has the id 1.0, which is no integer"),
-        ([_image(1, height=None)], [], "image 1 has the height None"),
+        ([_image(1), _image("1")], [], "two images have the id '1' and 1; give each its own"),
+        ([_image(1), _image(1.0)], [], r"two images have the id 1\.0 and 1"),
+        ([_image(True)], [], "entry 0 of 'images' has the id True, which is neither a number nor text"),
+        ([_image(None)], [], "has the id None, which is neither"),
+        ([_image("")], [], "has the id '', which is neither"),
+        ([_image(float("nan"))], [], "has the id nan, which is neither"),
+        ([_image(1, height="tall")], [], "image 1 has the height 'tall', which is no pixel count"),
         ([_image(1, width=0)], [], "image 1 has the width 0"),
-        ([_image(1, file_name=3)], [], "image 1 has no file_name"),
-        ([_image(1)], [{"segmentation": [SQUARE]}], "entry 0 of 'annotations' has no integer image_id"),
+        ([_image(1, file_name=3)], [], "image 1 has neither file_name nor coco_url"),
+        (
+            [_image(1)],
+            [{"segmentation": [SQUARE]}],
+            "entry 0 of 'annotations' has no image_id that is a number or text",
+        ),
         ([_image(1)], [_annotation(1, [SQUARE], iscrowd=1)], "none of its 1 annotations is a mask"),
     ],
 )
@@ -148,6 +159,35 @@ def test_wrong_files_are_refused_at_once(tmp_path, images, annotations, message)
         CocoInstances(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_ids_of_every_kind(tmp_path):
+    """Numbers stay as they are, whatever their type; text and what no int64 holds are numbers of their own."""
+    given = [7, 8.0, "9", "a-1", 1.5, 2**70]
+    images = [_image(number, file_name=f"{index}.png") for index, number in enumerate(given)]
+    annotations = [_annotation(image_id, [SQUARE]) for image_id in ("7", 8, 9.0, "a-1", "1.5", 2**70)]
+    path = _write(tmp_path, images, annotations)
+    source = CocoInstances(path)
+    assert source.image_ids[:3].tolist() == [7, 8, 9]
+    assert len(set(source.image_ids.tolist())) == 6
+    assert source.image_ids.min() >= 0
+    assert CocoInstances(path).image_ids.tolist() == source.image_ids.tolist()
+    assert [source[index].image_id for index in range(6)] == source.image_ids.tolist()
+
+
+def test_sizes_that_the_file_lacks_are_those_of_the_images(tmp_path, monkeypatch):
+    """And no image is opened whose size is known."""
+    images = [_image(1), _image(2, height=None), _image(3, height="12", width=20.0), _image(4)]
+    del images[3]["height"], images[3]["width"]
+    source = CocoInstances(_write(tmp_path, images, [_annotation(n, [SQUARE]) for n in (1, 2, 3, 4)]))
+    opened = []
+    monkeypatch.setattr("sam_jax.data.coco.Image.open", lambda file: opened.append(file) or OPEN(file))
+    records = [source[index] for index in range(4)]
+    assert len(opened) == 2
+    assert {str(record.segmentations) for record in records} == {str(records[0].segmentations)}
+    (tmp_path / "images/train/4.png").write_text("no image")
+    with pytest.raises(DataError, match=r"train/4\.png: its size cannot be read .*fetch the image again"):
+        source[3]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from sam_jax.data.records import DataError
+from sam_jax.data.segmentations import to_rles
 from sam_jax.evaluation import open_image_set
 from sam_jax.evaluation.annotation_files import LabelledFile
-from sam_jax.evaluation.segmentations import to_rles
 from sam_jax.ops.rle import decode_mask, encode_mask, run_lengths
 from tests.tiny_sa1b import tiny_files, write_folder, write_tar
 

@@ -1,0 +1,166 @@
+"""What a COCO instances or LVIS file says (https://cocodataset.org/#format-data), for training and evaluation alike.
+
+Left out are crowds (iscrowd 1), annotations without a polygon of three corners, and images that have no other
+annotation. Annotations of images that the file does not list are ignored, as COCO's own reader does. The images are not
+opened here, `coco_places` finds them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from etils import epath
+
+from sam_jax.data.records import DataError
+from sam_jax.data.segmentations import MIN_COORDINATES
+
+ImageId = int | str
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoImage:
+    """One image of a file, and its masks.
+
+    Attributes:
+        image_id: an integer, or text that is none; 7, 7.0 and "7" are one and the same.
+        file_name: with forward slashes; None where the file gives none.
+        url: `coco_url`, by which LVIS names its images, or None.
+        height, width: pixels, as the file says; None where it does not.
+        masks: JSON, a list of segmentations as they stand in the file. As text they take a fraction of the memory that
+            lists of Python floats take, and no time to convert before they are asked for.
+    """
+
+    image_id: ImageId
+    file_name: str | None
+    url: str | None
+    height: int | None
+    width: int | None
+    masks: bytes
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.file_name or str(self.url)
+
+    def segmentations(self) -> list[Any]:
+        """The masks; `segmentations.to_rles` reads them."""
+        found: list[Any] = json.loads(self.masks)
+        return found
+
+
+def read_json(path: epath.Path) -> Any:
+    """The content of a JSON file. Raises DataError."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: is not JSON ({error}); fetch the file again") from None
+
+
+def read_coco(path: epath.Path) -> tuple[CocoImage, ...]:
+    """The images of a file that have a usable annotation, in its order.
+
+    Raises:
+        DataError: it is no such file, an entry lacks what is needed, or two entries mean the same image.
+    """
+    document = read_json(path)
+    for key in ("images", "annotations"):
+        if not isinstance(document, dict) or not isinstance(document.get(key), list):
+            raise DataError(f"{path}: not a COCO instances file: it has no list {key!r}")
+    groups = _group_segmentations(path, document["annotations"])
+    images: list[CocoImage] = []
+    seen: dict[ImageId, Any] = {}
+    names: dict[str, Any] = {}
+    for number, entry in enumerate(document["images"]):
+        image = _image(path, number, entry)
+        if image.image_id in seen:
+            twice = {repr(entry["id"]): None, repr(seen[image.image_id]): None}
+            raise DataError(f"{path}: two images have the id {' and '.join(twice)}; give each its own")
+        seen[image.image_id] = entry["id"]
+        if found := groups.pop(image.image_id, None):
+            if (other := names.setdefault(image.name, entry["id"])) != entry["id"]:
+                raise DataError(
+                    f"{path}: images {other!r} and {entry['id']!r} are both {image.name!r}; join them into one"
+                )
+            images.append(dataclasses.replace(image, masks=json.dumps(found).encode()))
+    if not images:
+        total = len(document["annotations"])
+        raise DataError(f"{path}: none of its {total} annotations is a mask of a single object in one of its images")
+    return tuple(images)
+
+
+def _image(path: epath.Path, number: int, entry: Any) -> CocoImage:
+    if not isinstance(entry, dict):
+        raise DataError(f"{path}: entry {number} of 'images' is no object")
+    image_id = _id(entry.get("id"))
+    if image_id is None:
+        raise DataError(
+            f"{path}: entry {number} of 'images' has the id {entry.get('id')!r}, which is neither a number nor text"
+        )
+    name, url = (value if isinstance(value, str) else "" for value in (entry.get("file_name"), entry.get("coco_url")))
+    if not name and not url:
+        raise DataError(f"{path}: image {entry['id']!r} has neither file_name nor coco_url")
+    sides = {}
+    for side in ("height", "width"):
+        given = entry.get(side)
+        pixels = sides[side] = _whole(given)
+        if given is not None and (pixels is None or pixels <= 0):
+            raise DataError(
+                f"{path}: image {entry['id']!r} has the {side} {given!r}, which is no pixel count; give the "
+                "number or leave it out, and it is read from the image"
+            )
+    return CocoImage(image_id, _slashes(name) or None, url or None, sides["height"], sides["width"], b"")
+
+
+def _slashes(name: str) -> str:
+    """A name as it is written on Windows, or with needless parts, as others write it."""
+    name = name.replace("\\", "/")
+    return ("/" if name.startswith("/") else "") + "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _group_segmentations(path: epath.Path, annotations: list) -> dict[ImageId, list]:
+    """The usable segmentations of each image id, as they stand in the file."""
+    groups: dict[ImageId, list] = {}
+    for number, annotation in enumerate(annotations):
+        image_id = _id(annotation.get("image_id")) if isinstance(annotation, dict) else None
+        if image_id is None:
+            raise DataError(f"{path}: entry {number} of 'annotations' has no image_id that is a number or text")
+        if not annotation.get("iscrowd") and _is_usable(annotation.get("segmentation")):
+            groups.setdefault(image_id, []).append(annotation["segmentation"])
+    return groups
+
+
+def _id(value: Any) -> ImageId | None:
+    """One form for ids that mean the same; None for what is no id."""
+    whole = _whole(value)
+    if whole is not None:
+        return whole
+    if isinstance(value, float) and math.isfinite(value):
+        return repr(value)
+    return value if isinstance(value, str) and value else None
+
+
+def _whole(value: Any) -> int | None:
+    """The integer that a number or text stands for, or None."""
+    if isinstance(value, str) and value.removeprefix("-").isdecimal() and str(int(value)) == value:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _is_usable(segmentation: Any) -> bool:
+    """Whether there is something in it; what is malformed passes, to be reported when its masks are read."""
+    if isinstance(segmentation, dict):
+        return bool(segmentation.get("counts", True))
+    if not isinstance(segmentation, list):
+        return segmentation is not None
+    for polygon in segmentation:
+        pairs = isinstance(polygon, list) and polygon and isinstance(polygon[0], list)
+        if not isinstance(polygon, list) or len(polygon) * (2 if pairs else 1) >= MIN_COORDINATES:
+            return True
+    return False

@@ -1,0 +1,160 @@
+"""Where the images of a COCO file lie: beside it, in `images/`, in sub-folders, by names that other machines gave."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from sam_jax.data.coco_files import CocoImage
+from sam_jax.data.records import DataError
+
+Way = tuple[str, int]  # "whole", "without" its first n parts, or the last n parts of the "url"
+Tree = dict[str, list[tuple[epath.Path, list[str]]]]  # base name in lower case: paths, and their parts below a root
+
+
+class CocoPlaces:
+    """Paths of the images of a file. Pickles.
+
+    Where the first image lies as its name says, so do the others. If it does not, or another is not there, sub-folders
+    are searched, in which an image is known by the end of its path, in upper or lower case. On gs://, where a look at
+    each would take minutes, only the first is looked for.
+
+    Attributes:
+        paths: of each image; those that are nowhere stay where their names say, and fail when they are read.
+    """
+
+    def __init__(
+        self, path: epath.Path, images: Sequence[CocoImage], image_dirs: Sequence[epath.PathLike] = ()
+    ) -> None:
+        """Finds the images.
+
+        Args:
+            path: the file.
+            images: what `coco_files.read_coco` gave.
+            image_dirs: where names start from. None given means `images` beside the file, the file's directory and the
+                one above; absolute names are then tried as they are, too.
+
+        Raises:
+            DataError: no image is found, a name may mean several files, or two names mean the same file.
+        """
+        self._path, self._images, self._is_given = path, images, bool(image_dirs)
+        near = image_dirs or (path.parent / "images", path.parent, path.parent.parent)
+        self._folders = [epath.Path(folder) for folder in near]
+        paths = self._as_named()
+        if not paths or not _are_there(paths):
+            paths = self._search(paths)
+        self._check_distinct(paths)
+        self.paths = [str(place) for place in paths]  # as text they take a tenth of the memory
+
+    def read(self, index: int) -> bytes:
+        """The encoded image `index`. Raises DataError."""
+        try:
+            return epath.Path(self.paths[index]).read_bytes()
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{self.paths[index]}: cannot be read: {reason}; is it where the file says?") from None
+
+    def _as_named(self) -> list[epath.Path]:
+        """Paths of all by the way that leads to the first; nothing if none does."""
+        for way in self._ways(self._images[0]):
+            for folder in self._folders:
+                if (folder / _name(self._images[0], way)).exists():
+                    return [folder / _name(image, way) for image in self._images]
+        return []
+
+    def _ways(self, image: CocoImage) -> Iterator[Way]:
+        """What the image's file may be called below a directory, the surest first."""
+        if image.file_name:
+            if image.file_name.startswith("/") and not self._is_given:
+                yield "whole", 0
+            yield "without", 0
+        if image.url:
+            yield from (("url", 2), ("url", 1))
+        yield from (("without", count) for count in range(1, len(_parts(image.file_name or ""))))
+
+    def _search(self, named: Sequence[epath.Path]) -> list[epath.Path]:
+        """Paths of all that lie in sub-folders; the others keep those that their names give."""
+        # Folders of labels beside `images` may hold the same names.
+        trees = [_tree(root) for root in (self._folders if self._is_given else self._folders[:2])]
+        found, is_any = (
+            list(named or (self._folders[0] / _name(image, ("without", 0)) for image in self._images)),
+            False,
+        )
+        for number, image in enumerate(self._images):
+            hits = next(filter(None, (_hits(image, tree) for tree in trees)), [])
+            if len(hits) > 1:
+                raise DataError(
+                    f"{self._path}: image {image.name!r} may be {hits[0]} or {hits[1]}; give file_name with its folder"
+                )
+            if hits:
+                found[number], is_any = hits[0], True
+        if not is_any and not named:
+            places = ", ".join(map(str, self._folders))
+            raise DataError(
+                f"{self._path}: its image {self._images[0].name} is in none of {places} nor below; say where the "
+                "images lie (--data.image-dir to train, --images to evaluate)"
+            )
+        return found
+
+    def _check_distinct(self, paths: Sequence[epath.Path]) -> None:
+        owners: dict[epath.Path, CocoImage] = {}
+        for path, image in zip(paths, self._images, strict=True):
+            if (other := owners.setdefault(path, image)) is not image:
+                raise DataError(
+                    f"{self._path}: images {other.name!r} and {image.name!r} are both {path}; put each where its name "
+                    "says, or join them into one"
+                )
+
+
+def _are_there(paths: Sequence[epath.Path]) -> bool:
+    """Whether all files are there, by a listing of each directory; on gs:// it is taken for granted."""
+    wanted: dict[epath.Path, set[str]] = {}
+    for path in paths:
+        wanted.setdefault(path.parent, set()).add(path.name)
+    return all(
+        "://" in str(folder) or (folder.is_dir() and names <= {entry.name for entry in folder.iterdir()})
+        for folder, names in wanted.items()
+    )
+
+
+def _tree(root: epath.Path) -> Tree:
+    """All files in a directory and below."""
+    files: Tree = {}
+    for folder, _, names in root.walk():
+        above = [] if folder == root else list(folder.relative_to(root).parts)
+        for name in names:
+            files.setdefault(name.lower(), []).append((folder / name, [*above, name]))
+    return files
+
+
+def _hits(image: CocoImage, files: Tree) -> list[epath.Path]:
+    """Files whose paths end as the image's name does, those that do so for longest."""
+    best: list[tuple[tuple[int, bool], epath.Path]] = []
+    for wanted in [_parts(name) for name in (image.file_name, image.url) if name]:
+        for path, parts in files.get(wanted[-1].lower(), ()):
+            pairs = list(zip(reversed(parts), reversed(wanted), strict=False))
+            same = next((n for n, (one, other) in enumerate(pairs) if one.lower() != other.lower()), len(pairs))
+            # "train/1.jpg" is not "val/1.jpg".
+            if same > 1 or same in (len(parts), len(wanted)):
+                in_case = parts[-same:] == wanted[-same:]
+                best.append(((same + (parts == wanted), in_case), path))
+    top = max((score for score, _ in best), default=None)
+    return list(dict.fromkeys(path for score, path in best if score == top))
+
+
+def _parts(name: str) -> list[str]:
+    """Of a path or URL, without drive and scheme."""
+    return [part for part in re.sub(r"^\w+:", "", name).split("/") if part]
+
+
+def _name(image: CocoImage, way: Way) -> str:
+    """What the image's file is called by a way that may be that of another image."""
+    kind, count = way
+    if image.file_name and kind == "whole":
+        return image.file_name
+    if image.url and (kind == "url" or not image.file_name):
+        return "/".join(_parts(image.url)[-(count or 2) :])
+    parts = _parts(str(image.file_name))
+    return "/".join(parts[min(count, len(parts) - 1) :] if kind == "without" else parts)
