@@ -3,9 +3,10 @@
     python benchmarks/data_pipeline.py [--dir DIR] [--images 8] [--rounds 5] [--json OUT.json] [--profile]
 
 Makes photographs of 1500 x 2250 pixels (smooth noise and shapes, JPEG quality 90) with 100 masks each, once, as
-jpg + json pairs in DIR, and turns them into examples of 1024 pixels with 64 masks on a 256 x 256 grid in two ways, one
-after the other on each record:
-  sam_jax     Sa1bFolder and ExampleMaker: JPEG decoded small, masks reduced from their run lengths
+jpg + json pairs in DIR, and turns them into examples of 1024 pixels with 64 masks on a 256 x 256 grid in three ways,
+one after the other on each record:
+  sam_jax     Sa1bFolder and ExampleMaker: full JPEG decoding, masks reduced from their run lengths
+  scaled      the same with data.scaled_decode: JPEG decoded small
   plain       full JPEG decoding, pycocotools decoding of each mask at full size, both resized by PIL
 Times are CPU seconds of one thread, so that a busy machine disturbs them little; each way's median over the rounds.
 """
@@ -103,6 +104,7 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
     source = Sa1bFolder(folder)
     ways: dict[str, Callable[[int, Record], Example]] = {
         "sam_jax": ExampleMaker(IMAGE_SIZE, MASKS_PER_IMAGE, max_mask_share=0.9),
+        "scaled": ExampleMaker(IMAGE_SIZE, MASKS_PER_IMAGE, max_mask_share=0.9, scaled_decode=True),
         "plain": plain_example,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -113,7 +115,7 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
                 start = time.thread_time()
                 example = way(number * len(source) + index, source[index])
                 spent[name] += time.thread_time() - start
-                assert example.mask_valid.all(), "the two ways must do the same work"
+                assert example.mask_valid.all(), "all ways must do the same work"
         if number:
             for name in ways:
                 seconds[name].append(spent[name] / len(source))
@@ -139,7 +141,8 @@ def report(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
         median = float(np.median(rounds))
         print(f"{name:10}{1e3 * median:16.1f}{1e3 * min(rounds):8.1f}{1e3 * max(rounds):8.1f}{1 / median:22.1f}")
         figures[name] = {"ms_per_example": 1e3 * median, "examples_per_second": 1 / median}
-    print(f"sam_jax makes {figures['plain']['ms_per_example'] / figures['sam_jax']['ms_per_example']:.1f} x as many")
+    for name in ("sam_jax", "scaled"):
+        print(f"{name} makes {figures['plain']['ms_per_example'] / figures[name]['ms_per_example']:.2f} x as many")
     return figures
 
 

@@ -168,6 +168,7 @@ FREE = {
     "LossConfig": {"supervise_all_iou", "supervise_all_outputs", "sum_interactions"},
     "OptimConfig": {"cosine"},
     "RunOptions": {"eval_only"},
+    "RecordDataConfig": {"scaled_decode"},
     "SamConfig": {
         *("image_encoder", "prompt_encoder", "mask_decoder", "crf"),
         *("mask_threshold", "pred_iou_thresh", "stability_score_thresh"),

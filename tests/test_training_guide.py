@@ -57,6 +57,7 @@ SAID = [
     "configs/finetune_coco.py --data.image-dir photos",
     "configs/sa1b_vit_b.py --data.jitter 0.1 2.0 --data.max-images 100000 --data.hold-out 0.01",
     "configs/sa1b_vit_b.py --data.max-bad-share 0.1 --eval-every 10 --picture-every 10 --data.num-workers 8",
+    "configs/sa1b_vit_b.py --data.scaled-decode",
     "configs/sa1b_vit_b.py --profile-steps 20 25",
     "configs/sa1b_vit_b.py --eval-only",
     "configs/finetune_coco.py --finetune.lora-rank 0",

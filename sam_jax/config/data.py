@@ -128,6 +128,8 @@ class RecordDataConfig:
       max_bad_share: unreadable images above this share stop the run; below it each is logged and replaced.
       jitter: (smallest, largest) scale of large-scale jitter, (0.1, 2.0) in the paper's first two stages; None, as the
         published recipe has it, means no augmentation.
+      scaled_decode: JPEGs are decoded at a half, a quarter or an eighth where that leaves enough pixels. It is faster,
+        but images are then not quite those that inference sees.
       num_workers: processes that read ahead; 0 reads in threads of this process.
       prefetch: examples that each reader keeps ready.
     """
@@ -139,6 +141,7 @@ class RecordDataConfig:
     max_mask_share: float = 0.9
     max_bad_share: float = 0.01
     jitter: tuple[float, float] | None = None
+    scaled_decode: bool = False
     num_workers: int = 0
     prefetch: int = 32
 

@@ -1,6 +1,6 @@
 """From a record to a training example: which masks, how the picture is decoded, and where it lies in the square.
 
-The picture is resized as SAM resizes it (longest side to S, sides rounded half up, PIL's antialiased bilinear filter).
+The picture is resized as at inference (longest side to S, sides rounded half up, PIL's antialiased bilinear filter).
 EXIF is ignored: masks are in pixels as stored, and the official code never turns pictures either.
 """
 
@@ -31,6 +31,7 @@ class ExampleMaker:
         max_mask_share: masks that cover more of the picture than this are dropped.
         jitter: (smallest, largest) scale of large-scale jitter, or None.
         mask_stride: pixels of the square's side per cell of the masks: 4, 2 or 1.
+        scaled_decode: JPEGs are decoded small where that leaves enough pixels, see `read_frame`.
         with_image: False leaves the picture black: decoding it takes most of the time, and some do not look at it.
     """
 
@@ -40,6 +41,7 @@ class ExampleMaker:
     max_mask_share: float = 1.0
     jitter: tuple[float, float] | None = None
     mask_stride: int = MASK_STRIDE
+    scaled_decode: bool = False
     with_image: bool = True
 
     def __post_init__(self) -> None:
@@ -94,7 +96,7 @@ class ExampleMaker:
 
     def _picture(self, picture: Image.Image, placement: Placement) -> np.ndarray:
         if self.with_image:
-            return read_frame(picture, placement, self.image_size)
+            return read_frame(picture, placement, self.image_size, self.scaled_decode)
         h, w = (min(side, self.image_size) for side in placement.resized)
         return np.zeros((h, w, 3), np.uint8)
 
@@ -137,14 +139,15 @@ def jittered(rng: np.random.Generator, size: Size, image_size: int, scales: tupl
     return dataclasses.replace(placement, offset=(top, left))
 
 
-def read_frame(picture: Image.Image, placement: Placement, image_size: int) -> np.ndarray:
+def read_frame(picture: Image.Image, placement: Placement, image_size: int, scaled_decode: bool = False) -> np.ndarray:
     """The part of a picture that the frame shows: (h, w, 3) uint8 RGB, both sides `image_size` at most.
 
-    A JPEG is decoded at a half, a quarter or an eighth where that still leaves the resized picture's pixels: its DCT
-    blocks shrink for free, and the bilinear filter does the rest.
+    Its pixels are those of inference. With `scaled_decode` they are nearly so: a JPEG is decoded at a half, a quarter
+    or an eighth where that still leaves the resized picture's pixels, since its DCT blocks shrink for free, and the
+    bilinear filter does the rest.
     """
     h, w = placement.resized
-    drafted = picture.draft(None, (w, h))
+    drafted = picture.draft(None, (w, h)) if scaled_decode else None
     width, height = drafted[1][2:] if drafted else picture.size
     top, left = placement.offset
     bottom, right = min(top + image_size, h), min(left + image_size, w)

@@ -78,6 +78,7 @@ class RecordStream:
             config.max_mask_share,
             jitter,
             stage.mask_stride,
+            config.scaled_decode,
             with_image=embeddings is None,
         )
         self._embeddings = None if embeddings is None else epath.Path(embeddings)

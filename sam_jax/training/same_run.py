@@ -42,6 +42,8 @@ FREE_TO_CHANGE = frozenset(
         "sam.stability_score_thresh",
     )
 )
+# What runs had before there was such a field, where that is not its default.
+BEFORE = {"data.scaled_decode": True}
 # Where the data lies, as opposed to what it is: may change as long as the data's fingerprint does not.
 PLACES_OF_DATA = frozenset(("data.path", "data.image_dir", "data.pool"))
 # Where embeddings are kept, as opposed to whether: they are known by content.
@@ -89,7 +91,7 @@ def differences(theirs: dict[str, Any], config: TrainConfig) -> Iterator[tuple[s
 
     Args:
       theirs: the config that a run was started with. A field that it lacks is younger than the run: it then had what
-        is the field's default now.
+        is the field's default now, or what `BEFORE` says.
     """
     for name, old, new in _differences(theirs, json.loads(json.dumps(to_dict(config))), _defaults(config)):
         cache_moved = name in PLACES_OF_CACHES and old is not None and new is not None
@@ -101,7 +103,8 @@ def _differences(old: Any, new: Any, default: Any, name: str = "") -> Iterator[t
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             known = default.get(key) if isinstance(default, dict) else None
-            yield from _differences(old.get(key, known), new.get(key), known, f"{name}.{key}" if name else key)
+            path = f"{name}.{key}" if name else key
+            yield from _differences(old.get(key, BEFORE.get(path, known)), new.get(key), known, path)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         known = default if isinstance(default, list) and len(default) == len(new) else [None] * len(new)
         for i, parts in enumerate(zip(old, new, known, strict=True)):

@@ -12,6 +12,9 @@ from sam_jax.data.example import MIN_CELLS, PIXEL_MEAN_RGB, reduce_masks
 from sam_jax.data.random_shapes import smooth_field
 from sam_jax.data.record_examples import ExampleMaker, jittered, whole
 from sam_jax.data.records import DataError, NoMaskError, Record
+from sam_jax.inference.predictor import SamPredictor
+from sam_jax.models.sam import Sam
+from tests.tiny import TINY
 
 SIZE = 128
 
@@ -73,12 +76,30 @@ def test_shapes_and_dtypes():
     assert not fields["masks"][2:].any()
 
 
+@pytest.mark.parametrize(("h", "w"), [(150, 225), (511, 300), (1030, 700), (90, 61), (128, 128)])
+@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("TIFF", "I")])
+def test_pixels_are_exactly_those_that_the_predictor_encodes(h, w, kind, mode, monkeypatch):
+    picture = Image.fromarray(smooth_picture(h, w))
+    picture = picture.convert("L").convert("I") if mode == "I" else picture.convert(mode)
+    everything = np.ones((h, w), bool)
+    record = Record("image", 0, encoded(picture, kind), (encode(everything),))
+    example = ExampleMaker(80, 1)(0, record)
+    seen = []
+    monkeypatch.setattr("sam_jax.inference.predictor.encode_and_wait", lambda *args: seen.append(args[2:]))
+    with Image.open(io.BytesIO(record.image)) as image:
+        SamPredictor(Sam(TINY), {"params": {}}).set_image(image)
+    ((frames, sizes),) = seen
+    rows, columns = sizes[0]
+    assert example.input_size.tolist() == [rows, columns]
+    np.testing.assert_array_equal(example.image[:rows, :columns], frames[0, :rows, :columns])
+
+
 @pytest.mark.parametrize("factor", [2, 3, 5, 9])
 def test_a_jpeg_decoded_small_is_nearly_the_full_one(factor):
     h, w = 85 * factor + 1, 128 * factor - 3
     picture = smooth_picture(h, w)
     record = make_record(picture, [square(h, w, 0, 0, h // 2)], "JPEG", quality=95)
-    example = ExampleMaker(SIZE, 1)(0, record)
+    example = ExampleMaker(SIZE, 1, scaled_decode=True)(0, record)
     rows, columns = example.input_size
     full = Image.open(io.BytesIO(record.image)).resize((columns, rows), Image.Resampling.BILINEAR)
     difference = np.abs(np.asarray(full, int) - example.image[:rows, :columns])
@@ -91,7 +112,7 @@ def test_a_jpeg_decoded_small_is_not_stretched():
     ramp = np.linspace(0, 255, 1041).astype(np.uint8)
     picture = np.broadcast_to(ramp[None, :, None], (1041, 1041, 3))
     record = make_record(np.ascontiguousarray(picture), [square(1041, 1041, 0, 0, 500)], "JPEG", quality=98)
-    image = ExampleMaker(SIZE, 1)(0, record).image.astype(float)
+    image = ExampleMaker(SIZE, 1, scaled_decode=True)(0, record).image.astype(float)
     expected = np.asarray(Image.fromarray(ramp[None]).resize((SIZE, 1), Image.Resampling.BILINEAR), float)
     assert abs((image[..., 0] - expected)[:, -40:-4].mean()) < 0.4
 
@@ -107,7 +128,8 @@ def test_a_jpeg_is_never_decoded_smaller_than_the_example(monkeypatch):
     monkeypatch.setattr(Image.Image, "resize", spy)
     for h, w in ((257, 400), (100, 140), (1030, 700)):
         mask = square(h, w, 0, 0, h // 2)
-        ExampleMaker(SIZE, 1)(0, Record("", 0, encoded(np.zeros((h, w, 3), np.uint8), "JPEG"), (encode(mask),)))
+        maker = ExampleMaker(SIZE, 1, scaled_decode=True)
+        maker(0, Record("", 0, encoded(np.zeros((h, w, 3), np.uint8), "JPEG"), (encode(mask),)))
     assert all(have >= want for sizes in decoded for have, want in zip(*sizes, strict=True))
     assert [have for have, _ in decoded] == [(200, 129), (140, 100), (88, 129)]
 

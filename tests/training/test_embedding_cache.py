@@ -99,6 +99,10 @@ def test_embeddings_of_another_encoder_or_made_otherwise_are_refused(data, tmp_p
     other = dataclasses.replace(SMALLEST, pixel_mean=(1.0, 2.0, 3.0))
     with pytest.raises(ValueError, match=r"of other settings \(pixel_mean differ\)"):
         open_cache(tmp_path, random_variables(SMALLEST), stream, other)
+    data = dataclasses.replace(data, scaled_decode=True)
+    stream = RecordStream(open_source(data), data, STAGE, seed=0)
+    with pytest.raises(ValueError, match=r"\(images differ\)"):
+        open_cache(tmp_path, random_variables(SMALLEST), stream)
 
 
 def test_a_run_on_a_cache_shows_images_evaluates_and_stops_while_it_is_filled(data, tmp_path, monkeypatch):

@@ -91,6 +91,15 @@ def test_data_may_move_but_not_change(workdir):
     check_same_run(CONFIG, workdir, here(images=4))  # a finished run needs its data no more
 
 
+def test_a_run_from_before_scaled_decode_was_an_option_had_it(workdir):
+    old = json.loads((workdir / "config.json").read_text())
+    del old["data"]["scaled_decode"]
+    (workdir / "config.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=r"data\.scaled_decode: True -> False"):
+        check_same_run(CONFIG, workdir, here())
+    check_same_run(changed(data=dataclasses.replace(CONFIG.data, scaled_decode=True)), workdir, here())
+
+
 def test_a_run_of_an_earlier_version_goes_on(workdir):
     """Its config lacks fields that are younger, and nobody noted its data."""
     (workdir / "data.json").unlink()
