@@ -9,9 +9,9 @@ far less.
   encode      one picture of 1024 px through the image encoder
   decode      1 and 64 one-point prompts, three masks each
   tiny        the same of vit_tiny, the architecture of the bundled model, one picture of 512 px and one prompt
-  everything  an image of noise of 1500 x 2250, 32 x 32 points, post-processing included: the official generator against ours. Of
-              random weights' masks about a third pass the predicted IoU, and a third of those the stability score.
-              Our host's share (box NMS, run lengths, records) is printed below
+  everything  an image of noise of 1500 x 2250, 32 x 32 points, post-processing included: the official generator against
+              ours. Of random weights' masks about a third pass the predicted IoU, and a third of those the stability
+              score. Our host's share (box NMS, run lengths, records) is printed below
   train       one optimizer step at 512 px, 8 masks, 11 interactions. The official code has none: its side is the
               official modules under the same losses, with points at random places
 """

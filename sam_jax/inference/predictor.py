@@ -306,7 +306,8 @@ def _check_shape(name: str, value: np.ndarray | None, shape: tuple[int | str, ..
     if value.ndim == len(shape) and all(want in (have, "N") for have, want in zip(value.shape, shape, strict=True)):
         return
     expected = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
-    raise ValueError(f"{name} has shape {value.shape}; expected {expected} {what}; {remedy}")
+    end = f"; {remedy}" if value.ndim != len(shape) else ""
+    raise ValueError(f"{name} has shape {value.shape}; expected {expected} {what}{end}")
 
 
 def _check_point_shapes(coords: np.ndarray | None, labels: np.ndarray | None, expected: str, remedy: str) -> None:
@@ -318,8 +319,9 @@ def _check_point_shapes(coords: np.ndarray | None, labels: np.ndarray | None, ex
         raise ValueError(f"{missing} is missing; points need coordinates and labels together")
     axes = expected.partition(")")[0].count(",") + 1
     if coords.ndim != axes or coords.shape[-1] != 2 or labels.shape != coords.shape[:-1]:
+        end = f"; {remedy}" if coords.ndim != axes else ""
         raise ValueError(
-            f"point_coords has shape {coords.shape} and point_labels {labels.shape}; expected {expected}; {remedy}"
+            f"point_coords has shape {coords.shape} and point_labels {labels.shape}; expected {expected}{end}"
         )
 
 

@@ -62,18 +62,13 @@ class PhotoPrompts:
 def segment_photo(predictor: SamPredictor, image: np.ndarray | Image.Image, prompts: PhotoPrompts) -> PredictedMasks:
     """Masks of a photo, flat over its objects; best first where the prompt was ambiguous."""
     predictor.set_image(image)
-
-    def as_one_object(part: np.ndarray | None) -> np.ndarray | None:
-        return None if part is None else part[None]
-
-    predicted = predictor.predict_many(
-        as_one_object(prompts.points),
-        as_one_object(prompts.labels),
-        prompts.boxes,
-        as_one_object(prompts.mask_input),
-        multimask_output=prompts.is_ambiguous,
+    if prompts.boxes is not None and len(prompts.boxes) != 1:  # an object each
+        many = predictor.predict_many(boxes=prompts.boxes, multimask_output=False)
+        return PredictedMasks(*(part.reshape(-1, *part.shape[2:]) for part in many))
+    box = None if prompts.boxes is None else prompts.boxes[0]
+    flat = predictor.predict(
+        prompts.points, prompts.labels, box, prompts.mask_input, multimask_output=prompts.is_ambiguous
     )
-    flat = PredictedMasks(*(part.reshape(-1, *part.shape[2:]) for part in predicted))
     if prompts.is_ambiguous:
         order = np.argsort(-flat.iou_predictions, kind="stable")
         flat = PredictedMasks(*(part[order] for part in flat))

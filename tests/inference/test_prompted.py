@@ -26,7 +26,13 @@ class Told:
     def set_image(self, image):
         self.image = image
 
-    def predict_many(self, point_coords, point_labels, boxes, mask_inputs, multimask_output):
+    def predict(self, *prompts, multimask_output):
+        given = (None if part is None else part[None] for part in prompts)
+        return PredictedMasks(*(part[0] for part in self.predict_many(*given, multimask_output=multimask_output)))
+
+    def predict_many(
+        self, point_coords=None, point_labels=None, boxes=None, mask_inputs=None, *, multimask_output=True
+    ):
         self.asked = (point_coords, point_labels, boxes, mask_inputs, multimask_output)
         n, m = 1 if boxes is None else len(boxes), 3 if multimask_output else 1
         masks = np.zeros((n, m, H, W), bool)
