@@ -19,7 +19,7 @@ from typing import Annotated
 import tyro
 
 from sam_jax.config import TrainConfig
-from sam_jax.runtime import connect_hosts
+from sam_jax.runtime import connect_hosts, use_compilation_cache
 from sam_jax.training import dry_run, interruption, loop
 
 
@@ -63,6 +63,7 @@ def load_config_file(path: str) -> TrainConfig:
 
 def run(command: Command) -> None:
     """Does what the command line asks for."""
+    use_compilation_cache()
     if command.distributed:
         connect_hosts(command.coordinator, command.num_hosts, command.host)
     if command.dry_run:

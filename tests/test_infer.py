@@ -44,7 +44,6 @@ def predictor(variables, picture):
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch, capsys):
     """run(*arguments) -> (exit code, stdout lines, stderr lines), with results in tmp_path / "out"."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set")  # the session's own stays
 
     def call(*arguments, model=checkpoint):
         options = ["--checkpoint", model, "--out", tmp_path / "out"]

@@ -34,7 +34,6 @@ OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in LOOSE.items(
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch, capsys):
     """run(*arguments) -> (exit code, stdout, stderr lines), with results in tmp_path / "out"."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set")  # the session's own stays
     one = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)  # each device compiles for itself, which takes time
 

@@ -24,7 +24,6 @@ def here(tmp_path, monkeypatch):
     (prompts,) = blocks("json")
     (tmp_path / "prompts.json").write_text(prompts)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set")  # the session's own stays
     one = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)  # each device compiles for itself, which takes time
     return tmp_path

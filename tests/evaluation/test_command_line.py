@@ -19,7 +19,6 @@ from tests.tiny_sa1b import write_folder
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch, capsys):
     """run(*arguments) -> (exit code, stdout, stderr without bars), with results in tmp_path / "out"."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set")  # the session's own stays
 
     def call(*arguments):
         try:
@@ -138,7 +137,6 @@ def test_mistakes_end_in_one_line(run, tmp_path):
 
 
 def test_a_model_that_is_none(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set")
     data = write_folder(tmp_path / "mine", 1)
     assert main([str(data), "--checkpoint", str(tmp_path / "mine")]) == 2
     err = capsys.readouterr().err

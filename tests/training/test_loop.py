@@ -158,10 +158,8 @@ def test_a_model_with_details_trains_and_finds_masks(composite_file, root, monke
 
 
 def command(config_file, workdir, *args):
-    """train.py as a process of its own, with one device and a compilation cache."""
-    env = dict(os.environ, XLA_FLAGS="", JAX_COMPILATION_CACHE_DIR=str(config_file.parent / "jax_cache"))
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
-    env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
+    """train.py as a process of its own, with one device."""
+    env = dict(os.environ, XLA_FLAGS="", PYTHONPATH=str(ROOT), JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_PLATFORMS="cpu")
     arguments = [sys.executable, "train.py", str(config_file), "--workdir", str(workdir), *map(str, args)]
     return {"args": arguments, "cwd": ROOT, "env": env, "stderr": subprocess.PIPE, "text": True}
 
@@ -297,3 +295,15 @@ def test_a_missing_pool_says_how_to_make_one(composite_file, tmp_path, monkeypat
 def test_a_misspelt_option_is_an_error(config_file, monkeypatch, capsys):
     assert train(monkeypatch, config_file, "--optim.learning-rat", "1") == 2
     assert "learning-rate" in capsys.readouterr().err
+
+
+def test_a_second_start_does_not_compile_again(config_file, tmp_path, monkeypatch):
+    kept = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    try:
+        assert train(monkeypatch, config_file, "--workdir", tmp_path / "run", "--mesh.fsdp", 3) == 2
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache" / "sam_jax" / "jit")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", kept[1])
