@@ -374,6 +374,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow  # where file systems can be mounted, which not every machine allows
 def test_a_real_disk_that_is_full(run, tmp_path, small_disk):
     photos = folder(tmp_path / "p", 6)
     (small_disk / "ballast").write_bytes(bytes(28_000))
