@@ -28,7 +28,10 @@ DEFAULT = [
     ("l", "v5p:2x2x1", 1),
     ("h", "v5p:2x2x1", 1),
 ]
-HEADER = "| model | topology | batch | masks | remat | fsdp | HBM GiB / chip | est. step ms | est. MFU |"
+HEADER = (
+    "| model | topology | batch | masks | remat | fsdp | HBM GiB / chip | est. step ms | of it comm. ms | "
+    "all comm. ms | est. MFU |"
+)
 
 
 def main() -> None:
@@ -51,7 +54,7 @@ def main() -> None:
 
 def print_rows(chosen: list[tuple[str, str, int]], masks: list[int], remat: str | None = None) -> list[dict[str, Any]]:
     """Compiles sizes on topologies with so many images per chip, for each number of masks; prints lines of Markdown."""
-    print("Compiler estimates, not measurements.\n", HEADER, "|" + "---|" * 9, sep="\n", flush=True)
+    print("Compiler estimates, not measurements.\n", HEADER, "|" + "---|" * HEADER.count(" |"), sep="\n", flush=True)
     rows = []
     for size, topology, per_chip in chosen:
         for count in masks:
@@ -82,6 +85,8 @@ def _row(size: str, topology: str, per_chip: int, masks: int, remat: str | None)
         "hbm_gib": found.estimate.peak,
         "hbm_limit_gib": found.hbm,
         "step_ms": found.estimate.seconds * 1e3,
+        "exposed_ms": found.estimate.exposed_seconds * 1e3,
+        "communication_ms": found.estimate.communication_seconds * 1e3,
         "mfu": found.mfu,
         "kernels": found.estimate.kernels,
         "kernel_ms": found.estimate.kernel_seconds * 1e3,
@@ -93,7 +98,8 @@ def _row(size: str, topology: str, per_chip: int, masks: int, remat: str | None)
 def _line(row: dict[str, Any]) -> str:
     return (
         f"| ViT-{row['size'].upper()} | {row['topology']} | {row['batch']} | {row['masks']} | {row['remat']} | "
-        f"{row['fsdp']} | {row['hbm_gib']:.2f} of {row['hbm_limit_gib']} | {row['step_ms']:.0f} | {row['mfu']:.1%} |"
+        f"{row['fsdp']} | {row['hbm_gib']:.2f} of {row['hbm_limit_gib']} | {row['step_ms']:.0f} | "
+        f"{row['exposed_ms']:.1f} | {row['communication_ms']:.1f} | {row['mfu']:.1%} |"
     )
 
 

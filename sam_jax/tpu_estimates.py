@@ -2,7 +2,8 @@
 
 libtpu compiles for a named topology on any machine. Memory is what the compiler allocates. Time is an estimate: the
 cycles that it notes beside each instruction of the optimised program, loops multiplied out. It notes none beside
-kernels: those count as `kernel_cycles` says. Nothing here was run.
+kernels, which count as `kernel_cycles` says, and none beside collectives, which count as `tpu_communication` says where
+the schedule does not hide them. Nothing here was run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import jax
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
+from sam_jax import tpu_communication
+
 GIB = 2**30
 
 
@@ -30,6 +33,7 @@ class Chip:
 
     Attributes:
       flops: peak bfloat16 FLOP/s; hbm: usable GiB; clock: Hz; bandwidth: HBM bytes/s.
+      interconnect: bytes/s that the chip sends to others of its slice over all its links together.
       smallest: the smallest topology that libtpu knows.
       schedules: for kernels whose name begins with a pattern, how much longer the compiler's final schedule (bundles of
         a grid step x steps, one per cycle) is than the stated FLOPs at peak. The first match counts; 1 without one.
@@ -39,6 +43,7 @@ class Chip:
     hbm: float
     clock: float
     bandwidth: float
+    interconnect: float
     smallest: str
     schedules: tuple[tuple[str, float], ...] = ()
 
@@ -70,15 +75,17 @@ _V6E_SCHEDULES = (
     (r"int8_mlp_\d+x768", 2.1),
     (r"int8_mlp_", 1.4),
 )
+# Interconnects: Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e" (docs.cloud.google.com/tpu/docs) say 400, 1200
+# and 800 GB/s per chip in both directions together; half of it goes one way. Older versions of these pages say 1600,
+# 4800 and 3584 Gbit/s.
 CHIPS = {
-    "v5e": Chip(197e12, 15.75, 1.5e9, 819e9, "v5e:2x2", _V5E_SCHEDULES),
-    "v5p": Chip(459e12, 95.0, 1.75e9, 2765e9, "v5p:2x2x1"),
-    "v6e": Chip(918e12, 31.25, 1.75e9, 1640e9, "v6e:2x2", _V6E_SCHEDULES),
+    "v5e": Chip(197e12, 15.75, 1.5e9, 819e9, 200e9, "v5e:2x2", _V5E_SCHEDULES),
+    "v5p": Chip(459e12, 95.0, 1.75e9, 2765e9, 600e9, "v5p:2x2x1"),
+    "v6e": Chip(918e12, 31.25, 1.75e9, 1640e9, 400e9, "v6e:2x2", _V6E_SCHEDULES),
 }
 # XLA turns a plain softmax(q k^T) v into a flash kernel of its own, and states its FLOPs without the padding to 128
 # lanes. Its final schedule for a global block of ViT-B on v5e (2438 bundles x 768 grid steps) is that much longer.
 XLA_FLASH_FACTOR = 2.4
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class TopologyError(ValueError):
@@ -89,8 +96,9 @@ class TopologyError(ValueError):
 class Estimate:
     """Per chip: memory in GiB, compiler-estimated seconds, collectives by kind (loops multiplied out).
 
-    `seconds` takes in `kernel_seconds`, the part of the `kernels` calls of Pallas and XLA's own kernels. `flops` and
-    `bytes` are the compiler's for the optimised program, with the body of a loop counted once.
+    `seconds` takes in `kernel_seconds`, the part of the `kernels` calls of Pallas and XLA's own kernels, and
+    `exposed_seconds`, the part of `communication_seconds` in which nothing else runs. `flops` and `bytes` are the
+    compiler's for the optimised program, with the body of a loop counted once.
     """
 
     arguments: float
@@ -102,6 +110,8 @@ class Estimate:
     seconds: float
     kernel_seconds: float
     kernels: int
+    communication_seconds: float
+    exposed_seconds: float
     collectives: dict[str, int]
     compile_seconds: float
 
@@ -139,7 +149,7 @@ def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
         compiled = lowered.compile()
     elapsed = time.perf_counter() - started
     memory = compiled.memory_analysis()
-    cycles, counts = estimate_cycles(compiled.as_text(), chip)
+    cost = estimate_cycles(compiled.as_text(), chip)
     costs = compiled.cost_analysis()
     # Donated arguments are where outputs go: aliased bytes are counted once.
     peak = (
@@ -156,10 +166,12 @@ def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
         peak=peak / GIB,
         flops=costs.get("flops", 0.0),
         bytes=costs.get("bytes accessed", 0.0),
-        seconds=cycles / chip.clock,
-        kernel_seconds=counts.pop("kernel cycles", 0) / chip.clock,
-        kernels=counts.pop("kernel", 0),
-        collectives=dict(sorted(counts.items())),
+        seconds=cost.cycles / chip.clock,
+        kernel_seconds=cost.kernel_cycles / chip.clock,
+        kernels=cost.kernels,
+        communication_seconds=cost.communication / chip.clock,
+        exposed_seconds=cost.exposed / chip.clock,
+        collectives=dict(sorted(cost.collectives.items())),
         compile_seconds=elapsed,
     )
 
@@ -177,25 +189,54 @@ def _no_compilation_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def estimate_cycles(hlo: str, chip: Chip) -> tuple[int, Counter[str]]:
-    """Cycles of an optimised HLO program, and its kernels and collectives; bodies of loops count once per turn.
+@dataclasses.dataclass
+class Cost:
+    """Cycles of a program or a part of it, loops multiplied out.
 
-    The counts hold the number of kernels under "kernel", their share of the cycles under "kernel cycles".
+    `cycles` takes in `kernel_cycles` and `exposed`, the part of `communication` in which nothing else runs.
     """
-    computations, entry = _computations(hlo)
-    known: dict[str, tuple[int, Counter[str]]] = {}
 
-    def cost(name: str) -> tuple[int, Counter[str]]:
+    cycles: float = 0.0
+    kernels: int = 0
+    kernel_cycles: int = 0
+    communication: float = 0.0
+    exposed: float = 0.0
+    collectives: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def add(self, other: Cost, times: int = 1) -> None:
+        """Adds another part, which runs so many times."""
+        self.cycles += times * other.cycles
+        self.kernels += times * other.kernels
+        self.kernel_cycles += times * other.kernel_cycles
+        self.communication += times * other.communication
+        self.exposed += times * other.exposed
+        self.collectives += Counter({kind: times * n for kind, n in other.collectives.items()})
+
+
+def estimate_cycles(hlo: str, chip: Chip) -> Cost:
+    """The cost of an optimised HLO program; bodies of loops count once per turn."""
+    computations, entry = _computations(hlo)
+    partitions = re.search(r"num_partitions=(\d+)", hlo)
+    devices = int(partitions.group(1)) if partitions else 1
+    known: dict[str, Cost] = {}
+
+    def cost(name: str) -> Cost:
         if name not in known:
-            total, counts = 0, Counter[str]()
+            total, link = Cost(), tpu_communication.Link(chip.clock / chip.interconnect)
             for line in computations.get(name, ()):
-                cycles, found, called, turns = _instruction(line, computations, chip)
-                total, counts = total + cycles, counts + found
+                part, called, turns = _instruction(line, computations, chip)
                 for other in called:
-                    inner, inside = cost(other)
-                    total += turns * inner
-                    counts += Counter({kind: turns * n for kind, n in inside.items()})
-            known[name] = total, counts
+                    part.add(cost(other), turns)
+                total.add(part)
+                link.now += part.cycles
+                if event := tpu_communication.event(line, name, computations, devices):
+                    link.follow(event)
+                    total.collectives.update([event.collective.kind] if event.collective else [])
+            link.finish()
+            total.cycles += link.exposed
+            total.exposed += link.exposed
+            total.communication += link.total
+            known[name] = total
         return known[name]
 
     return cost(entry)
@@ -231,28 +272,23 @@ def kernel_cycles(line: str, chip: Chip) -> int:
     return round(max(arithmetic, stated.get("bytes_accessed", 0) / chip.bandwidth) * chip.clock)
 
 
-def _instruction(line: str, computations: dict[str, list[str]], chip: Chip) -> tuple[int, Counter[str], list[str], int]:
-    """Own cycles, kernels and collectives of one line; the computations that it calls, and how often."""
+def _instruction(line: str, computations: dict[str, list[str]], chip: Chip) -> tuple[Cost, list[str], int]:
+    """Own cost of one line without communication; the computations that it calls, and how often."""
     match = re.match(r"\s*(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][\w\-]*)\(", line)
     if not match:
-        return 0, Counter(), [], 1
+        return Cost(), [], 1
     operation = match.group(1)
-    noted = re.search(r'"estimated_cycles":"(\d+)"', line)
-    found = Counter[str]()
-    kind = operation.removesuffix("-start")
-    if kind in _COLLECTIVES:
-        found[kind] += 1
     if 'custom_call_target="tpu_custom_call"' in line:
-        found["kernel"] += 1
-        found["kernel cycles"] += kernel_cycles(line, chip)
-        return found["kernel cycles"], found, [], 1
+        cycles = kernel_cycles(line, chip)
+        return Cost(cycles=cycles, kernels=1, kernel_cycles=cycles), [], 1
     if operation == "while":
         parts = dict(re.findall(r"(body|condition)=%?([\w.\-]+)", line))
-        return 0, found, [parts["body"]], _turns(line, parts["condition"], computations)
+        return Cost(), [parts["body"]], _turns(line, parts["condition"], computations)
     called = []
     if operation in ("call", "conditional"):
         called = re.findall(r"(?:to_apply|true_computation|false_computation)=%?([\w.\-]+)", line)
-    return int(noted.group(1)) if noted else 0, found, called, 1
+    noted = re.search(r'"estimated_cycles":"(\d+)"', line)
+    return Cost(cycles=int(noted.group(1)) if noted else 0), called, 1
 
 
 def _turns(line: str, condition: str, computations: dict[str, list[str]]) -> int:

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sam_jax import tpu_estimates
+from sam_jax import sharding, tpu_estimates
 
 HLO = """
-HloModule step
+HloModule step, is_scheduled=true, num_partitions=2
 
 %fused (p: f32[8]) -> f32[8] {
   %limit = s32[] constant(7)
@@ -16,7 +16,8 @@ HloModule step
 
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %a = f32[8]{0} fusion(%p), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"100"}
-  %g = f32[16]{0} all-gather-start(%a), dimensions={0}
+  %g = (f32[8]{0}, f32[16]{0}) all-gather-start(%a), dimensions={0}
+  %h = f32[16]{0} all-gather-done(%g)
   ROOT %k = f32[8] custom-call(%a), custom_call_target="tpu_custom_call", metadata={op_name="f/pallas_call"} {COST}
 }
 
@@ -35,14 +36,23 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 COST = '"cost_estimate":{"flops":"3000","transcendentals":"9","bytes_accessed":"40"}'
 # 10 FLOPs and 1 byte per second, 1 cycle per second: 300 seconds of arithmetic, 40 of memory.
 CHIP = tpu_estimates.Chip(
-    flops=10.0, hbm=1.0, clock=1.0, bandwidth=1.0, smallest="", schedules=((r"slow_\d", 4.0), ("slow", 2.0))
+    flops=10.0,
+    hbm=1.0,
+    clock=1.0,
+    bandwidth=1.0,
+    interconnect=1.0,
+    smallest="",
+    schedules=((r"slow_\d", 4.0), ("slow", 2.0)),
 )
 
 
 def test_loops_are_multiplied_out():
-    cycles, counts = tpu_estimates.estimate_cycles(HLO.replace("{COST}", "{" + COST + "}"), CHIP)
-    assert cycles == (5 + 2) * (100 + 300) + 30 + 4
-    assert counts == {"all-gather": 7, "kernel": 7, "kernel cycles": 7 * 300, "all-reduce": 1}
+    found = tpu_estimates.estimate_cycles(HLO.replace("{COST}", "{" + COST + "}"), CHIP)
+    assert (found.kernels, found.kernel_cycles) == (7, 7 * 300)
+    assert found.collectives == {"all-gather": 7, "all-reduce": 1}
+    # Of two chips each sends half of the gathered array, and the reduced one once.
+    assert found.communication == found.exposed == 7 * 32 + 32
+    assert found.cycles == (5 + 2) * (100 + 300) + 30 + 4 + found.exposed
 
 
 def test_kernels_cost_what_they_state():
@@ -83,8 +93,34 @@ def test_the_real_compiler():
     assert 0.9 < found.seconds / (2 * 4096**3 / chip.flops) < 1.3
     assert found.flops == pytest.approx(2 * 4096**3, rel=0.01)
     assert (found.kernels, found.kernel_seconds) == (0, 0)
+    assert (found.communication_seconds, found.exposed_seconds, found.collectives) == (0, 0, {})
     assert len(tpu_estimates.topology_devices("v5e:1")[1]) == 1
     assert found.arguments == pytest.approx(2 * 4096**2 * 2 / 2**30)
     assert found.peak >= found.arguments + 4096**2 * 2 / 2**30
     with pytest.raises(tpu_estimates.TopologyError, match="cannot compile for 'v5e:3x7'"):
         tpu_estimates.topology_devices("v5e:3x7")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_communication_of_the_real_compiler():
+    """A layer in a loop: parameters are gathered, gradients reduced and scattered, then summed among the copies."""
+    chip, devices = tpu_estimates.topology_devices("v5e:4x4")
+    mesh = sharding.make_mesh(-1, 4, devices)
+    width, depth, tokens = 1024, 3, 4096
+
+    def loss(kernels, x):
+        return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0].astype(jnp.float32).sum()
+
+    def shape(dims, *axes):
+        where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(dims, jnp.bfloat16, sharding=where)
+
+    kernels = shape((depth, width, width), None, "fsdp")
+    gradient = jax.jit(jax.grad(loss), out_shardings=kernels.sharding)
+    found = tpu_estimates.compile_for(chip, gradient, kernels, shape((tokens, width), sharding.AXES))
+    # Two gathers and a scatter of 3/4 of a kernel, and a sum of a quarter of it, which sends 3/2 of that.
+    sent = depth * width**2 * 2 * (3 * 3 / 4 + 3 / 8)
+    assert found.communication_seconds == pytest.approx(sent / chip.interconnect, rel=0.1)
+    assert 0 < found.exposed_seconds < found.communication_seconds
+    assert found.exposed_seconds < found.seconds
+    assert found.collectives["all-gather"] >= depth

@@ -80,6 +80,8 @@ def describe(config: TrainConfig, topology: str) -> str:
             f"  step             {e.seconds * 1e3:7.0f} ms estimated"
             + (f", {e.kernel_seconds * 1e3:.0f} of it in {e.kernels} kernel calls" if e.kernels else ""),
             f"  useful work      {found.useful_flops / 1e12:7.2f} TFLOP per chip, estimated MFU {found.mfu:.1%}",
+            f"  communication    {e.communication_seconds * 1e3:7.0f} ms, {e.exposed_seconds * 1e3:.0f} of the step's "
+            "where nothing hides it",
             f"  collectives      {', '.join(f'{n} {kind}' for kind, n in e.collectives.items()) or 'none'}",
             f"  compiled in      {e.compile_seconds:7.0f} s",
         ]

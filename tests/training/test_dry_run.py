@@ -5,7 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from benchmarks import tpu_training
+from sam_jax import tpu_estimates
 from sam_jax.config import FinetuneConfig, InteractionConfig, StageConfig, TrainConfig, for_stage
+from sam_jax.training import dry_run
 from sam_jax.training.dry_run import _abstract_batch, useful_flops
 from tests.tiny import SMALLEST
 
@@ -40,3 +43,19 @@ def test_batches_hold_embeddings_where_a_cache_has_them():
     batch = _abstract_batch(config, STAGE, None)
     assert "image" not in batch
     assert (batch["image_embeddings"].shape, batch["image_embeddings"].dtype) == ((1, 5, 5, 32), np.float16)
+
+
+def test_communication_is_printed_beside_the_step_that_it_lengthens(monkeypatch, capsys):
+    estimate = tpu_estimates.Estimate(1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 0.5, 0.0, 0, 0.04, 0.0123, {"all-gather": 3}, 9.0)
+    found = dry_run.StepEstimate("v5e:4x4", 16, estimate, 16.0, 1e12, 0.1)
+    monkeypatch.setattr(dry_run, "estimate_step", lambda *_: found)
+    monkeypatch.setattr(tpu_training, "estimate_step", lambda *_: found)
+    text = dry_run.describe(CONFIG, "v5e:4x4")
+    assert "  step                 500 ms estimated\n" in text
+    assert "  communication         40 ms, 12 of the step's where nothing hides it\n" in text
+    (row,) = tpu_training.print_rows([("b", "v5e:4x4", 1)], [64])
+    assert (row["exposed_ms"], row["communication_ms"]) == (12.3, 40.0)
+    header, rule, line = capsys.readouterr().out.splitlines()[-3:]
+    assert header.count("|") == rule.count("|") == line.count("|")
+    cells = dict(zip(header.split(" | "), line.split(" | "), strict=True))
+    assert (cells["est. step ms"], cells["of it comm. ms"], cells["all comm. ms"]) == ("500", "12.3", "40.0")
