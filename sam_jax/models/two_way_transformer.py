@@ -22,7 +22,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import MaskDecoderConfig
-from sam_jax.models.layers import Dense, LayerNorm, Linear
+from sam_jax.models.layers import Dense, Dropout, LayerNorm, Linear
 from sam_jax.models.planes import PlaneNorm
 from sam_jax.ops.mask_decoder import PixelUpdate, read_pixels, update_pixels
 from sam_jax.ops.planes import project
@@ -193,7 +193,7 @@ class TwoWayAttentionBlock(nn.Module):
         def attention(name: str, rate: int) -> Attention:
             return Attention(self.dim, c.num_heads, rate, self.dtype, c.kernels, name=name)
 
-        drop = nn.Dropout(c.dropout_rate, deterministic=self.deterministic)
+        drop = Dropout(c.dropout_rate, deterministic=self.deterministic)
         self_attn = attention("self_attn", 1)
         if self.skip_first_layer_pe:
             tokens = drop(self_attn.among_tokens(tokens, tokens, tokens, valid))
@@ -230,6 +230,6 @@ class TwoWayTransformer(nn.Module):
             tokens, pixels = block(tokens, pixels, token_pe, image_pe, valid)
         rate = c.attention_downsample_rate
         final = Attention(self.dim, c.num_heads, rate, self.dtype, c.kernels, name="final_attn_token_to_image")
-        drop = nn.Dropout(c.dropout_rate, deterministic=self.deterministic)
+        drop = Dropout(c.dropout_rate, deterministic=self.deterministic)
         tokens = tokens + drop(final.tokens_to_pixels(tokens + token_pe, pixels, image_pe))
         return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_final_attn")(tokens), pixels

@@ -29,6 +29,20 @@ def test_layer_norm_keeps_digits_far_from_zero():
     np.testing.assert_allclose(norm.apply(norm.init(jax.random.key(0), x), x), exact, atol=2e-3)
 
 
+def test_dropout_drops_elements_and_keeps_the_mean():
+    x = np.full((2, 50, 40), 3.0, np.float32)
+    drop = layers.Dropout(0.25, deterministic=False)
+    out = np.asarray(drop.apply({}, x, rngs={"dropout": jax.random.key(0)}))
+    np.testing.assert_allclose(out, np.where(out > 0, x / 0.75, 0), rtol=1e-6)
+    assert abs((out > 0).mean() - 0.75) < 0.03
+    assert (drop.apply({}, x, rngs={"dropout": jax.random.key(1)}) != out).any()
+    low = drop.apply({}, x.astype(jnp.bfloat16), rngs={"dropout": jax.random.key(0)})
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(low > 0, out > 0)
+    np.testing.assert_array_equal(layers.Dropout(0.25).apply({}, x), x)
+    np.testing.assert_array_equal(layers.Dropout(0.0, deterministic=False).apply({}, x), x)
+
+
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
     x = np.ones((4000, 2, 3), np.float32)
     drop = layers.DropPath()

@@ -1,0 +1,60 @@
+"""Random bits by hashing: as even and independent as one would ask of dropout, and the same on every mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam_jax import sharding
+from sam_jax.ops.random_bits import _hash, bernoulli
+
+KEY = jax.random.key(3)
+
+
+def drawn(key=KEY, probability=0.9, shape=(4, 64, 512)):
+    return np.asarray(bernoulli(key, probability, shape))
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_the_share_is_the_probability_everywhere(probability):
+    """Of all elements, of each matrix, row and column: within five standard deviations."""
+    found, spread = drawn(probability=probability), (probability * (1 - probability)) ** 0.5
+    for axes in ((0, 1, 2), (1, 2), (2,), (1,)):
+        means = found.mean(axis=axes)
+        count = found.size / means.size
+        assert np.abs(means - probability).max() < 5 * spread / count**0.5
+        assert means.std() < 1.5 * spread / count**0.5
+
+
+def test_neighbours_matrices_and_keys_are_independent():
+    """Correlations of n pairs of independent bits have a standard deviation of 1 / sqrt(n)."""
+    found = drawn(probability=0.5)
+    other, later = drawn(jax.random.key(4), probability=0.5), drawn(jax.random.fold_in(KEY, 1), probability=0.5)
+    pairs = [(found[:, 1:], found[:, :-1]), (found[1:], found[:-1]), (found, other), (found, later)]
+    pairs += [(found[..., step:], found[..., :-step]) for step in (1, 2, 3, 8, 64, 128, 256)]
+    for one, another in pairs:
+        product = (2.0 * one - 1) * (2.0 * another - 1)
+        assert abs(product.mean()) < 5 / product.size**0.5
+
+
+def test_the_hash_is_a_permutation_and_mixes_every_bit():
+    numbers = np.random.default_rng(0).integers(0, 2**32, 4000, dtype=np.uint32)
+    assert len(np.unique(_hash(jnp.arange(1 << 16, dtype=jnp.uint32)))) == 1 << 16
+    before = np.asarray(_hash(jnp.asarray(numbers)))
+    for bit in range(32):
+        changed = before ^ np.asarray(_hash(jnp.asarray(numbers ^ np.uint32(1 << bit))))
+        shares = (changed[:, None] >> np.arange(32, dtype=np.uint32) & 1).mean(axis=0)
+        assert np.abs(shares - 0.5).max() < 0.1
+
+
+def test_the_same_on_every_mesh():
+    alone = drawn(shape=(8, 2, 16, 128))
+    for fsdp in (1, 4):
+        where = sharding.batch_sharding(sharding.make_mesh(-1, fsdp))
+        split = jax.jit(lambda key: bernoulli(key, 0.9, (8, 2, 16, 128)), out_shardings=where)(KEY)
+        np.testing.assert_array_equal(split, alone)
+    columns = jax.sharding.NamedSharding(
+        sharding.make_mesh(-1, 1), jax.sharding.PartitionSpec(None, None, None, "data")
+    )
+    split = jax.jit(lambda key: bernoulli(key, 0.9, (8, 2, 16, 128)), out_shardings=columns)(KEY)
+    np.testing.assert_array_equal(split, alone)
