@@ -219,10 +219,11 @@ def everything(size: str, args: argparse.Namespace) -> list[Program]:
     planes = jax.ShapeDtypeStruct((3 * 64, 16, grid * grid), jnp.float32)
     indices = jax.ShapeDtypeStruct((chunk,), jnp.int32)
     decode = partial(mask_candidates.decode_points, model)
+    least_iou = jax.ShapeDtypeStruct((), jnp.float32)
     examined = planes, indices, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), enlarge)
     return [
         encode,
-        Program(f"64 of 1024 points {size.upper()}", decode, (variables, embedding, points), 0.0),
+        Program(f"64 of 1024 points {size.upper()}", decode, (variables, embedding, points, least_iou), 0.0),
         Program(f"filters of {chunk} masks at 1500 x 2250", _examine, examined, 0.0),
     ]
 

@@ -33,6 +33,7 @@ SIDE_STEP = 64
 CHUNK_PIXELS = 1 << 29
 MAX_CHUNK, MIN_CHUNK = 64, 4
 CROPS_AT_ONCE = 4
+CPU_GROUP = 4  # points that a CPU decodes at once
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
@@ -120,19 +121,39 @@ def concatenate(parts: list[Candidates]) -> Candidates:
 
 
 @partial(jax.jit, static_argnums=0)
-def decode_points(model: Sam, variables: Any, embedding: jax.Array, points: jax.Array) -> tuple[jax.Array, jax.Array]:
+def decode_points(
+    model: Sam, variables: Any, embedding: jax.Array, points: jax.Array, least_iou: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Three masks of each point, still in planes: most of them will never be looked at.
+
+    CPUs decode few points at once, whose pixels stay in their caches, and upscale those of promising points alone.
 
     Args:
       embedding: (h, w, C); points: (P, 2) in the input frame.
+      least_iou: () float32; on CPUs planes of points all of whose predicted IoUs are not above it are zeros.
 
     Returns:
       (3 P, 16, h*w) logits, see `ops.planes`, and predicted IoU (3 P,).
     """
-    prompts = Prompts(point_coords=points[None, :, None], point_labels=jnp.ones((1, len(points), 1), jnp.int32))
-    found: Any = model.apply(variables, embedding[None], prompts, masks=slice(1, None), method="predict_planes")
-    planes, iou = found
-    return planes.reshape(-1, *planes.shape[-2:]), iou.reshape(-1)
+
+    def decode(points: jax.Array, least_iou: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        prompts = Prompts(point_coords=points[None, :, None], point_labels=jnp.ones((1, len(points), 1), jnp.int32))
+        options: Any = {"masks": slice(1, None), "least_iou": least_iou, "method": "predict_planes"}
+        found: Any = model.apply(variables, embedding[None], prompts, **options)
+        planes, iou = found
+        return planes.reshape(-1, *planes.shape[-2:]), iou.reshape(-1)
+
+    def in_groups(points: jax.Array, least_iou: jax.Array) -> tuple[jax.Array, jax.Array]:
+        padded = jnp.pad(points, ((0, -len(points) % CPU_GROUP), (0, 0)), mode="edge")
+        groups = padded.reshape(-1, CPU_GROUP, 2)
+        planes, iou = jax.lax.map(lambda group: decode(group, least_iou), groups)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: 3 * len(points)], (planes, iou))
+
+    def at_once(points: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return decode(points, None)
+
+    found: tuple[jax.Array, jax.Array] = jax.lax.platform_dependent(points, least_iou, cpu=in_groups, default=at_once)
+    return found
 
 
 @jax.jit
@@ -224,7 +245,7 @@ def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid
     for start in range(0, len(points), config.points_per_batch):
         batch = in_frame[start : start + config.points_per_batch]
         filled = np.concatenate([batch, np.repeat(batch[:1], config.points_per_batch - len(batch), axis=0)])
-        waiting.append((start, *decode_points(model, variables, crop.encoded.embeddings, filled)))
+        waiting.append((start, *decode_points(model, variables, crop.encoded.embeddings, filled, _least_iou(config))))
         # The device decodes this batch while the host reads which masks of the one before have passed.
         if len(waiting) > 1:
             parts += _chunks(config, *waiting.pop(0), len(points), enlarge)
@@ -277,11 +298,16 @@ def _chunks(
     config: AmgConfig, start: int, planes: jax.Array, iou: jax.Array, num_points: int, enlarge: Enlargement
 ) -> Iterator[Chunk]:
     """Examines those masks of a batch whose predicted IoU is high enough."""
-    assert config.pred_iou_thresh is not None
     scores = np.asarray(iou)
-    passed = np.flatnonzero(scores > config.pred_iou_thresh if config.pred_iou_thresh > 0 else ~np.isnan(scores))
+    passed = np.flatnonzero(scores > _least_iou(config))
     numbers = start + passed // (len(scores) // config.points_per_batch)  # several masks per point
     return _examined(planes, passed[numbers < num_points], numbers[numbers < num_points], scores, enlarge)
+
+
+def _least_iou(config: AmgConfig) -> np.float32:
+    """What a mask's predicted IoU has to be above."""
+    assert config.pred_iou_thresh is not None
+    return np.float32(config.pred_iou_thresh if config.pred_iou_thresh > 0 else -np.inf)
 
 
 def _examined(

@@ -5,6 +5,8 @@ Source: official `modeling/mask_decoder.py`; SAM paper, section 3 and appendix A
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -38,12 +40,15 @@ class MaskDecoder(nn.Module):
         prompts: PromptEmbeddings,
         masks: slice = slice(None),
         deterministic: bool = True,
+        least_iou: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Planes of those of all 1 + num_multimask_outputs masks that `masks` names, M of them, and their IoUs.
 
         Args:
           image_embeddings: (B, h, w, C), and more channels with details; image_pe: (h, w, C).
           deterministic: no dropout.
+          least_iou: () float32; pixels are upscaled prompt by prompt, and not at all for prompts none of whose M
+            predicted IoUs is above it: their planes are zero.
 
         Returns:
           (B, N, M, 16, h*w) float32 logits, see `planes.join_subpixels`, and (B, N, M) float32.
@@ -63,12 +68,15 @@ class MaskDecoder(nn.Module):
             Mlp(self.dim, weights, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
             for i in range(c.num_mask_tokens)[slice(None) if self.is_initializing() else masks]
         ]
-        planes = self._planes(jnp.stack(hypernetworks, axis=2), pixels, details)
         head = Mlp(c.iou_head_hidden_dim, c.num_mask_tokens, c.iou_head_depth, self.dtype, name="iou_prediction_head")
-        return planes, head(tokens[:, :, 0])[..., masks].astype(jnp.float32)
+        iou = head(tokens[:, :, 0])[..., masks].astype(jnp.float32)
+        wanted = None if least_iou is None else (iou > least_iou).any(axis=-1)
+        return self._planes(jnp.stack(hypernetworks, axis=2), pixels, details, wanted), iou
 
-    def _planes(self, hypernetworks: jax.Array, pixels: jax.Array, details: Details | None) -> jax.Array:
-        """(B, N, M, C / 8) and pixels (B, N, C, S) -> (B, N, M, 16, S) float32 logits.
+    def _planes(
+        self, hypernetworks: jax.Array, pixels: jax.Array, details: Details | None, wanted: jax.Array | None
+    ) -> jax.Array:
+        """(B, N, M, C / 8) and pixels (B, N, C, S) -> (B, N, M, 16, S) float32 logits, zeros but for prompts `wanted`.
 
         With `details` hypernetworks are (B, N, M, C / 8 + F): the rest weighs the details.
 
@@ -80,12 +88,34 @@ class MaskDecoder(nn.Module):
         up_again = PlaneSubpixelConv(c // 4, c // 8, dtype=self.dtype, name="output_upscaling_3")
         upscaling = Upscaling(*up.matrices(), norm.scale, norm.bias, *up_again.matrices())
         heads, kernels = self.config.num_heads, self.config.kernels
-        if details is None:
-            return upscale(upscaling, hypernetworks, pixels, heads, norm.epsilon, kernels)
-        first, second, masks = (x.astype(self.dtype) for x in details)
-        own, shared = jnp.split(hypernetworks, [c // 8], axis=-1)
-        planes = upscale(upscaling, own, pixels, heads, norm.epsilon, kernels, (first, second))
-        return planes + einsum("bnmf,bxfs->bnmxs", shared, masks[:, 0]).astype(jnp.float32)
+
+        def of_prompts(hypernetworks: jax.Array, pixels: jax.Array) -> jax.Array:
+            if details is None:
+                return upscale(upscaling, hypernetworks, pixels, heads, norm.epsilon, kernels)
+            first, second, masks = (x.astype(self.dtype) for x in details)
+            own, shared = jnp.split(hypernetworks, [c // 8], axis=-1)
+            planes = upscale(upscaling, own, pixels, heads, norm.epsilon, kernels, (first, second))
+            return planes + einsum("bnmf,bxfs->bnmxs", shared, masks[:, 0]).astype(jnp.float32)
+
+        if wanted is None:
+            return of_prompts(hypernetworks, pixels)
+        return _of_wanted(of_prompts, wanted, hypernetworks, pixels)
+
+
+def _of_wanted(
+    of_prompts: Callable[..., jax.Array], wanted: jax.Array, hypernetworks: jax.Array, pixels: jax.Array
+) -> jax.Array:
+    """`of_prompts`, prompt by prompt and only where `wanted` (B, N); zeros elsewhere."""
+
+    def of_one(wanted: jax.Array, *one: jax.Array) -> jax.Array:
+        alone = [x[:, None] for x in one]
+        nothing = jnp.zeros(jax.eval_shape(of_prompts, *alone).shape, jnp.float32)
+        planes: jax.Array = jax.lax.cond(wanted.any(), of_prompts, lambda *_: nothing, *alone)
+        return planes[:, 0]
+
+    by_prompt = [x.swapaxes(0, 1) for x in (wanted, hypernetworks, pixels)]
+    planes: jax.Array = jax.lax.map(lambda one: of_one(*one), by_prompt)
+    return planes.swapaxes(0, 1)
 
 
 def _join(output_tokens: jax.Array, prompts: PromptEmbeddings) -> tuple[jax.Array, jax.Array]:

@@ -61,12 +61,14 @@ class Sam(nn.Module):
         mask_planes: jax.Array | None = None,
         masks: slice = slice(None),
         deterministic: bool = True,
+        least_iou: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """`predict_masks` in the layout that the decoder works in, which spares training all re-ordering of pixels.
 
         Args:
           mask_planes: (B, N, 16, h*w) logits to feed back, as `planes.split_subpixels` makes them of `mask_inputs`.
           deterministic: False at training, which draws the decoder's dropout from the rng stream "dropout".
+          least_iou: () float32; planes of prompts without a mask above it are zeros, and cost less. See `MaskDecoder`.
 
         Returns:
           Planes (B, N, masks, 16, h*w) float32 and IoU predictions (B, N, masks) float32.
@@ -75,7 +77,7 @@ class Sam(nn.Module):
         patch = self.config.image_encoder.patch_size
         embedded = self.prompt_encoder(prompts, (h, w), (h * patch, w * patch), mask_planes)
         image_pe = self.prompt_encoder.dense_pe((h, w))
-        return self.mask_decoder(image_embeddings, image_pe, embedded, masks, deterministic)
+        return self.mask_decoder(image_embeddings, image_pe, embedded, masks, deterministic, least_iou)
 
     def decode_masks(self, image_embeddings: jax.Array, prompts: Prompts, multimask_output: bool) -> MaskPredictions:
         """Masks for N prompts of each image.
