@@ -143,13 +143,28 @@ def _palette_shares(picture: jax.Array, size: jax.Array, inside: jax.Array) -> j
 
 def _colour_odds(share: jax.Array, colours: jax.Array) -> jax.Array:
     """(N, M, L, L): logarithm of how much more frequent a pixel's colour is inside a mask than outside."""
+    odds: jax.Array = jax.lax.platform_dependent(share, colours, cpu=_odds_at_once, default=_odds)
+    return odds
 
+
+def _odds(share: jax.Array, colours: jax.Array) -> jax.Array:
     def frequency(share: jax.Array) -> jax.Array:
         found = einsum("nmyx,kyx->nmk", share, colours)
         found = found / jnp.maximum(found.sum(axis=-1, keepdims=True), 1e-6) + LEAST_SHARE
         return einsum("nmk,kyx->nmyx", found, colours) + 1e-6
 
     return jnp.log(frequency(share)) - jnp.log(frequency(1 - share))
+
+
+def _odds_at_once(share: jax.Array, colours: jax.Array) -> jax.Array:
+    """`_odds` with pixels on one axis: for two, XLA's CPU backend copies all colours to other places in every round."""
+    flat = colours.reshape(len(colours), -1)
+    shares = jnp.stack([share, 1 - share]).reshape(-1, flat.shape[1])
+    found = einsum("np,kp->nk", shares, flat)
+    found = found / jnp.maximum(found.sum(axis=-1, keepdims=True), 1e-6) + LEAST_SHARE
+    frequency = einsum("nk,kp->np", found, flat) + 1e-6
+    inside, outside = jnp.log(frequency).reshape(2, *share.shape)
+    return inside - outside
 
 
 def _agreement(share: jax.Array, weights: jax.Array) -> jax.Array:

@@ -181,3 +181,10 @@ def test_limits_are_boxes_with_their_foreground_points():
     np.testing.assert_array_equal(limits[:2], [[5, 20, 30, 50], [10, 20, 30, 40]])
     assert (limits[2, :2] < -1e5).all()
     assert (limits[2, 2:] > 1e5).all()
+
+
+def test_platforms_weigh_colours_alike():
+    keys = jax.random.split(jax.random.key(0))
+    share = jax.random.uniform(keys[0], (2, 3, 16, 16))
+    colours = jax.nn.softmax(3 * jax.random.normal(keys[1], (16, 16, 16)), axis=0)
+    np.testing.assert_allclose(crf._odds_at_once(share, colours), crf._odds(share, colours), atol=1e-5)
