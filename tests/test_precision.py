@@ -22,6 +22,7 @@ from sam_jax.models.sam import Sam, init_variables
 from sam_jax.ops import mask_decoder_tpu
 from sam_jax.ops.attention import packed_attention
 from sam_jax.ops.crf import refine_masks
+from sam_jax.ops.mask_bits import Enlarging
 from sam_jax.ops.masks import postprocess_masks
 from sam_jax.structs import Prompts
 from sam_jax.training.finetune import assemble, split_params
@@ -78,8 +79,9 @@ def everything_mode(dtype):
     yield decode_points.trace(model, variables, shape(GRID, GRID, TINY.prompt_embed_dim), shape(4, 2), shape())
     pixels = pixels_of_an_image()
     for own, side in ((None, LOW), (pixels, 2 * LOW)):
-        matrices = shape(64, side), shape(1, dtype=jnp.int32), shape(1, 64, 8), shape(2, dtype=jnp.int32), shape(3)
-        yield examine.trace(shape(12, 16, GRID * GRID), shape(4, dtype=jnp.int32), *matrices, own)
+        starts, parts = shape(1, dtype=jnp.int32), shape(1, 64, 8)
+        known = Enlarging(shape(64, side), starts, parts, starts, parts), shape(2, dtype=jnp.int32), shape(3)
+        yield examine.trace(shape(12, 16, GRID * GRID), shape(4, dtype=jnp.int32), *known, own)
 
 
 def pixels_of_an_image():

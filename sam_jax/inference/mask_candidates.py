@@ -21,7 +21,8 @@ from sam_jax.inference.encoding import EncodedImages, encode_and_wait
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
 from sam_jax.ops.crf import CELL, PicturePixels, refine_masks
-from sam_jax.ops.masks import axis_matrix, bands, bilinear_matrix
+from sam_jax.ops.mask_bits import Enlarging, bits_above, enlarging
+from sam_jax.ops.masks import axis_matrix, bilinear_matrix
 from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.ops.products import einsum
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side, to_input_frame
@@ -33,7 +34,7 @@ SIDE_STEP = 64
 CHUNK_PIXELS = 1 << 29
 MAX_CHUNK, MIN_CHUNK = 64, 4
 CROPS_AT_ONCE = 4
-CPU_GROUP = 4  # points that a CPU decodes at once
+CPU_GROUP = 4  # points or masks that a CPU works on at once: so many fit into its caches
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
@@ -160,9 +161,7 @@ def decode_points(
 def examine(
     planes: jax.Array,
     indices: jax.Array,
-    columns: jax.Array,
-    row_starts: jax.Array,
-    row_bands: jax.Array,
+    enlarge: Enlarging,
     size: jax.Array,
     levels: jax.Array,
     pixels: PicturePixels | None = None,
@@ -171,8 +170,7 @@ def examine(
 
     Args:
       planes: (n, 16, h*w) logits; indices: (c,) which of them.
-      columns: (X, 4w) resizing matrix, zero beyond the crop; (X, 8w) with `pixels`.
-      row_starts: (t,) and row_bands: (t, Y / t, k) that of rows, also zero beyond the crop; see `ops.masks.bands`.
+      enlarge: from (4h, 4w), or from (8h, 8w) with `pixels`; zero beyond the crop.
       size: (2,) h and w of the crop, pixels.
       levels: (3,) logits: the mask threshold, and it plus and minus the stability offset.
       pixels: takes masks to the crop's edges. Their stability is still that of the model's own logits.
@@ -180,24 +178,16 @@ def examine(
     Returns:
       `stability` (c,), `boxes` (c, 4), `area` (c,), `bits` (c, X, Y / 8) uint8 column by column, `low_res` (c, 4h, 4w).
     """
-    rows = row_bands.shape[0] * row_bands.shape[1]
-    inside = (jnp.arange(len(columns)) < size[1])[:, None] & (jnp.arange(rows) < size[0])
+    rows = enlarge.row_bands.shape[0] * enlarge.row_bands.shape[1]
+    inside = (jnp.arange(len(enlarge.columns)) < size[1])[:, None] & (jnp.arange(rows) < size[0])
     inside = jnp.packbits(inside, axis=-1)
-    width = columns.shape[1] // (SIDE if pixels is None else CELL)
+    width = enlarge.columns.shape[1] // (SIDE if pixels is None else CELL)
     grid = planes.shape[-1] // width, width
 
     def look(index: jax.Array) -> dict[str, jax.Array]:
         mask = join_subpixels(planes[index], grid)
         looks = mask[None] if pixels is None else _refined_and_own(mask, pixels)
-        # Columns first: so the bits lie in the order in which run lengths are counted.
-        wide = einsum("xw,nhw->nxh", columns, looks)
-        # Enlarged logits are many times the caches: each band becomes bits, which then tell all the rest.
-        packed = []
-        for start, band in zip(row_starts, row_bands, strict=True):
-            near = jax.lax.dynamic_slice_in_dim(wide, start, band.shape[1], axis=2)
-            logits = einsum("nxk,yk->nxy", near, band)
-            packed.append(jnp.packbits(logits > levels[:, None, None], axis=-1))
-        bits = jnp.concatenate(packed, axis=-1) & inside
+        bits = bits_above(looks, levels, enlarge) & inside
         area, surely, perhaps = jax.lax.population_count(bits.view(jnp.uint32)).astype(jnp.int32).sum(axis=(1, 2))
         across, down = bits[0].any(axis=1), jnp.unpackbits(jnp.bitwise_or.reduce(bits[0], axis=0))
         last = len(across) - 1 - across[::-1].argmax(), rows - 1 - down[::-1].argmax()
@@ -205,7 +195,9 @@ def examine(
         found = {"area": area, "stability": surely / perhaps, "boxes": jnp.where(area > 0, box, 0)}
         return found | {"bits": bits[0], "low_res": mask}
 
-    return jax.lax.map(look, indices)
+    few = partial(jax.lax.map, look, batch_size=CPU_GROUP)
+    found: dict[str, jax.Array] = jax.lax.platform_dependent(indices, cpu=few, default=partial(jax.lax.map, look))
+    return found
 
 
 def _refined_and_own(mask: jax.Array, pixels: PicturePixels) -> jax.Array:
@@ -282,12 +274,9 @@ def enlargement(model: Sam, config: AmgConfig, crop: Crop, pixels: PicturePixels
         np.pad(axis_matrix(grid, side, resized, original), ((0, -original % SIDE_STEP), (0, 0)))
         for original, resized in zip(crop.size, crop.input_size, strict=True)
     )
-    row_starts, row_bands = bands(rows, SIDE_STEP)
     threshold, offset = model.config.mask_threshold, config.stability_score_offset
     return {
-        "columns": columns,
-        "row_starts": row_starts,
-        "row_bands": row_bands,
+        "enlarge": enlarging(rows, columns, SIDE_STEP),
         "size": np.array(crop.size, np.int32),
         "levels": np.array([threshold, threshold + offset, threshold - offset], np.float32),
         "pixels": pixels,
@@ -314,7 +303,7 @@ def _examined(
     planes: jax.Array, passed: np.ndarray, numbers: np.ndarray, scores: np.ndarray, enlarge: Enlargement
 ) -> Iterator[Chunk]:
     """Examines the masks `passed` (n,) of some, whose points are `numbers` (n,), chunk by chunk."""
-    pixels = len(enlarge["columns"]) * len(enlarge["row_bands"]) * SIDE_STEP
+    pixels = len(enlarge["enlarge"].columns) * len(enlarge["enlarge"].row_bands) * SIDE_STEP
     largest = int(np.clip(2 ** int(np.log2(max(1, CHUNK_PIXELS // pixels))), 1, MAX_CHUNK))
     for first in range(0, len(passed), largest):
         indices = passed[first : first + largest]
