@@ -62,7 +62,8 @@ class MaskDecoder(nn.Module):
         pixels = repeat(pixels, prompts.dense.shape[1], 1) + prompts.dense
         image_pe = rearrange(image_pe, "h w c -> 1 1 c (h w)").astype(self.dtype)
         transformer = TwoWayTransformer(c, self.dim, self.dtype, deterministic, name="transformer")
-        tokens, pixels = transformer(tokens.astype(self.dtype), pixels, image_pe, valid)
+        outputs = None if least_iou is None else 1 + c.num_mask_tokens
+        tokens, pixels = transformer(tokens.astype(self.dtype), pixels, image_pe, valid, outputs)
         weights = self.dim // 8 + (0 if details is None else details.masks.shape[-2])
         hypernetworks = [
             Mlp(self.dim, weights, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])

@@ -213,7 +213,10 @@ class TwoWayAttentionBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """Tokens (B, N, T, C) and pixels (B, N or 1, C, S) -> both, updated; pixels (B, N, C, S)."""
+    """Tokens (B, N, T, C) and pixels (B, N or 1, C, S) -> both, updated; pixels (B, N, C, S).
+
+    Of the tokens the first `outputs`, or all: the rest need not read the pixels a last time.
+    """
 
     config: MaskDecoderConfig
     dim: int
@@ -222,7 +225,12 @@ class TwoWayTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, pixels: jax.Array, image_pe: jax.Array, valid: jax.Array
+        self,
+        tokens: jax.Array,
+        pixels: jax.Array,
+        image_pe: jax.Array,
+        valid: jax.Array,
+        outputs: int | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         c, token_pe = self.config, tokens
         for i in range(c.depth):
@@ -231,5 +239,6 @@ class TwoWayTransformer(nn.Module):
         rate = c.attention_downsample_rate
         final = Attention(self.dim, c.num_heads, rate, self.dtype, c.kernels, name="final_attn_token_to_image")
         drop = Dropout(c.dropout_rate, deterministic=self.deterministic)
+        tokens, token_pe = tokens[:, :, :outputs], token_pe[:, :, :outputs]
         tokens = tokens + drop(final.tokens_to_pixels(tokens + token_pe, pixels, image_pe))
         return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_final_attn")(tokens), pixels

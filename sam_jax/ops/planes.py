@@ -74,5 +74,5 @@ def _each(matrices: jax.Array, planes: jax.Array) -> jax.Array:
 
 def _each_at_once(matrices: jax.Array, planes: jax.Array) -> jax.Array:
     """As `_each` of (x, out, in), in one product: three times as fast on CPUs, which need not re-order anything."""
-    out = project(rearrange(matrices, "x o i -> i (x o)"), planes)
+    out = _each(jax.lax.optimization_barrier(rearrange(matrices, "x o i -> (x o) i")), planes)
     return rearrange(out, "... (x o) s -> ... x o s", x=len(matrices))
