@@ -39,6 +39,7 @@ NETWORK_FILES = {
     "ops/mask_decoder",
     "ops/planes",
     "ops/products",
+    "ops/random_bits",
     "ops/softmax",
     "ops/sums",
 }

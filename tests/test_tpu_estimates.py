@@ -101,7 +101,7 @@ def test_the_real_compiler():
         tpu_estimates.topology_devices("v5e:3x7")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.libtpu
 def test_communication_of_the_real_compiler():
     """A layer in a loop: parameters are gathered, gradients reduced and scattered, then summed among the copies."""
     chip, devices = tpu_estimates.topology_devices("v5e:4x4")
