@@ -20,7 +20,7 @@ from sam_jax.checkpoint import save_model
 from tests.tiny import TINY, random_variables
 
 # Markers that run only where `-m` names them.
-OPT_IN = ("oracle", "slow", "libtpu")
+OPT_IN = ("oracle", "slow", "training", "libtpu")
 # The last match wins. What others do inside their own packages is theirs.
 WARNINGS = (
     "error",
@@ -51,7 +51,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Plain `pytest` leaves out both kinds, `-m oracle` adds neither slow ones, `-m "oracle or slow"` takes all."""
+    """Plain `pytest` leaves all of them out, `-m oracle` adds no slow ones, `-m "oracle or slow"` takes both."""
     left_out = [name for name in OPT_IN if name not in config.option.markexpr]
     chosen = [item for item in items if not any(item.get_closest_marker(name) for name in left_out)]
     if len(chosen) < len(items):
