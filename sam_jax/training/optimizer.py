@@ -86,14 +86,22 @@ def _directions(config: OptimConfig) -> optax.GradientTransformation:
     adam = optax.scale_by_adam(config.b1, config.b2)
     if config.optimizer == "adamw":
         return adam
-    # Momentum and matrices of norm 1 from optax; all that is left is to make them orthogonal.
-    momentum = scale_by_muon(ns_steps=0, weight_dimension_numbers=_last_axis_is_output)
-    parts = {"muon": optax.chain(momentum, optax.stateless(_orthogonal)), "adam": adam}
+    parts = {"muon": optax.chain(_momentum(), optax.stateless(_orthogonal)), "adam": adam}
     return optax.partition(parts, lambda params: jax.tree.map(lambda x: "muon" if x else "adam", muon_matrices(params)))
 
 
-def _last_axis_is_output(updates: Any) -> Any:
-    return jax.tree.map(lambda x: MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1), updates)
+def _momentum() -> optax.GradientTransformation:
+    """Nesterov's momentum with Muon's state and averages, as in optax's `scale_by_muon`."""
+    decay = 0.95
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        count = state.count + 1
+        mean = optax.tree.update_moment(updates, state.mu, decay, 1)
+        old, new = optax.tree.bias_correction(mean, decay, count + 1), optax.tree.bias_correction(updates, decay, count)
+        ahead = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, old, new)
+        return ahead, state._replace(count=count, mu=mean)
+
+    return optax.GradientTransformation(scale_by_muon().init, update)
 
 
 def _orthogonal(updates: Any, params: Any = None) -> Any:

@@ -7,10 +7,18 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sam_jax.config import OptimConfig, vit_tiny
 from sam_jax.models.sam import Sam, init_variables
-from sam_jax.training.optimizer import decay_mask, layer_scales, learning_rate_schedule, make_optimizer, muon_matrices
+from sam_jax.training.optimizer import (
+    _directions,
+    decay_mask,
+    layer_scales,
+    learning_rate_schedule,
+    make_optimizer,
+    muon_matrices,
+)
 from tests.tiny import TINY
 
 CONSTANT = OptimConfig(learning_rate=1.0, warmup_steps=0, milestones=(), weight_decay=0.0, layer_decay=1.0)
@@ -108,6 +116,23 @@ def test_muon_takes_the_kernels_that_are_one_matrix():
     assert {f"{encoder}attn/qkv/kernel", f"{encoder}mlp/lin2/kernel", f"{decoder}layers_0/mlp/lin1/kernel"} <= flat
     left = "bias|norm|scale|rel_pos|iou_token|mask_tokens|upscaling|downscaling_0|embeddings|no_mask|head/layers_2"
     assert not [path for path in flat for word in left.split("|") if word in path]
+
+
+def test_muon_is_optaxs_whatever_goes_through_newton_schulz_together():
+    rng = np.random.default_rng(0)
+    shapes = {"a": (48, 32), "b": (48, 32), "c": (3, 3, 8, 64), "d": (72, 64), "e": (32, 48)}
+    params = {name: {"kernel": rng.normal(size=shape).astype(np.float32)} for name, shape in shapes.items()}
+    grads = [jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params) for _ in range(3)]
+    axes = jax.tree.map(lambda x: MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1), params)
+    ours, theirs = _directions(OptimConfig(optimizer="muon")), scale_by_muon(weight_dimension_numbers=axes)
+    our_state, their_state = ours.init(params), theirs.init(params)
+    for step in grads:
+        updates, our_state = ours.update(step, our_state, params)
+        directions, their_state = theirs.update(step, their_state, params)
+        for name, shape in shapes.items():
+            length = 0.2 * max(np.prod(shape[:-1]), shape[-1]) ** 0.5
+            expected = length * directions[name]["kernel"]
+            np.testing.assert_allclose(updates[name]["kernel"], expected, atol=1e-5)
 
 
 def test_muons_updates_are_orthogonal_and_as_long_as_adams():
