@@ -20,7 +20,7 @@ from sam_jax.checkpoint import save_model
 from tests.tiny import TINY, random_variables
 
 # Markers that run only where `-m` names them.
-OPT_IN = ("oracle", "slow", "training", "libtpu")
+OPT_IN = ("oracle", "slow", "long", "libtpu")
 # The last match wins. What others do inside their own packages is theirs.
 WARNINGS = (
     "error",

@@ -17,6 +17,7 @@ def scores():
     return evaluate(*sam_jax.load_model(), open_image_set(str(DEVSET)), EvaluationOptions(clicks=(1, 3)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("column", "floor"), [("box", 0.71), ("1 click, oracle", 0.62), ("3 clicks", 0.64)])
 def test_it_keeps_the_quality_of_its_card(scores, column, floor):
     """The floors follow the card of the present weights; better weights raise them."""

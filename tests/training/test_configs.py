@@ -27,7 +27,7 @@ from tests.tiny_pool import write_pool
 from tests.tiny_sa1b import tiny_files, write_tar
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from tests.tiny_sa1b import write_tar
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.training
+pytestmark = pytest.mark.long
 CONFIG_FILE = """
 from sam_jax.config import *
 from sam_jax import sharding

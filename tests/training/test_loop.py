@@ -142,7 +142,7 @@ def test_composites_train_too(composite_file, root, monkeypatch):
     assert np.isfinite([row["loss"] for row in rows_of(root / "composites")]).all()
 
 
-@pytest.mark.training
+@pytest.mark.long
 def test_a_model_with_details_trains_and_finds_masks(composite_file, root, monkeypatch):
     options = "--sam.details", 4, "--loss.affinity-weight", 1.0, "--eval-every", 0, "--picture-every", 0
     assert train(monkeypatch, composite_file, "--workdir", root / "details", *options) == 0
@@ -171,7 +171,7 @@ def wait_for_rows(process, workdir, count):
         time.sleep(0.01)
 
 
-@pytest.mark.training
+@pytest.mark.long
 def test_a_killed_and_a_preempted_run_end_like_one_that_was_not(config_file, root):
     """SIGKILL at a random step, then SIGTERM, then to the end: the curve of a run without stops, bit for bit.
 
@@ -232,7 +232,7 @@ def test_what_was_stopped_before_its_evaluation_is_evaluated_first(whole, config
     assert list((workdir / "profile").rglob("*.xplane.pb"))
 
 
-@pytest.mark.training
+@pytest.mark.long
 def test_a_broken_loss_stops_the_run(config_file, root, monkeypatch, capsys):
     make_batches = loop.make_batches
 
