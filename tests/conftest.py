@@ -6,11 +6,8 @@ compiles with few optimisations, and keeps compiled programs in pytest's cache d
 """
 
 import os
-from importlib.metadata import version
 
-# Older versions of JAX have another way to compile for CPUs, which takes a third less time.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false" if version("jax") < "0.11" else ""
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

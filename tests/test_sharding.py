@@ -68,6 +68,7 @@ def untrained():
     return curve(1, 1, 1, optim=dataclasses.replace(CONFIG.optim, learning_rate=0.0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (-1, 4)])
 def test_any_mesh_gives_the_curve_of_one_device(data, fsdp, one_device, untrained, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SPLIT_ELEMENTS", 64)
@@ -76,6 +77,7 @@ def test_any_mesh_gives_the_curve_of_one_device(data, fsdp, one_device, untraine
     np.testing.assert_allclose(curve(data, fsdp, 8), one_device, atol=1e-5)
 
 
+@pytest.mark.long
 def test_muon_gives_one_curve_too(one_device, untrained, monkeypatch):
     muon = {"optim": dataclasses.replace(CONFIG.optim, optimizer="muon")}
     monkeypatch.setattr(sharding, "MIN_SPLIT_ELEMENTS", 64)
@@ -85,6 +87,7 @@ def test_muon_gives_one_curve_too(one_device, untrained, monkeypatch):
     np.testing.assert_allclose(curve(2, 4, 8, **muon), alone, atol=1e-4)
 
 
+@pytest.mark.long
 def test_accumulated_pieces_learn_the_same(one_device):
     """Prompts are drawn anew for each piece, so that the curves differ a little."""
     pieces = curve(1, 1, 1, accumulate=4)
