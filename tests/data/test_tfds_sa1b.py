@@ -156,6 +156,7 @@ def test_records(prepared):
 
 
 @pytest.mark.oracle
+@pytest.mark.slow  # needs the extra tfds-official
 def test_prepared_as_the_official_builder_does(prepared, tars, tmp_path):
     """The same features.json, and the same fields of each example made by the official code."""
     from tensorflow_datasets.datasets.segment_anything import segment_anything_dataset_builder as official
@@ -335,6 +336,7 @@ def test_beam_is_asked_for(tars, tmp_path, monkeypatch):
 
 
 @pytest.mark.oracle
+@pytest.mark.slow  # needs the extra tfds-official
 def test_beam(prepared, tars, tmp_path):
     """The same shards, byte for byte."""
     directory = prepared_directory(prepare_tars(tars, tmp_path, beam_options=["--runner=DirectRunner"]))

@@ -98,6 +98,7 @@ def whole(config_file, root):
     return root / "whole"
 
 
+@pytest.mark.long
 def test_a_run_leaves_a_model_metrics_pictures_and_logs(whole, config_file, monkeypatch, capsys):
     rows = rows_of(whole)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
@@ -127,6 +128,7 @@ def test_a_run_leaves_a_model_metrics_pictures_and_logs(whole, config_file, monk
     assert rows_of(whole) == rows
 
 
+@pytest.mark.long
 def test_evaluation_alone(whole, config_file, monkeypatch, capsys):
     before = len(rows_of(whole, "eval_loss"))
     assert train(monkeypatch, config_file, "--workdir", whole, "--eval-only") == 0
@@ -134,12 +136,6 @@ def test_evaluation_alone(whole, config_file, monkeypatch, capsys):
     rows = rows_of(whole, "eval_loss")
     assert len(rows) == before + 1
     assert 0 <= rows[-1]["eval_iou_1"] <= 1
-
-
-def test_composites_train_too(composite_file, root, monkeypatch):
-    no_evaluation = "--eval-every", 0, "--picture-every", 0  # the made-up pool has nothing held out
-    assert train(monkeypatch, composite_file, "--workdir", root / "composites", *no_evaluation) == 0
-    assert np.isfinite([row["loss"] for row in rows_of(root / "composites")]).all()
 
 
 @pytest.mark.long
@@ -205,6 +201,7 @@ def test_a_killed_and_a_preempted_run_end_like_one_that_was_not(config_file, roo
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.long
 def test_what_was_stopped_before_its_evaluation_is_evaluated_first(whole, config_file, root, monkeypatch):
     """The checkpoint is there before evaluation; a profile begins with the first step that is still to come."""
 
@@ -251,6 +248,7 @@ def test_a_broken_loss_stops_the_run(config_file, root, monkeypatch, capsys):
     assert not (root / "broken" / "model").exists()
 
 
+@pytest.mark.long
 def test_another_config_is_an_error_that_shows_the_difference(whole, config_file, root, monkeypatch, capsys):
     (root / "copy" / "state" / "2").mkdir(parents=True)
     (root / "copy" / "config.json").write_bytes((whole / "config.json").read_bytes())
