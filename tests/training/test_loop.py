@@ -223,7 +223,7 @@ def test_what_was_stopped_before_its_evaluation_is_evaluated_first(whole, config
     assert not (workdir / "state" / "scores.json").exists()
     assert train(monkeypatch, config_file, "--workdir", workdir, "--profile-steps", 2, 5) == 0
     same_curve(rows_of(workdir), rows_of(whole))
-    same_curve(rows_of(workdir, "eval_loss"), rows_of(whole, "eval_loss"))
+    same_curve(rows_of(workdir, "eval_loss"), rows_of(whole, "eval_loss")[:2])  # others may have been evaluated since
     assert scores(workdir) == scores(whole)
     assert "profile of steps 3 to 5 is in" in (workdir / "logs" / "host_0.log").read_text()
     assert list((workdir / "profile").rglob("*.xplane.pb"))
