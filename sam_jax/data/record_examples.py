@@ -1,6 +1,6 @@
 """From a record to a training example: which masks, how the picture is decoded, and where it lies in the square.
 
-The picture is resized as at inference (longest side to S, sides rounded half up, PIL's antialiased bilinear filter).
+The image is resized as at inference (longest side to S, sides rounded half up, PIL's antialiased bilinear filter).
 EXIF is ignored: masks are in pixels as stored, and the official code never turns pictures either.
 """
 

@@ -107,7 +107,7 @@ def _momentum() -> optax.GradientTransformation:
 def _orthogonal(updates: Any, params: Any = None) -> Any:
     """The nearest orthogonal matrices, with a root mean square of 0.2 whatever their shape (Liu et al. 2025).
 
-    Matrices of one shape go through Newton-Schulz together: one by one they are most of a step's program.
+    Matrices of one shape go through Newton-Schulz together: one by one they make a step's program half as long again.
     """
     leaves, structure = jax.tree.flatten(updates)
     of_shape: dict[tuple[int, int], list[int]] = {}
