@@ -25,20 +25,21 @@ import time
 
 import sam_jax
 from sam_jax import runtime
-from sam_jax.inference import batch_run, command_line, prompted
-from sam_jax.inference.photo_list import find_photos
-from sam_jax.inference.result_files import OutputError, ResultFiles
+from sam_jax.batch import command_line, one_image
+from sam_jax.batch import run as batch_run
+from sam_jax.batch.image_list import find_photos
+from sam_jax.batch.result_files import OutputError, ResultFiles
 
 
-def segment_one(args: argparse.Namespace, prompts: prompted.PhotoPrompts) -> None:
+def segment_one(args: argparse.Namespace, prompts: one_image.PhotoPrompts) -> None:
     """Segments one photo by the prompts of the command line, writes and says so in two lines."""
     (photo,) = args.photos
     image = sam_jax.read_image(photo)
     predictor = sam_jax.SamPredictor(*sam_jax.load_model(args.checkpoint, args.dtype, args.crf))
     start = time.perf_counter()
-    predicted = prompted.segment_photo(predictor, image, prompts)
+    predicted = one_image.segment_photo(predictor, image, prompts)
     seconds = time.perf_counter() - start
-    overlay = prompted.write_results(args.out, photo, image, prompts, predicted)
+    overlay = one_image.write_results(args.out, photo, image, prompts, predicted)
     scores = ", ".join(f"{iou:.2f}" for iou in predicted.iou_predictions)
     h, w = image.shape[:2]
     print(f"{photo} ({w}x{h}): {len(predicted.masks)} masks in {seconds:.1f} s, predicted IoU {scores}")

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs.bundled import get_config
 from sam_jax.config import CompositeDataConfig, StageConfig, TrainConfig, for_stage
-from sam_jax.data.pipeline import make_batches
 from sam_jax.models.sam import Sam, init_variables
+from sam_jax.training.batches import make_batches
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import create_state, forward_with_loss, image_embeddings, train_step
 

@@ -29,8 +29,8 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from sam_jax.composites.random_shapes import smooth_field
 from sam_jax.data.example import MASK_STRIDE, Example, pack_example
-from sam_jax.data.random_shapes import smooth_field
 from sam_jax.data.record_examples import ExampleMaker, whole
 from sam_jax.data.records import Record
 from sam_jax.data.sa1b import Sa1bFolder

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import tpu_training
-from sam_jax import Prompts, config, tpu_estimates
+from sam_jax import Prompts, config
+from sam_jax.estimates import tpu as tpu_estimates
 from sam_jax.inference import mask_candidates
 from sam_jax.inference.encoding import EncodedImages
 from sam_jax.models.sam import Sam, inference_variables, init_variables

@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import tpu_aot
-from sam_jax import tpu_estimates
+from sam_jax.estimates import tpu as tpu_estimates
 
 HEADER = "| program | device | measured ms | fastest | est. ms | measured / est. | useful TFLOP/s |"
 # What JAX calls the chips of `tpu_estimates.CHIPS`.

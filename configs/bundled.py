@@ -2,8 +2,8 @@
 
 Trains 7 M parameters on composites made on the fly, on a CPU. Small pictures come first: prompts are learned at 128 px
 for a sixteenth of the cost, outlines at 256 px, and the last stage is at the native 512 px.
-The pool of cut-outs and photos comes first: python -m sam_jax.data.cutout_pool build --out data/pool
-and then what GrabCut finds in its photos: python -m sam_jax.data.cutout_pool label data/pool
+The pool of cut-outs and photos comes first: python -m sam_jax.composites.pool build --out data/pool
+and then what GrabCut finds in its photos: python -m sam_jax.composites.pool label data/pool
 """
 
 import dataclasses

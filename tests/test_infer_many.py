@@ -176,7 +176,7 @@ def faulty_folder(root, good):
 def test_bad_photos_are_listed_and_the_rest_are_done(run, tmp_path, monkeypatch):
     photos = tmp_path / "p"
     bad = faulty_folder(photos, 186)
-    monkeypatch.setattr("sam_jax.inference.batch_run.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("sam_jax.batch.run.SAVE_SECONDS", 0.0)
     path_type = type(epath.Path(photos))
     read = path_type.read_bytes
 

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from sam_jax.data.record_examples import ExampleMaker
 from sam_jax.data.records import Record
-from sam_jax.evaluation.image_sets import decode_picture
+from sam_jax.evaluation.sets.image_sets import decode_picture
 from sam_jax.inference.images import as_array, read_image
 from sam_jax.rgb import to_rgb
 

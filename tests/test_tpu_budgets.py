@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tpu_aot, tpu_run
-from sam_jax import tpu_estimates
+from sam_jax.estimates import tpu as tpu_estimates
 
 ROOT = Path(__file__).parents[1]
 BUDGETS = tomllib.loads((ROOT / "benchmarks" / "budgets.toml").read_text())

@@ -38,7 +38,7 @@ def open_records(path: epath.PathLike, image_dir: epath.PathLike | None = None) 
         from sam_jax.data.sa1b import Sa1bFolder
 
         return Sa1bFolder(name)
-    from sam_jax.data.tfds_sa1b import TfdsSa1b
+    from sam_jax.data.tfds import TfdsSa1b
 
     return TfdsSa1b(name)
 
@@ -46,7 +46,7 @@ def open_records(path: epath.PathLike, image_dir: epath.PathLike | None = None) 
 def _kind_of(name: str) -> str:
     """ "tars", "prepared" or "folder"."""
     from sam_jax.data.sa1b.pairs import PICTURES
-    from sam_jax.data.tfds_sa1b import prepared_directory
+    from sam_jax.data.tfds import prepared_directory
 
     if name.endswith(".tar") or any(char in name.rpartition("/")[2] for char in "*?["):
         return "tars"

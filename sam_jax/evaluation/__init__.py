@@ -3,11 +3,11 @@
 `python -m sam_jax.evaluation DATA... --checkpoint DIR --out report/` measures, prints and writes a report.
 """
 
-from sam_jax.evaluation.image_sets import ImageSet, LabelledImage, RecordImages, open_image_set
 from sam_jax.evaluation.options import EvaluationOptions
-from sam_jax.evaluation.paper_sets import PAPER_SETS, open_paper_set
 from sam_jax.evaluation.protocol import evaluate
 from sam_jax.evaluation.results import EvaluationResult, average_over_sets
+from sam_jax.evaluation.sets.image_sets import ImageSet, LabelledImage, RecordImages, open_image_set
+from sam_jax.evaluation.sets.paper_sets import PAPER_SETS, open_paper_set
 
 __all__ = [
     "PAPER_SETS",

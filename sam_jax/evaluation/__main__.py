@@ -21,14 +21,14 @@ from typing import NoReturn
 from sam_jax.checkpoint import bundled_model_path, load_model
 from sam_jax.config.model import INFERENCE_DTYPES
 from sam_jax.data.records import DataError
-from sam_jax.evaluation.case_pictures import Case, draw_cases
 from sam_jax.evaluation.floors import evaluate_floors, floor_columns
-from sam_jax.evaluation.image_sets import ImageSet, open_image_set
 from sam_jax.evaluation.options import PAPER_CLICKS, EvaluationOptions
-from sam_jax.evaluation.paper_sets import PAPER_SETS, open_paper_set
 from sam_jax.evaluation.protocol import evaluate
-from sam_jax.evaluation.report import make_report, text_tables, write_report
+from sam_jax.evaluation.report.cases import Case, draw_cases
+from sam_jax.evaluation.report.pages import make_report, text_tables, write_report
 from sam_jax.evaluation.results import EvaluationResult, join
+from sam_jax.evaluation.sets.image_sets import ImageSet, open_image_set
+from sam_jax.evaluation.sets.paper_sets import PAPER_SETS, open_paper_set
 from sam_jax.models.sam import Sam
 from sam_jax.runtime import use_compilation_cache
 

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 from sam_jax.evaluation.clicks import first_click
-from sam_jax.evaluation.image_sets import ImageSet, LabelledImage
 from sam_jax.evaluation.objects import Target
 from sam_jax.evaluation.options import EvaluationOptions
 from sam_jax.evaluation.reading import SetReader
 from sam_jax.evaluation.results import EvaluationResult
+from sam_jax.evaluation.sets.image_sets import ImageSet, LabelledImage
 from sam_jax.ops.rle import encode_mask
 from sam_jax.ops.transforms import boxes_to_input_frame, resized_size, to_input_frame
 

@@ -23,12 +23,12 @@ import jax
 import numpy as np
 
 from sam_jax.evaluation.clicks import Click, first_click, next_click
-from sam_jax.evaluation.image_sets import ImageSet, LabelledImage
 from sam_jax.evaluation.objects import Engine, ObjectGroup, Target, split_into_rows
 from sam_jax.evaluation.options import BOX, ORACLE, REFINED, EvaluationOptions, click_column
 from sam_jax.evaluation.programs import slots_per_row
 from sam_jax.evaluation.reading import SetReader
 from sam_jax.evaluation.results import EvaluationResult
+from sam_jax.evaluation.sets.image_sets import ImageSet, LabelledImage
 from sam_jax.models.sam import Sam
 from sam_jax.ops.rle import encode_mask
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from sam_jax.data.records import DataError
-from sam_jax.evaluation.image_sets import ImageSet, LabelledImage
 from sam_jax.evaluation.options import EvaluationOptions
+from sam_jax.evaluation.sets.image_sets import ImageSet, LabelledImage
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam_jax import sharding, tpu_estimates
+from sam_jax import sharding
 from sam_jax.config import StageConfig, TrainConfig, for_stage
+from sam_jax.estimates import tpu as tpu_estimates
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.training.finetune import assemble, split_params
 from sam_jax.training.optimizer import make_optimizer

@@ -20,14 +20,14 @@ from sam_jax import sharding
 from sam_jax.checkpoint import StateStore, load_model, save_model
 from sam_jax.config import RecordDataConfig, StageConfig, TrainConfig, for_stage
 from sam_jax.config.checks import NOT_NEGATIVE, check_fields, require
-from sam_jax.data.pipeline import HeldOutBatches, fingerprint, make_batches, open_source
 from sam_jax.data.record_stream import RecordStream
 from sam_jax.models.sam import Sam
+from sam_jax.training.batches import HeldOutBatches, fingerprint, make_batches, open_source
 from sam_jax.training.embedding_cache import EmbeddingCache, check_cache_config, encoder_settings
 from sam_jax.training.interruption import Interrupted, Interruption
 from sam_jax.training.metric_writer import HostLog, MetricWriter, to_floats
 from sam_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from sam_jax.training.pictures import draw, predict_clicks
+from sam_jax.training.overlays import draw, predict_clicks
 from sam_jax.training.placement import abstract_state, initial_state
 from sam_jax.training.same_run import check_same_run
 from sam_jax.training.step import TrainState, evaluation_step, model_variables, train_step

@@ -67,8 +67,8 @@ def test_coco(tmp_path, folder):
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_prepared(tars, tmp_path):
-    from sam_jax.data.tfds_prepare import prepare_tars
-    from sam_jax.data.tfds_sa1b import TfdsSa1b
+    from sam_jax.data.tfds import TfdsSa1b
+    from sam_jax.data.tfds.preparing import prepare_tars
 
     directory = prepare_tars(tars, tmp_path / "out")
     for path in (directory, tmp_path / "out", tmp_path / "out/segment_anything"):

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from sam_jax.composites.random_shapes import smooth_field
 from sam_jax.data.example import MIN_CELLS, PIXEL_MEAN_RGB, reduce_masks
-from sam_jax.data.random_shapes import smooth_field
 from sam_jax.data.record_examples import ExampleMaker, jittered, whole
 from sam_jax.data.records import DataError, NoMaskError, Record
 from sam_jax.inference.predictor import SamPredictor

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from sam_jax.composites.random_shapes import smooth_field
 from sam_jax.data import rle_grid
 from sam_jax.data.example import MASK_STRIDE, reduce_masks
-from sam_jax.data.random_shapes import smooth_field
 from sam_jax.data.records import DataError
 from sam_jax.data.rle_grid import Placement, decode_counts, decode_runs, reduce_rles
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from sam_jax.evaluation.__main__ import main
-from sam_jax.evaluation.paper_sets import PAPER_SETS
-from tests.evaluation.test_paper_sets import ade20k
+from sam_jax.evaluation.sets.paper_sets import PAPER_SETS
+from tests.evaluation.sets.test_paper_sets import ade20k
 from tests.tiny_sa1b import write_folder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sam_jax.evaluation.__main__ import make_parser
-from sam_jax.evaluation.paper_sets import PAPER_SETS
+from sam_jax.evaluation.sets.paper_sets import PAPER_SETS
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/evaluation.md").read_text()

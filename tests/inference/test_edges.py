@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from sam_jax.batch.prompt_files import ObjectPrompt, PhotoObjects
+from sam_jax.batch.segmenters import PromptedSegmenter
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.predictor import SamPredictor
-from sam_jax.inference.prompt_files import ObjectPrompt, PhotoObjects
-from sam_jax.inference.segmenters import PromptedSegmenter
 from sam_jax.models.sam import Sam
 from sam_jax.ops.crf import picture_pixels, refine_masks
 from sam_jax.ops.masks import mask_to_box, postprocess_masks

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sam_jax import sharding, tpu_estimates
+from sam_jax import sharding
+from sam_jax.estimates import tpu as tpu_estimates
 from sam_jax.ops import attention_tiles
 from sam_jax.ops.attention import packed_attention, relative_positions
 from tests.statements import attention_with_rel_pos as stated

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import tpu_training
-from sam_jax import tpu_estimates
 from sam_jax.config import FinetuneConfig, InteractionConfig, StageConfig, TrainConfig, for_stage
+from sam_jax.estimates import tpu as tpu_estimates
 from sam_jax.training import dry_run
 from sam_jax.training.dry_run import _abstract_batch, useful_flops
 from tests.tiny import SMALLEST

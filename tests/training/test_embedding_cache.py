@@ -12,11 +12,11 @@ from sam_jax import sharding
 from sam_jax.checkpoint import save_model
 from sam_jax.config import FinetuneConfig, InteractionConfig, MeshConfig, RecordDataConfig, StageConfig, TrainConfig
 from sam_jax.data import record_examples
-from sam_jax.data.pipeline import make_batches, open_source
 from sam_jax.data.record_stream import RecordStream
 from sam_jax.data.records import image_key
 from sam_jax.models.sam import Sam
 from sam_jax.training import loop
+from sam_jax.training.batches import make_batches, open_source
 from sam_jax.training.embedding_cache import EmbeddingCache, encoder_settings
 from sam_jax.training.interruption import Interrupted
 from tests.tiny import SMALLEST, jitted, random_variables

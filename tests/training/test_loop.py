@@ -290,7 +290,7 @@ def test_a_wrong_command_line_is_one_line(config_file, tmp_path, monkeypatch, ca
 def test_a_missing_pool_says_how_to_make_one(composite_file, tmp_path, monkeypatch, capsys):
     args = [composite_file, "--workdir", tmp_path / "run", "--data.pool", tmp_path / "none"]
     assert train(monkeypatch, *args) == 2
-    assert re.search("no cut-out pool at .*cutout_pool build", capsys.readouterr().err)
+    assert re.search("no cut-out pool at .*composites\.pool build", capsys.readouterr().err)
 
 
 def test_a_misspelt_option_is_an_error(config_file, monkeypatch, capsys):

@@ -1,0 +1,135 @@
+"""Segmenting one photo with prompts and writing what came out: the work behind `infer.py`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from sam_jax.inference.images import as_array
+from sam_jax.inference.overlays import (
+    caption,
+    draw_prompts,
+    mask_record,
+    overlay_masks,
+    side_by_side,
+    write_picture,
+    write_records,
+)
+from sam_jax.inference.predictor import PredictedMasks, SamPredictor, check_labels
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoPrompts:
+    """What to segment in one photo, in its own pixels.
+
+    Attributes:
+      points: (P, 2) x, y; all belong to one object. labels: (P,) 1 or 0.
+      boxes: (N, 4) xyxy; each is an object of its own.
+      mask_input: (1, 4h, 4w) logits for a single object.
+    """
+
+    points: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    mask_input: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None:
+            check_labels(self.labels, allowed=(0, 1))
+        has_more = self.points is not None or self.mask_input is not None
+        if self.boxes is not None and len(self.boxes) > 1 and has_more:
+            raise ValueError(
+                f"{len(self.boxes)} boxes are as many objects, but points and a mask belong to one object; "
+                "give one box with them, or boxes alone"
+            )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to segment."""
+        return self.points is None and self.boxes is None and self.mask_input is None
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """A single point may mean a part, an object or a group: the model then answers with three masks."""
+        return self.boxes is None and self.mask_input is None and self.points is not None and len(self.points) == 1
+
+
+def segment_photo(predictor: SamPredictor, image: np.ndarray | Image.Image, prompts: PhotoPrompts) -> PredictedMasks:
+    """Masks of a photo, flat over its objects; best first where the prompt was ambiguous."""
+    predictor.set_image(image)
+    if prompts.boxes is not None and len(prompts.boxes) != 1:  # an object each
+        many = predictor.predict_many(boxes=prompts.boxes, multimask_output=False)
+        return PredictedMasks(*(part.reshape(-1, *part.shape[2:]) for part in many))
+    box = None if prompts.boxes is None else prompts.boxes[0]
+    flat = predictor.predict(
+        prompts.points, prompts.labels, box, prompts.mask_input, multimask_output=prompts.is_ambiguous
+    )
+    if prompts.is_ambiguous:
+        order = np.argsort(-flat.iou_predictions, kind="stable")
+        flat = PredictedMasks(*(part[order] for part in flat))
+    return flat
+
+
+def prompt_fields(prompts: PhotoPrompts, index: int) -> dict[str, Any]:
+    """The prompt of mask `index`, as its record keeps it."""
+    fields: dict[str, Any] = {}
+    if prompts.points is not None and prompts.labels is not None:
+        fields |= {"point_coords": prompts.points.tolist(), "point_labels": prompts.labels.tolist()}
+    if prompts.boxes is not None:
+        fields["box"] = prompts.boxes[index].tolist()
+    return fields
+
+
+def write_results(
+    out: epath.PathLike,
+    photo: epath.PathLike,
+    image: np.ndarray | Image.Image,
+    prompts: PhotoPrompts,
+    predicted: PredictedMasks,
+) -> epath.Path:
+    """Writes `NAME.masks.json`, `NAME.mask_0.png` ... and `NAME.overlay.jpg` into the directory `out`.
+
+    Returns:
+      The overlay's path. The JSON is written last: where it stands, everything else does.
+    """
+    folder, name, pixels = epath.Path(out), epath.Path(photo), as_array(image)
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_earlier_results(folder, name.stem)
+    annotations = []
+    for index, (mask, iou, _) in enumerate(zip(*predicted, strict=True)):
+        write_picture(folder / f"{name.stem}.mask_{index}.png", mask.astype(np.uint8) * 255)
+        annotations.append(mask_record(index, mask, iou, prompt_fields(prompts, index)))
+    overlay = folder / f"{name.stem}.overlay.jpg"
+    write_picture(overlay, overlay_picture(pixels, prompts, predicted))
+    size = {"file_name": name.name, "width": pixels.shape[1], "height": pixels.shape[0]}
+    write_records(folder / f"{name.stem}.masks.json", size, annotations)
+    return overlay
+
+
+def _remove_earlier_results(folder: epath.Path, stem: str) -> None:
+    """An earlier run may have written more masks; its JSON goes first, so that it never describes missing files."""
+    (folder / f"{stem}.masks.json").unlink(missing_ok=True)
+    for file in list(folder.iterdir()):
+        if re.fullmatch(re.escape(stem) + r"\.mask_\d+\.png", file.name):
+            file.unlink()
+
+
+def overlay_picture(image: np.ndarray | Image.Image, prompts: PhotoPrompts, predicted: PredictedMasks) -> np.ndarray:
+    """The photo with masks and prompts drawn in; one panel per mask where the prompt was ambiguous."""
+    pixels = as_array(image)
+
+    def panel(masks: np.ndarray) -> np.ndarray:
+        return draw_prompts(overlay_masks(pixels, list(masks)), prompts.points, prompts.labels, prompts.boxes)
+
+    if not prompts.is_ambiguous:
+        return panel(predicted.masks)
+    panels = [
+        caption(panel(mask[None]), f"mask {index}: predicted IoU {iou:.2f}")
+        for index, (mask, iou, _) in enumerate(zip(*predicted, strict=True))
+    ]
+    return side_by_side(panels)

@@ -1,0 +1,210 @@
+"""Prompts of many photos in one JSON file: our own simple form, or COCO's, such as the boxes of a detector.
+
+Ours is one entry per photo, a list with one entry per object:
+
+    {
+      "dog.jpg": [{"points": [[275, 149]]}, {"points": [[275, 149], [60, 40]], "labels": [1, 0]}],
+      "sub/cat.jpg": [{"box": [10, 20, 200, 180], "category_id": 17, "score": 0.9}]
+    }
+
+Photos are named by their path as given, by their path below the directory of all photos, or by their bare name where
+only one photo has it. Points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the photo; labels are 1 on and 0 off
+the object, 1 where they are left out. `category_id` and `score` are kept in the results.
+
+COCO's forms are an instances file ({"images": ..., "annotations": ...}) and a results file ([{"image_id": ...}]); each
+annotation's `bbox` [x, y, w, h] is the prompt. A results file knows its images by number alone: the number in which a
+photo's name ends, unless an instances file tells the names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from etils import epath
+
+from sam_jax.batch.image_list import Photo
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+KEPT = ("category_id", "score")
+
+
+class PromptFileError(ValueError):
+    """A file of prompts that cannot be used; the message names the file, the place and what is expected."""
+
+
+@dataclass(frozen=True)
+class ObjectPrompt:
+    """One object of a photo, in the photo's pixels.
+
+    Attributes:
+      points: x, y each. labels: one per point, 1 on and 0 off the object.
+      box: x0, y0, x1, y1.
+      extra: what the results keep of it: `category_id`, `score`.
+    """
+
+    points: tuple[Point, ...] = ()
+    labels: tuple[int, ...] = ()
+    box: Box | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.points and self.box is None:
+            raise ValueError('has neither "points" nor "box"')
+        if len(self.points) != len(self.labels):
+            raise ValueError(f"has {len(self.points)} points and {len(self.labels)} labels; give one label per point")
+        if wrong := set(self.labels) - {0, 1}:
+            raise ValueError(f"has the label {wrong.pop()}; expected 1 (on the object) or 0 (off it)")
+
+
+@dataclass(frozen=True)
+class PhotoObjects:
+    """The objects of a photo, and the number by which a COCO file knows the photo, if one does."""
+
+    objects: tuple[ObjectPrompt, ...] = ()
+    image_id: int | None = None
+
+
+class PromptTable:
+    """The prompts of many photos.
+
+    Attributes:
+      source: the file's name, for messages.
+      left_out: boxes of a COCO file that were not taken, being empty or crowds.
+    """
+
+    def __init__(
+        self, by_name: dict[str, PhotoObjects], by_id: dict[Any, PhotoObjects], source: str, left_out: int = 0
+    ) -> None:
+        self._by_name, self._by_id = by_name, by_id
+        self.source, self.left_out = source, left_out
+        bare: dict[str, list[str]] = {}
+        for name in by_name:
+            bare.setdefault(PurePosixPath(name).name, []).append(name)
+        self._bare = {name: full[0] for name, full in bare.items() if len(full) == 1}
+
+    def __len__(self) -> int:
+        return len(self._by_name) + len(self._by_id)
+
+    def of(self, photo: Photo) -> PhotoObjects:
+        """The objects of a photo; none where the file does not name it."""
+        return self._find(photo) or PhotoObjects()
+
+    def check(self, photos: Iterable[Photo]) -> None:
+        """Raises PromptFileError where no photo at all has prompts: then names differ. Stops at the first that has."""
+        example = ""
+        for photo in photos:
+            if self._find(photo) is not None:
+                return
+            example = example or photo.file_name
+        named = next(iter([*self._by_name, *self._by_id]), None)
+        what = "it is empty" if named is None else f"it names {named!r}, and there is {example!r}"
+        raise PromptFileError(f"{self.source} has prompts for none of the photos: {what}")
+
+    def _find(self, photo: Photo) -> PhotoObjects | None:
+        for name in (photo.path, photo.file_name):
+            if name in self._by_name:
+                return self._by_name[name]
+        bare = PurePosixPath(photo.file_name).name
+        named = self._by_name.get(self._bare.get(bare, ""))
+        if named is not None or not self._by_id:
+            return named
+        stem = PurePosixPath(bare).stem
+        digits = re.search(r"\d+$", stem)
+        return self._by_id.get(stem) or (self._by_id.get(int(digits[0])) if digits else None)
+
+
+def read_prompts(path: epath.PathLike, images: epath.PathLike | None = None) -> PromptTable:
+    """Reads a file of prompts; its form is told by its content.
+
+    Args:
+      path: local or gs://.
+      images: for a COCO results file: an instances file whose `images` tell the file name of each image_id.
+
+    Raises:
+      PromptFileError: missing, no JSON, or not of one of the forms above.
+    """
+    content = _read_json(path)
+    names = None if images is None else _image_names(images, _read_json(images))
+    if isinstance(content, list):
+        return _from_coco(path, content, names)
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list) and "images" in content:
+        return _from_coco(path, content["annotations"], names or _image_names(path, content))
+    if isinstance(content, dict):
+        by_name = {name: _own_objects(f"{path}: {name}", entries) for name, entries in content.items()}
+        return PromptTable(by_name, {}, str(path))
+    raise PromptFileError(f"{path} holds a {type(content).__name__}; expected {{photo: [objects]}} or a COCO file")
+
+
+def _read_json(path: epath.PathLike) -> Any:
+    file = epath.Path(path)
+    if not file.exists() or file.is_dir():
+        raise PromptFileError(f"{path} is not a file; expected a JSON file of prompts")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise PromptFileError(f"{path} is not JSON ({error})") from error
+
+
+def _own_objects(place: str, entries: Any) -> PhotoObjects:
+    if not isinstance(entries, list):
+        raise PromptFileError(f"{place}: expected a list of objects, not {json.dumps(entries)[:80]}")
+    return PhotoObjects(tuple(_own_object(f"{place}: object {i}", entry) for i, entry in enumerate(entries)))
+
+
+def _own_object(place: str, entry: Any) -> ObjectPrompt:
+    known = ("points", "labels", "box", *KEPT)
+    if not isinstance(entry, dict):
+        raise PromptFileError(f'{place}: expected {{"points": ..., "box": ...}}, not {json.dumps(entry)[:80]}')
+    if unknown := sorted(entry.keys() - set(known)):
+        raise PromptFileError(f"{place}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    points = tuple(_numbers(f"{place}: point", point, 2) for point in entry.get("points", ()))
+    labels = tuple(entry.get("labels", [1] * len(points)))
+    box = _numbers(f"{place}: box", entry["box"], 4) if "box" in entry else None
+    try:
+        return ObjectPrompt(points, labels, box, {key: entry[key] for key in KEPT if key in entry})  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise PromptFileError(f"{place} {error}") from error
+
+
+def _numbers(place: str, values: Any, count: int) -> tuple[float, ...]:
+    if not isinstance(values, list) or len(values) != count or not all(type(v) in (int, float) for v in values):
+        raise PromptFileError(f"{place} is {json.dumps(values)[:80]}; expected {count} numbers")
+    return tuple(map(float, values))
+
+
+def _image_names(path: epath.PathLike, content: Any) -> dict[Any, str]:
+    try:
+        return {image["id"]: image["file_name"] for image in content["images"]}
+    except (KeyError, TypeError) as error:
+        raise PromptFileError(f"{path}: expected COCO images with id and file_name ({error!r})") from error
+
+
+def _from_coco(path: epath.PathLike, annotations: list[Any], names: dict[Any, str] | None) -> PromptTable:
+    objects: dict[Any, list[ObjectPrompt]] = {image_id: [] for image_id in names or ()}
+    left_out = 0
+    for number, annotation in enumerate(annotations):
+        place = f"{path}: annotation {number}"
+        if not isinstance(annotation, dict) or not {"image_id", "bbox"} <= annotation.keys():
+            raise PromptFileError(f"{place}: expected image_id and bbox, as COCO instances and detections have them")
+        x, y, w, h = _numbers(f"{place}: bbox", annotation["bbox"], 4)
+        if w <= 0 or h <= 0 or annotation.get("iscrowd"):
+            left_out += 1
+            continue
+        image_id = annotation["image_id"]
+        if names is not None and image_id not in names:
+            raise PromptFileError(f"{place}: no image has the id {image_id!r}")
+        extra = {key: annotation[key] for key in KEPT if key in annotation}
+        objects.setdefault(image_id, []).append(ObjectPrompt(box=(x, y, x + w, y + h), extra=extra))
+    tables = {
+        image_id: PhotoObjects(tuple(found), image_id if isinstance(image_id, int) else None)
+        for image_id, found in objects.items()
+    }
+    if names is None:
+        return PromptTable({}, tables, str(path), left_out)
+    return PromptTable({names[image_id]: table for image_id, table in tables.items()}, {}, str(path), left_out)

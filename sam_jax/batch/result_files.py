@@ -1,0 +1,275 @@
+"""What a run over many photos leaves on disk, such that a run that was cut off goes on where it was.
+
+OUT/sub/cat.json          records in SA-1B's format; always written, and written last: where it stands, the rest does
+OUT/sub/cat.mask_0.png    one mask, 255 on the object (format png)
+OUT/sub/cat.overlay.jpg   the photo with all masks (format overlay)
+OUT/coco_results.json     all records of all photos as COCO results (format coco)
+OUT/failures.jsonl        the photos that could not be done, and why
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from pycocotools import mask as coco
+
+from sam_jax.batch.image_list import Photo
+from sam_jax.batch.prompt_files import PhotoObjects
+from sam_jax.files import write_atomically
+from sam_jax.inference.overlays import overlay_masks, write_picture
+from sam_jax.ops.rle import decode_mask
+
+Record = dict[str, Any]
+FORMATS = ("json", "png", "overlay", "coco")
+COCO_FILE = "coco_results.json"
+_PROGRAM = "sam_jax"
+_HEAD_BYTES = 4096
+_TAIL = b"]}"
+# Errors that the next photo would meet, too.
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+class OutputError(OSError):
+    """Results cannot be written at all; the message says what to do."""
+
+
+class ResultFiles:
+    """The output directory of a run. Its methods may be called by several threads, each for photos of its own."""
+
+    def __init__(self, out: epath.PathLike, formats: Sequence[str], settings: dict[str, Any]) -> None:
+        """Makes the directory.
+
+        Args:
+          formats: some of `FORMATS`; "json" is always among them.
+          settings: whatever results depend on, as JSON would hold it. Results of other settings do not count as done.
+
+        Raises:
+          ValueError: an unknown format. OutputError: the directory cannot be made.
+        """
+        if unknown := [name for name in formats if name not in FORMATS]:
+            raise ValueError(
+                f"unknown format {unknown[0]!r}; expected some of {', '.join(FORMATS)}, with commas between"
+            )
+        self.out = epath.Path(out)
+        self.formats = sorted({"json", *formats} - {"coco"})
+        self._settings = settings
+        self._names: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
+        with lasting_errors():
+            self.out.mkdir(parents=True, exist_ok=True)
+
+    def is_finished(self, photo: Photo, objects: PhotoObjects | None = None) -> bool:
+        """Whether a photo's results are there, complete, and of these settings, formats and prompts.
+
+        Raises:
+          ValueError: another program's file lies where the JSON would go.
+        """
+        path = self._path(photo, "json")
+        if path.name not in self._listing(path.parent):
+            return False
+        head, tail = _ends(path)
+        info = _info(head)
+        if info is None and head.strip():
+            raise ValueError(f"{path} exists and was not written by this program; choose another output directory")
+        return (
+            info is not None
+            and tail == _TAIL
+            and info["settings"] == self._fingerprint(photo, objects)
+            and set(self.formats) <= set(info["formats"])
+        )
+
+    def write(
+        self,
+        photo: Photo,
+        objects: PhotoObjects | None,
+        size: tuple[int, int],
+        records: Sequence[Record],
+        image: np.ndarray,
+    ) -> None:
+        """Writes all results of a photo.
+
+        Args:
+          size: (H, W). records: `segmentation` is a compressed COCO RLE. image: (H, W, 3) uint8.
+
+        Raises:
+          OutputError: nothing can be written any more, as with a full disk.
+        """
+        path = self._path(photo, "json")
+        with lasting_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_earlier(photo)
+            if "png" in self.formats:
+                for index, record in enumerate(records):
+                    mask = decode_mask(record["segmentation"])
+                    write_picture(self._path(photo, f"mask_{index}.png"), mask.astype(np.uint8) * 255)
+            if "overlay" in self.formats:
+                write_picture(self._path(photo, "overlay.jpg"), overlay_masks(image, _Masks(records)))
+            content = {
+                "info": {
+                    "program": _PROGRAM,
+                    "settings": self._fingerprint(photo, objects),
+                    "formats": self.formats,
+                },
+                "image": {
+                    "image_id": _image_id(photo, objects),
+                    "width": size[1],
+                    "height": size[0],
+                    "file_name": photo.file_name,
+                },
+                "annotations": [{"id": index, **record} for index, record in enumerate(records)],
+            }
+            write_atomically(path, json.dumps(content).encode())
+
+    def read(self, photo: Photo) -> dict[str, Any] | None:
+        """The content of a photo's JSON; None where there is none of this program."""
+        path = self._path(photo, "json")
+        if not path.exists():
+            return None
+        text = path.read_bytes()
+        return json.loads(text) if _info(text[:_HEAD_BYTES]) is not None and text.endswith(_TAIL) else None
+
+    def write_coco(self, photos: Iterable[Photo], image_ids: Any = None) -> epath.Path:
+        """Puts the JSONs of all photos together as one COCO results file, and returns its path.
+
+        `bbox` is COCO's there (w and h count the last pixel, as pycocotools does), `score` the prompt's own where it
+        has one and the predicted IoU otherwise, and `category_id` 1 where the prompt has none.
+
+        Args:
+          image_ids: the number of each photo, photo -> int; default: the photo's own.
+        """
+        path = self.out / COCO_FILE
+        unfinished = self.out / f".{COCO_FILE}.unfinished"
+        with lasting_errors():
+            try:
+                with unfinished.open("w") as file:
+                    file.write("[")
+                    for number, result in enumerate(self._coco_results(photos, image_ids)):
+                        file.write((",\n" if number else "\n") + json.dumps(result))
+                    file.write("\n]\n")
+                unfinished.replace(path)
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+        return path
+
+    def write_failures(self, failures: Sequence[tuple[Photo, str]], name: str) -> epath.Path:
+        """Writes the list of bad photos, {"photo": ..., "error": ...} a line; without any, the file goes."""
+        path = self.out / name
+        with lasting_errors():
+            if not failures:
+                path.unlink(missing_ok=True)
+            else:
+                lines = [json.dumps({"photo": photo.path, "error": error}) + "\n" for photo, error in failures]
+                write_atomically(path, "".join(lines).encode())
+        return path
+
+    def _coco_results(self, photos: Iterable[Photo], image_ids: Any) -> Iterator[dict[str, Any]]:
+        for photo in photos:
+            content = self.read(photo)
+            for record in content["annotations"] if content else ():
+                rle = record["segmentation"]
+                yield {
+                    "image_id": photo.image_id if image_ids is None else image_ids(photo),
+                    "file_name": photo.file_name,
+                    "category_id": record.get("category_id", 1),
+                    "segmentation": rle,
+                    "bbox": coco.toBbox(rle).tolist(),
+                    "area": record["area"],
+                    "score": record.get("score", record["predicted_iou"]),
+                    "predicted_iou": record["predicted_iou"],
+                } | ({"stability_score": record["stability_score"]} if "stability_score" in record else {})
+
+    def _path(self, photo: Photo, suffix: str) -> epath.Path:
+        return self.out / f"{photo.name}.{suffix}"
+
+    def _listing(self, directory: epath.Path) -> set[str]:
+        """Names that were in a directory at the start: one question for all its photos, which counts at gs://."""
+        key = os.fspath(directory)
+        with self._lock:
+            if key not in self._names:
+                found = directory.iterdir() if directory.exists() else ()
+                self._names[key] = {path.name for path in found if path.name.endswith(".json")}
+            return self._names[key]
+
+    def _fingerprint(self, photo: Photo, objects: PhotoObjects | None) -> str:
+        prompts = None if objects is None else [vars(prompt) for prompt in objects.objects]
+        text = json.dumps([self._settings, photo.file_name, prompts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _remove_earlier(self, photo: Photo) -> None:
+        """What an earlier run left. Its JSON goes first, so that it never describes missing files."""
+        path = self._path(photo, "json")
+        was_there = path.name in self._listing(path.parent)
+        if was_there:
+            path.unlink(missing_ok=True)
+            self._path(photo, "overlay.jpg").unlink(missing_ok=True)
+        if was_there or "png" in self.formats:
+            count = 0
+            while (file := self._path(photo, f"mask_{count}.png")).exists():
+                count += 1
+            (file.parent / f".{file.name}.unfinished").unlink(missing_ok=True)
+            for index in reversed(range(count)):  # from the end: what is left is always counted from 0
+                self._path(photo, f"mask_{index}.png").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lasting_errors() -> Iterator[None]:
+    """Turns errors that no other photo would be spared into an OutputError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _LASTING or isinstance(error, OutputError):
+            raise
+        remedy = "make space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make the place writable"
+        raise OutputError(
+            f"results cannot be written ({error}); {remedy} and give the same command again: "
+            "it goes on with the photos that are not finished"
+        ) from error
+
+
+class _Masks(Sequence[np.ndarray]):
+    """Masks of records, each decoded when it is looked at: together they may not fit into memory."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        return decode_mask(self._records[index]["segmentation"])
+
+
+def _image_id(photo: Photo, objects: PhotoObjects | None) -> int:
+    return photo.image_id if objects is None or objects.image_id is None else objects.image_id
+
+
+def _ends(path: epath.Path) -> tuple[bytes, bytes]:
+    """The first and last bytes of a file."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - len(_TAIL)))
+        return head, file.read()
+
+
+def _info(head: bytes) -> dict[str, Any] | None:
+    """The `info` with which each of our JSONs begins; None for any other file."""
+    text = head.decode(errors="replace")
+    start = '{"info": '
+    if not text.startswith(start):
+        return None
+    try:
+        info, _ = json.JSONDecoder().raw_decode(text, len(start))
+    except ValueError:
+        return None
+    return info if isinstance(info, dict) and info.get("program") == _PROGRAM else None

@@ -1,0 +1,194 @@
+"""What can be done with a photo, cut in two: the device's part, and the host's part that needs no device to wait.
+
+A segmenter has `find(image, objects)` and `records(found, size)`, called by different threads, and `on_device(device)`,
+which gives one of its kind for another device. `sam_jax.batch.stream` runs them over many photos.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from PIL import Image
+
+from sam_jax.batch.prompt_files import ObjectPrompt, PhotoObjects
+from sam_jax.batch.tiles import TileLayout, find_in_tiles, merge_tiles
+from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
+from sam_jax.inference.images import as_array
+from sam_jax.inference.overlays import mask_record
+from sam_jax.inference.predictor import SamPredictor
+from sam_jax.models.sam import Sam
+
+Record = dict[str, Any]
+Size = tuple[int, int]
+# Objects whose masks are enlarged to the photo at once; a mask of 10 megapixels is 10 MB until it is packed.
+OBJECTS_AT_ONCE = 16
+
+
+class Segmenter(Protocol):
+    """See the top of this file. `records` gives run lengths that JSON can hold."""
+
+    def find(self, image: np.ndarray, objects: PhotoObjects | None) -> Any:
+        """The device's part: anything that `records` understands. `image` is (H, W, 3) uint8."""
+
+    def records(self, found: Any, size: Size) -> list[Record]:
+        """The host's part: `segmentation` of each record is a compressed COCO RLE. `size` is the photo's (H, W)."""
+
+    def on_device(self, device: jax.Device) -> Segmenter:
+        """The same, with its variables on a device."""
+
+
+class EverythingSegmenter:
+    """Everything mode; with `tile`, on tiles of the photo that are merged afterwards (see `tiles`)."""
+
+    def __init__(
+        self,
+        model: Sam,
+        variables: Any,
+        *,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+        tile_iou_thresh: float = 0.5,
+        **options: Any,
+    ) -> None:
+        """Takes a model and settings.
+
+        Args:
+          tile: side of the tiles, pixels; photos that fit into one are looked at whole.
+          tile_overlap: pixels, below half a tile; default: a quarter of a tile.
+          tile_iou_thresh: masks of two tiles are one object from this IoU within their overlap on.
+          options: fields of `AmgConfig`.
+
+        Raises:
+          ValueError: an option is unknown or out of range.
+        """
+        if tile is None and tile_overlap is not None:
+            raise ValueError("tile_overlap says nothing without tile; give the side of the tiles, too")
+        if tile is not None and tile < 1:
+            raise ValueError(f"tile must be a number of pixels, not {tile}")
+        overlap = (tile or 0) // 4 if tile_overlap is None else tile_overlap
+        if tile is not None and not 0 < 2 * overlap < tile:
+            raise ValueError(f"tile_overlap must be from 1 to below half of tile ({tile}), not {overlap}")
+        self._tile, self._overlap, self._iou_thresh = tile, overlap, tile_iou_thresh
+        self._options = options
+        self._generator = SamAutomaticMaskGenerator(model, variables, **options | {"output_mode": "coco_rle"})
+
+    def find(self, image: np.ndarray | Image.Image, objects: PhotoObjects | None = None) -> Any:
+        """Candidates of the photo, or pieces of its tiles. Takes no prompts."""
+        image = as_array(image)
+        layout = self._layout(image.shape[:2])
+        return self._generator.find(image) if layout is None else find_in_tiles(self._generator, image, layout)
+
+    def records(self, found: Any, size: Size) -> list[Record]:
+        """As `SamAutomaticMaskGenerator.generate` makes them, with compressed run lengths."""
+        layout = self._layout(size)
+        if layout is None:
+            return self._generator.records(found, size)
+        return merge_tiles(found, layout, self._iou_thresh, self._generator.config.crop_nms_thresh)
+
+    def on_device(self, device: jax.Device) -> EverythingSegmenter:
+        """The same, with its variables on a device."""
+        tiling = {"tile": self._tile, "tile_overlap": self._overlap} if self._tile is not None else {}
+        return EverythingSegmenter(
+            self._generator.model,
+            jax.device_put(self._generator.variables, device),
+            tile_iou_thresh=self._iou_thresh,
+            **tiling,
+            **self._options,
+        )
+
+    def _layout(self, size: Size) -> TileLayout | None:
+        if self._tile is None or max(size) <= self._tile:
+            return None
+        return TileLayout(size, self._tile, self._overlap)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FoundObject:
+    """A mask as packed bits, (H, W / 8) uint8, row by row; its predicted IoU; what asked for it."""
+
+    bits: np.ndarray
+    predicted_iou: float
+    prompt: ObjectPrompt
+
+
+class PromptedSegmenter:
+    """One mask for each object of a photo's prompts; of a single point's three masks the best by predicted IoU."""
+
+    def __init__(self, model: Sam, variables: Any) -> None:
+        self._predictor = SamPredictor(model, variables)
+
+    def find(self, image: np.ndarray | Image.Image, objects: PhotoObjects | None) -> list[FoundObject]:
+        """A mask per object, in the objects' order.
+
+        Raises:
+          ValueError: a prompt lies outside the photo, or a box is empty.
+        """
+        prompts = () if objects is None else objects.objects
+        found: dict[int, FoundObject] = {}
+        if prompts:
+            self._predictor.set_image(image)
+        for numbers in _slices(prompts):
+            part = [prompts[i] for i in numbers]
+            masks, ious, _ = self._predictor.predict_many(**_arrays(part), multimask_output=_is_ambiguous(part[0]))
+            for row, (number, prompt) in enumerate(zip(numbers, part, strict=True)):
+                best = int(ious[row].argmax())
+                found[number] = FoundObject(np.packbits(masks[row, best], axis=1), float(ious[row, best]), prompt)
+        self._predictor.reset_image()
+        return [found[number] for number in range(len(prompts))]
+
+    def records(self, found: Sequence[FoundObject], size: Size) -> list[Record]:
+        """SA-1B's fields that a prompt has, the prompt itself and what its file wanted kept."""
+        records = []
+        for number, one in enumerate(found):
+            mask = np.unpackbits(one.bits, axis=1, count=size[1]).astype(bool)
+            record = mask_record(number, mask, one.predicted_iou, _prompt_fields(one.prompt))
+            records.append({key: value for key, value in record.items() if key != "id"})
+        return records
+
+    def on_device(self, device: jax.Device) -> PromptedSegmenter:
+        """The same, with its variables on a device."""
+        return PromptedSegmenter(self._predictor.model, jax.device_put(self._predictor.variables, device))
+
+
+def _is_ambiguous(prompt: ObjectPrompt) -> bool:
+    return len(prompt.points) == 1 and prompt.box is None
+
+
+def _slices(prompts: Sequence[ObjectPrompt]) -> Iterator[list[int]]:
+    """Numbers of prompts that can go together: of the same kinds, and not too many."""
+    kinds: dict[tuple[bool, bool, bool], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        kinds.setdefault((bool(prompt.points), prompt.box is not None, _is_ambiguous(prompt)), []).append(number)
+    for numbers in kinds.values():
+        for start in range(0, len(numbers), OBJECTS_AT_ONCE):
+            yield numbers[start : start + OBJECTS_AT_ONCE]
+
+
+def _arrays(prompts: Sequence[ObjectPrompt]) -> dict[str, Any]:
+    """Arguments of `predict_many`; absent points have the label -1."""
+    most = max(len(prompt.points) for prompt in prompts)
+    coords = np.zeros((len(prompts), most, 2))
+    labels = np.full((len(prompts), most), -1)
+    for row, prompt in enumerate(prompts):
+        if prompt.points:
+            coords[row, : len(prompt.points)] = prompt.points
+            labels[row, : len(prompt.points)] = prompt.labels
+    has_box = prompts[0].box is not None
+    return {
+        "point_coords": coords if most else None,
+        "point_labels": labels if most else None,
+        "boxes": np.array([prompt.box for prompt in prompts]) if has_box else None,
+    }
+
+
+def _prompt_fields(prompt: ObjectPrompt) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if prompt.points:
+        fields |= {"point_coords": [list(p) for p in prompt.points], "point_labels": list(prompt.labels)}
+    if prompt.box is not None:
+        fields["box"] = list(prompt.box)
+    return fields | prompt.extra

@@ -1,0 +1,110 @@
+"""Regions of plain photographs that GrabCut finds again from their own boxes: labels without a labeller.
+
+A box says that what lies outside it is not the object; GrabCut (Rother et al., 2004) removes what looks like that from
+the inside. A region is kept where the box of the answer gives the same answer.
+"""
+
+import importlib.util
+import math
+
+import numpy as np
+from PIL import Image
+
+from sam_jax.composites.pseudo_regions import distinct, largest_piece, smooth_and_slope, stands_out
+from sam_jax.composites.scene import bounding_window
+
+WORK_SIDE = 80  # pixels along a box's longest side at which GrabCut works
+CONTEXT = 0.35  # of the box's sides, seen around it
+ITERATIONS = 3
+MIN_AGREEMENT = 0.85  # IoU of the answers to a box and to the box of its answer
+MIN_FILL, MAX_FILL = 0.2, 0.93  # of its box
+Window = tuple[slice, slice]
+
+
+def find_grabcut_regions(rng: np.random.Generator, photo: np.ndarray, tries: int) -> np.ndarray:
+    """Regions of an (h, w, 3) uint8 photograph from `tries` random boxes: (n, h, w) bool; n may be 0.
+
+    Raises ImportError without OpenCV.
+    """
+    if importlib.util.find_spec("cv2") is None:
+        raise ImportError("GrabCut comes from OpenCV: pip install opencv-python-headless")
+    found: list[np.ndarray] = []
+    for _ in range(tries):
+        region = _region_of(photo, _random_window(rng, photo.shape[:2]))
+        if region is not None and distinct(region, found):
+            found.append(region)
+    return np.array(found, bool).reshape(-1, *photo.shape[:2])
+
+
+def _random_window(rng: np.random.Generator, size: tuple[int, ...]) -> Window:
+    """A box of 10 to 75 % of the photo's longer side, seldom more than 2.5 times as long as wide."""
+    side = max(size) * math.exp(rng.uniform(math.log(0.1), math.log(0.75)))
+    stretch = math.exp(rng.normal(0, 0.4))
+    sides = [max(16, min(0.95 * length, side * f)) for length, f in zip(size, (stretch, 1 / stretch), strict=True)]
+    corner = [rng.uniform(0, length - s) for length, s in zip(size, sides, strict=True)]
+    return tuple(slice(int(c), int(c + s)) for c, s in zip(corner, sides, strict=True))  # type: ignore[return-value]
+
+
+def _region_of(photo: np.ndarray, window: Window) -> np.ndarray | None:
+    """What GrabCut makes of a box, once it stays the same; None if it does not, or does not stand out."""
+    before = None
+    for _ in range(3):
+        answer = _grabcut(photo, window)
+        if not answer.any():
+            return None
+        if before is not None and (before & answer).sum() > MIN_AGREEMENT * (before | answer).sum():
+            return answer if _is_object(photo, answer) else None
+        before, window = answer, bounding_window(answer)
+        if min(side.stop - side.start for side in window) < 12:
+            return None
+    return None
+
+
+def _around(window: Window, size: tuple[int, ...]) -> Window:
+    """The window with its context, inside the photo."""
+    margins = [max(4, round(CONTEXT * (side.stop - side.start))) for side in window]
+    return tuple(  # type: ignore[return-value]
+        slice(max(0, side.start - m), min(length, side.stop + m))
+        for side, m, length in zip(window, margins, size, strict=True)
+    )
+
+
+def _grabcut(photo: np.ndarray, window: Window) -> np.ndarray:
+    """The largest piece that GrabCut cuts out of a box: (h, w) bool."""
+    import cv2
+
+    outer = _around(window, photo.shape[:2])
+    crop = np.ascontiguousarray(photo[outer])
+    scale = min(1.0, WORK_SIDE / max(side.stop - side.start for side in window))
+    h, w = (max(8, round(scale * length)) for length in crop.shape[:2])
+    small = np.asarray(Image.fromarray(crop).resize((w, h), Image.Resampling.BOX))
+    labels = np.full((h, w), cv2.GC_BGD, np.uint8)
+    inner = tuple(
+        slice(round(scale * (a.start - b.start)), round(scale * (a.stop - b.start)))
+        for a, b in zip(window, outer, strict=True)
+    )
+    labels[inner] = cv2.GC_PR_FGD
+    answer = np.zeros(photo.shape[:2], bool)
+    if (labels == cv2.GC_BGD).sum() < 0.1 * labels.size:  # nothing around it to learn the background from
+        return answer
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(small, labels, (0, 0, 0, 0), *models, ITERATIONS, cv2.GC_INIT_WITH_MASK)
+    cut = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    if cut.sum() < 30:
+        return answer
+    grey = Image.fromarray(largest_piece(cut).astype(np.uint8) * 255)
+    answer[outer] = np.asarray(grey.resize(crop.shape[1::-1], Image.Resampling.BICUBIC)) > 127
+    return answer
+
+
+def _is_object(photo: np.ndarray, region: np.ndarray) -> bool:
+    window = bounding_window(region)
+    if not MIN_FILL < region[window].mean() < MAX_FILL:
+        return False
+    outer = _around(window, photo.shape[:2])
+    scale = min(1.0, WORK_SIDE / max(region[outer].shape))
+    w, h = (max(8, round(scale * length)) for length in region[outer].shape[::-1])
+    small = np.asarray(Image.fromarray(np.ascontiguousarray(photo[outer])).resize((w, h), Image.Resampling.BOX))
+    mask = np.asarray(Image.fromarray(region[outer]).resize((w, h), Image.Resampling.NEAREST))
+    return bool(mask.any()) and stands_out(mask, *smooth_and_slope(small), MIN_FILL)

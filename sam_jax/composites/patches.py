@@ -1,0 +1,131 @@
+"""Patches: cut-outs made ready to paste (warped, recoloured, feathered)."""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from sam_jax.composites.random_shapes import random_shape
+
+_RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Patch:
+    """Something to paste.
+
+    Attributes:
+        rgb: (h, w, 3) float32, 0 to 255.
+        alpha: (h, w) float32, 0 to 1.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray
+
+    @classmethod
+    def from_rgba(cls, rgba: np.ndarray) -> "Patch":
+        """From (h, w, 4) uint8."""
+        return cls(rgba[..., :3].astype(np.float32), rgba[..., 3].astype(np.float32) / 255)
+
+
+def _homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The 8 coefficients that take four (x, y) source points to four target points, as Pillow orders them."""
+    rows, values = [], []
+    for (x, y), (u, v) in zip(source, target, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        values += [u, v]
+    return np.linalg.solve(np.array(rows), np.array(values))
+
+
+def warp(rng: np.random.Generator, rgba: np.ndarray, length: float, max_angle: float) -> np.ndarray:
+    """Scales, flips, rotates and slightly tilts a cut-out.
+
+    Args:
+        rng: source of the random flip, angle, stretch and tilt.
+        rgba: (h, w, 4) uint8.
+        length: longest side after scaling, in pixels.
+        max_angle: rotation limit, in degrees.
+
+    Returns (h', w', 4) uint8, large enough for the whole warped cut-out.
+    """
+    h, w = rgba.shape[:2]
+    stretch = math.exp(rng.uniform(-0.12, 0.12))
+    scale = length / max(h, w)
+    size = np.array([max(3, round(w * scale * stretch)), max(3, round(h * scale / stretch))])
+    image = Image.fromarray(rgba).resize((int(size[0]), int(size[1])), Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    unit = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+    angle = math.radians(rng.uniform(-max_angle, max_angle))
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    corners = ((unit + rng.uniform(-0.05, 0.05, (4, 2))) * size) @ rotation.T
+    corners -= corners.min(axis=0) - 1
+    right, bottom = corners.max(axis=0)
+    extent = math.ceil(right) + 1, math.ceil(bottom) + 1
+    coefficients = _homography(corners, (unit + 0.5) * size).tolist()
+    warped = image.transform(extent, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
+    return np.asarray(warped)
+
+
+def photo_region(rng: np.random.Generator, photo: np.ndarray, length: float) -> np.ndarray:
+    """A random shape cut out of a photograph: (h, w, 4) uint8 with its longest side about `length` pixels."""
+    aspect = math.exp(rng.uniform(-0.7, 0.7))
+    w = max(4, round(length * min(1, aspect)))
+    h = max(4, round(length * min(1, 1 / aspect)))
+    texture = random_crop(rng, photo, h, w, rng.uniform(0.6, 2.5))
+    return np.dstack([texture, random_shape(rng, h, w)])
+
+
+def random_box(
+    rng: np.random.Generator, photo_size: tuple[int, int], h: int, w: int, scale: float
+) -> tuple[float, float, float, float]:
+    """A random (left, top, right, bottom) in a photo of (height, width) pixels.
+
+    It spans (h, w) times `scale`, or the most that fits.
+    """
+    height, width = photo_size
+    scale = min(scale, height / h, width / w)
+    top = rng.random() * max(height - h * scale, 0.0)  # the difference can round to just below zero
+    left = rng.random() * max(width - w * scale, 0.0)
+    return left, top, min(left + w * scale, width), min(top + h * scale, height)
+
+
+def random_crop(rng: np.random.Generator, photo: np.ndarray, h: int, w: int, scale: float) -> np.ndarray:
+    """A random crop of about `scale` photo pixels a pixel, resized to (h, w, 3) uint8."""
+    box = random_box(rng, photo.shape[:2], h, w, scale)
+    return np.asarray(Image.fromarray(photo).resize((w, h), Image.Resampling.BILINEAR, box=box))
+
+
+def recolour(rng: np.random.Generator, rgb: np.ndarray, strength: float) -> np.ndarray:
+    """Random contrast, brightness, saturation and hue of (..., 3) float32 in 0..255; 1 is moderate."""
+    angle = rng.normal(0, 0.25 * strength)
+    saturation = math.exp(rng.normal(0, 0.25 * strength))
+    cos, sin = saturation * math.cos(angle), saturation * math.sin(angle)
+    chroma = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    contrast = math.exp(rng.normal(0, 0.15 * strength))
+    matrix = (contrast * (_YIQ_TO_RGB @ chroma @ _RGB_TO_YIQ)).astype(np.float32)
+    middle = 128 * (1 - contrast) + rng.normal(0, 14 * strength)
+    return np.clip(rgb @ matrix.T + np.float32(middle), 0, 255)
+
+
+def match_colours(rgb: np.ndarray, alpha: np.ndarray, around: np.ndarray, strength: float) -> np.ndarray:
+    """Moves (h, w, 3) colours towards the mean and deviation of (n, 3) pixels, by `strength` in [0, 1]."""
+    own = rgb[alpha > 0.5]
+    if len(own) < 16 or len(around) < 16:
+        return rgb
+    own_std, std = own.std(axis=0) + 4, around.std(axis=0) + 4
+    gain = np.clip(std / own_std, 0.4, 2.0) ** strength
+    mean = own.mean(axis=0) * (1 - strength) + around.mean(axis=0) * strength
+    return np.clip((rgb - own.mean(axis=0)) * gain + mean, 0, 255).astype(np.float32)
+
+
+def feather(alpha: np.ndarray, sigma: float) -> np.ndarray:
+    """Softens an (h, w) float32 alpha inwards: colours outside the cut-out are not to be trusted."""
+    image = Image.fromarray((alpha * 255).astype(np.uint8))
+    pad = math.ceil(2 * sigma) + 1
+    padded = Image.new("L", (image.width + 2 * pad, image.height + 2 * pad))
+    padded.paste(image, (pad, pad))
+    blurred = np.asarray(padded.filter(ImageFilter.GaussianBlur(sigma)), np.float32)[pad:-pad, pad:-pad]
+    return np.minimum(np.clip(blurred * (2.2 / 255) - 1.1, 0, 1), alpha)

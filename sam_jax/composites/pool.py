@@ -1,0 +1,334 @@
+"""A pool of cut-outs, photographs and labelled pictures, gathered from public packages.
+
+`python -m sam_jax.composites.pool build --out DIR` writes the pool, `... label DIR` adds regions that GrabCut finds in
+its photographs; `load_pool(DIR, split)` reads it.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from sam_jax.composites import pool_packages
+from sam_jax.composites.grabcut_regions import find_grabcut_regions
+from sam_jax.composites.pool_packages import Found
+from sam_jax.rgb import to_rgb
+
+CUTOUT_SIDE = 384  # longest side in pixels, at most
+RENDERED_SIDE = 224  # emoji are many and smooth: fewer pixels, less memory
+BACKGROUND_SIDE = 640  # shorter side in pixels, at most
+REGION_SIDE = 448  # longer side in pixels, at most
+REGION_TRIES = 30  # random boxes of each photograph
+VAL_ONE_IN = 10
+# How often a picture of each package is drawn beside others of its use, whatever the number of its files.
+CUTOUT_SHARE = {
+    "tuxpaint-stamps-default": 0.60,
+    "sweethome3d-furniture": 0.23,
+    "@lobehub/fluent-emoji-3d": 0.12,
+    "endless-sky-data": 0.05,
+}
+BACKGROUND_SHARE = {
+    "endless-sky-data": 0.35,
+    "lomiri-wallpapers-16.04": 0.06,
+    "mate-backgrounds": 0.06,
+    "plasma-workspace-wallpapers": 0.05,
+    "gnome-backgrounds": 0.01,
+}
+OTHER_SHARE = 0.47  # each folder of your own
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledPhoto:
+    """A picture with real masks.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        segmentations: compressed COCO RLEs of size (H, W), one a mask.
+    """
+
+    image: np.ndarray
+    segmentations: tuple[dict, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CutoutPool:
+    """One split of a pool, decoded in memory; pickled by name, so that workers read it afresh.
+
+    Attributes:
+        root: the pool's directory.
+        split: "train" or "val".
+        cutouts: (h, w, 4) uint8 RGBA each, cropped to the alpha channel.
+        cutout_cdf: (len(cutouts),) float64, cumulative probabilities by CUTOUT_SHARE.
+        backgrounds: (h, w, 3) uint8 RGB each.
+        background_cdf: (len(backgrounds),) float64, by BACKGROUND_SHARE.
+        labelled: pictures with real masks; may be empty.
+        regions: backgrounds with what GrabCut found in them, where `label` was run; may be empty.
+    """
+
+    root: str
+    split: str
+    cutouts: tuple[np.ndarray, ...]
+    cutout_cdf: np.ndarray
+    backgrounds: tuple[np.ndarray, ...]
+    background_cdf: np.ndarray
+    labelled: tuple[LabelledPhoto, ...]
+    regions: tuple[LabelledPhoto, ...] = ()
+
+    def random_cutout(self, rng: np.random.Generator) -> np.ndarray:
+        """(h, w, 4) uint8."""
+        return _pick(rng, self.cutouts, self.cutout_cdf)
+
+    def random_background(self, rng: np.random.Generator) -> np.ndarray:
+        """(h, w, 3) uint8."""
+        return _pick(rng, self.backgrounds, self.background_cdf)
+
+    def __reduce__(self) -> tuple:
+        return load_pool, (self.root, self.split)
+
+
+def split_of(source: str) -> str:
+    """ "val" for one source path in ten, by its hash; else "train"."""
+    digest = hashlib.sha1(source.encode(), usedforsecurity=False).digest()
+    return "val" if digest[0] * 256 + digest[1] < 65536 // VAL_ONE_IN else "train"
+
+
+def _read_image(path: pathlib.Path, mode: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(to_rgb(image) if mode == "RGB" else image.convert(mode))
+
+
+def _read_labelled(path: pathlib.Path) -> LabelledPhoto:
+    annotations = json.loads(path.with_suffix(".json").read_text())["annotations"]
+    return LabelledPhoto(_read_image(path, "RGB"), tuple(a["segmentation"] for a in annotations))
+
+
+def _pick(rng: np.random.Generator, items: tuple[np.ndarray, ...], cdf: np.ndarray) -> np.ndarray:
+    index = int(np.searchsorted(cdf, rng.random(), side="right"))
+    return items[min(index, len(items) - 1)]  # cdf[-1] can round to just below one
+
+
+def _cdf(entries: list[dict], shares: dict[str, float]) -> np.ndarray:
+    packages = [entry["package"] for entry in entries]
+    weights = np.array([shares.get(name, OTHER_SHARE) / packages.count(name) for name in packages])
+    return np.cumsum(weights) / weights.sum()
+
+
+def read_listing(root: pathlib.Path) -> list[dict]:
+    """The entries of a pool, one per file. Raises FileNotFoundError if there is no pool at `root`."""
+    listing = root / "pool.json"
+    if not listing.is_file():
+        raise FileNotFoundError(
+            f"no cut-out pool at {root} (pool.json is missing); make one with "
+            f"`python -m sam_jax.composites.pool build --out {root}`"
+        )
+    return json.loads(listing.read_text())["files"]
+
+
+def _write_listing(root: pathlib.Path, files: list[dict]) -> None:
+    (root / "pool.json").write_text(json.dumps({"files": files}, indent=0))
+
+
+def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
+    """Reads one split ("train" or "val") of the pool at `root` into memory.
+
+    Raises FileNotFoundError if there is no pool at `root`, ValueError if the split is unknown or has
+    no cut-outs or no backgrounds.
+    """
+    if split not in ("train", "val"):
+        raise ValueError(f"split must be 'train' or 'val', not {split!r}")
+    root = pathlib.Path(root)
+    entries = [entry for entry in read_listing(root) if entry["split"] == split]
+    cutouts = [entry for entry in entries if entry["kind"].endswith("cutout")]
+    backgrounds = [entry for entry in entries if entry["kind"] == "background"]
+    labelled = [entry for entry in entries if entry["kind"] == "labelled"]
+    regions = [entry for entry in entries if entry["kind"] == "region"]
+    if not cutouts or not backgrounds:
+        way_out = "; or set eval_every and picture_every to 0" if split == "val" else ""
+        raise ValueError(
+            f"split {split!r} of {root}: {len(cutouts)} cut-outs, {len(backgrounds)} backgrounds; build the pool of "
+            f"more files{way_out}"
+        )
+
+    def read(chosen: list[dict], reader: Callable[[pathlib.Path], Any]) -> tuple:
+        return tuple(workers.map(lambda entry: reader(root / entry["path"]), chosen))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as workers:
+        return CutoutPool(
+            root=str(root),
+            split=split,
+            cutouts=read(cutouts, lambda path: _read_image(path, "RGBA")),
+            cutout_cdf=_cdf(cutouts, CUTOUT_SHARE),
+            backgrounds=read(backgrounds, lambda path: _read_image(path, "RGB")),
+            background_cdf=_cdf(backgrounds, BACKGROUND_SHARE),
+            labelled=read(labelled, _read_labelled),
+            regions=read(regions, _read_labelled),
+        )
+
+
+def _shrink(image: Image.Image, scale: float) -> Image.Image:
+    if scale >= 1:
+        return image
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+
+
+def _write_cutout(image: Image.Image, path: pathlib.Path, longest: int) -> bool:
+    """Writes an RGBA cut-out cropped to its alpha; False if there is nothing of use in it."""
+    image = image.convert("RGBA")
+    alpha = np.asarray(image)[..., 3]
+    if alpha.min() > 127 or (alpha > 127).sum() < 200:  # not cut out at all, or a speck
+        return False
+    image = image.crop(image.getchannel("A").point(lambda value: 255 * (value > 16)).getbbox())
+    _shrink(image, longest / max(image.size)).save(path)
+    return True
+
+
+def _write_background(image: Image.Image, path: pathlib.Path) -> bool:
+    image = to_rgb(image)
+    if min(image.size) < 128:
+        return False
+    _shrink(image, BACKGROUND_SIDE / min(image.size)).save(path, quality=92)
+    return True
+
+
+def _write_labelled(found: Found, path: pathlib.Path) -> bool:
+    annotations = found.file.with_suffix(".json")
+    if not annotations.is_file():
+        return False
+    shutil.copyfile(found.file, path)
+    shutil.copyfile(annotations, path.with_suffix(".json"))
+    return True
+
+
+def _write(found: Found, out: pathlib.Path, number: int) -> str | None:
+    """Writes one find into the pool and returns its path there, or None if it was of no use."""
+    if found.kind == "labelled":
+        name = f"labelled/{number:05d}.jpg"
+        return name if _write_labelled(found, out / name) else None
+    with Image.open(found.file) as image:
+        if found.kind == "background":
+            name = f"backgrounds/{number:05d}.jpg"
+            return name if _write_background(image, out / name) else None
+        name = f"cutouts/{number:05d}.png"
+        longest = RENDERED_SIDE if found.kind == "rendered_cutout" else CUTOUT_SIDE
+        return name if _write_cutout(image, out / name, longest) else None
+
+
+def _find_all(
+    packages: str | pathlib.Path | None, photos: tuple[str, ...], labelled: tuple[str, ...], work: pathlib.Path
+) -> Iterator[Found]:
+    for spec in photos:
+        yield from pool_packages.find_in_folder(spec, "background")
+    for spec in labelled:
+        yield from pool_packages.find_in_folder(spec, "labelled")
+    yield from pool_packages.find_in_packages(packages, work)
+
+
+def build_pool(
+    out: str | pathlib.Path,
+    packages: str | pathlib.Path | None = None,
+    photos: tuple[str, ...] = (),
+    labelled: tuple[str, ...] = (),
+) -> dict[str, int]:
+    """Writes a pool to `out` and returns the number of files of each kind.
+
+    Args:
+        out: directory to make.
+        packages: directory that already holds the .deb and .tgz files; None fetches them.
+        photos: folders of photographs, each as DIR or DIR=LICENCE.
+        labelled: folders of SA-1B-style jpg + json pairs, each as DIR or DIR=LICENCE.
+
+    Raises FileNotFoundError, naming all that is missing, before anything is written.
+    """
+    out = pathlib.Path(out)
+    pool_packages.check_inputs(packages, (*photos, *labelled))
+    for folder in ("cutouts", "backgrounds", "labelled"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    files = []
+    with tempfile.TemporaryDirectory() as work:
+        for number, found in enumerate(_find_all(packages, photos, labelled, pathlib.Path(work))):
+            path = _write(found, out, number)
+            if path:
+                files.append({"path": path, **found.provenance(), "split": split_of(found.key)})
+    _write_listing(out, files)
+    kinds = [entry["kind"] for entry in files]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def _label(root: pathlib.Path, entry: dict) -> dict | None:
+    """Writes a background with its regions into the pool; its new entry, or None if GrabCut found none."""
+    with Image.open(root / entry["path"]) as photo:
+        small = to_rgb(photo).copy()
+    small.thumbnail((REGION_SIDE, REGION_SIDE))
+    rng = np.random.default_rng(zlib.crc32(entry["path"].encode()))
+    regions = find_grabcut_regions(rng, np.asarray(small), REGION_TRIES)
+    if not len(regions):
+        return None
+    path = f"regions/{pathlib.Path(entry['path']).stem}.jpg"
+    small.save(root / path, quality=95)
+    codes = [coco_mask.encode(np.asfortranarray(region.astype(np.uint8))) for region in regions]
+    annotations = [{"segmentation": {**code, "counts": code["counts"].decode()}} for code in codes]
+    (root / path).with_suffix(".json").write_text(json.dumps({"annotations": annotations}))
+    return {**entry, "path": path, "kind": "region"}
+
+
+def label_pool(root: str | pathlib.Path) -> int:
+    """Adds the regions that GrabCut finds in a pool's photographs, about a quarter of a second each; returns how many
+    photographs have any. What an earlier call added is made anew.
+
+    Raises FileNotFoundError if there is no pool at `root`, ImportError without OpenCV.
+    """
+    root = pathlib.Path(root)
+    entries = [entry for entry in read_listing(root) if entry["kind"] != "region"]
+    (root / "regions").mkdir(exist_ok=True)
+    backgrounds = [entry for entry in entries if entry["kind"] == "background"]
+    with concurrent.futures.ThreadPoolExecutor() as workers:
+        found = list(tqdm(workers.map(lambda e: _label(root, e), backgrounds), "labelling", len(backgrounds)))
+    added = [entry for entry in found if entry]
+    _write_listing(root, entries + added)
+    return len(added)
+
+
+def main() -> None:
+    """Command line: `build` writes a pool, `label` adds to it."""
+    parser = argparse.ArgumentParser(prog="python -m sam_jax.composites.pool", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    label = commands.add_parser("label", help="add the regions that GrabCut finds in the photographs of a pool")
+    label.add_argument("pool", metavar="DIR", help="the pool; needs `pip install opencv-python-headless`")
+    build = commands.add_parser("build", help="gather a pool from public Debian and npm packages and your own folders")
+    build.add_argument("--out", required=True, metavar="DIR", help="directory to write the pool to")
+    build.add_argument(
+        "--packages",
+        metavar="DIR",
+        help="directory that holds the .deb and .tgz files; without it they are fetched with "
+        "`apt-get download` and `npm pack` (about 550 MB)",
+    )
+    help_specs = "each as DIR or DIR=LICENCE"
+    build.add_argument("--photos", nargs="*", default=[], help=f"folders of background photos, {help_specs}")
+    build.add_argument(
+        "--labelled", nargs="*", default=[], help=f"folders of SA-1B-style jpg + json pairs, {help_specs}"
+    )
+    args = parser.parse_args()
+    try:
+        if args.command == "label":
+            print(f"{label_pool(args.pool)} photographs with regions in {args.pool}")
+            return
+        counts = build_pool(args.out, args.packages, tuple(args.photos), tuple(args.labelled))
+    except (ImportError, FileNotFoundError, RuntimeError) as error:
+        parser.exit(1, f"{error}\n")
+    print("\n".join(f"{kind:16} {count}" for kind, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()

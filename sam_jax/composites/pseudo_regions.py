@@ -1,0 +1,127 @@
+"""Regions of plain photographs, found without a model: stand-ins for masks on real edges."""
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from sam_jax.composites.scene import bounding_window
+
+WORK_SIDE = 96  # longest side in pixels at which regions are grown
+SCALES = (0.15, 0.6, 2.0)  # a larger scale merges more: parts first, wholes last
+MIN_SHARE, MAX_SHARE = 0.006, 0.4  # of the picture's area
+MIN_FILL = 0.5  # of its bounding box
+MIN_ROUNDNESS = 0.025  # area over squared length of the outline; a disc has 0.08
+MIN_EDGE_RATIO = 2.0  # gradient on the outline over the gradient inside
+MIN_CONTRAST = 28.0  # mean colour distance to the surroundings, 0 to 441
+
+
+def _edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of neighbouring pixels, nearest in colour first: first, second (int), distance (float)."""
+    h, w = image.shape[:2]
+    index = np.arange(h * w).reshape(h, w)
+    across = np.linalg.norm(image[:, 1:] - image[:, :-1], axis=2)
+    down = np.linalg.norm(image[1:] - image[:-1], axis=2)
+    first = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
+    second = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
+    distance = np.concatenate([across.ravel(), down.ravel()])
+    order = np.argsort(distance, kind="stable")
+    return first[order], second[order], distance[order]
+
+
+def _grow(edges: tuple[np.ndarray, np.ndarray, np.ndarray], pixels: int, scale: float) -> np.ndarray:
+    """Merges neighbours while their distance is small for both sides (Felzenszwalb & Huttenlocher 2004).
+
+    Returns (pixels,) int region labels.
+    """
+    parent = list(range(pixels))
+    size = [1] * pixels
+    limit = [scale] * pixels
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for a, b, distance in zip(*(column.tolist() for column in edges), strict=True):
+        a, b = root(a), root(b)
+        if a != b and distance <= limit[a] and distance <= limit[b]:
+            parent[b] = a
+            size[a] += size[b]
+            limit[a] = distance + scale / size[a]
+    return np.array([root(node) for node in range(pixels)])
+
+
+def _absorb_rims(labels: np.ndarray) -> np.ndarray:
+    """Gives thin regions, such as the slope of a blurred edge, to the nearest thick one: (h, w) int."""
+    thick = ndimage.minimum_filter(labels, 4) == ndimage.maximum_filter(labels, 4)
+    if not thick.any():
+        return labels
+    nearest = ndimage.distance_transform_edt(~thick, return_distances=False, return_indices=True)
+    return labels[tuple(nearest)]
+
+
+def smooth_and_slope(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A little smoothed, (h, w, 3) float32, and the gradient magnitude of that, (h, w)."""
+    image = ndimage.gaussian_filter(photo.astype(np.float32), (0.7, 0.7, 0))
+    return image, sum(ndimage.gaussian_gradient_magnitude(image[..., channel], 0.8) for channel in range(3))
+
+
+def stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray, min_fill: float = MIN_FILL) -> bool:
+    """Whether an (h, w) bool region is compact, inside the picture, and has an edge all round.
+
+    `slope` is the picture's (h, w) gradient magnitude, `min_fill` the least share of its box.
+    """
+    box = bounding_window(region)
+    sides = sum(side.start == 0 for side in box)
+    sides += sum(side.stop == length for side, length in zip(box, region.shape, strict=True))
+    if sides > 1 or region[box].mean() < min_fill:
+        return False
+    grown = ndimage.binary_dilation(region)
+    outline = grown & ~ndimage.binary_erosion(region)
+    if region.sum() < MIN_ROUNDNESS * (outline.sum() / 2) ** 2:  # thin or ragged
+        return False
+    ring = ndimage.binary_dilation(grown, iterations=2) & ~grown
+    contrast = np.linalg.norm(image[region].mean(axis=0) - image[ring].mean(axis=0))
+    inner = region & ~outline
+    edged = inner.any() and np.median(slope[outline]) > MIN_EDGE_RATIO * np.median(slope[inner])
+    return bool(contrast > MIN_CONTRAST and edged)
+
+
+def largest_piece(region: np.ndarray) -> np.ndarray:
+    """The largest connected piece of an (h, w) bool region, its holes filled."""
+    pieces, _ = ndimage.label(region)
+    return ndimage.binary_fill_holes(pieces == np.bincount(pieces.ravel())[1:].argmax() + 1)
+
+
+def distinct(region: np.ndarray, others: list[np.ndarray]) -> bool:
+    """Whether an (h, w) bool region overlaps each of the others by less than 80 % of their union."""
+    return all((region & other).sum() < 0.8 * (region | other).sum() for other in others)
+
+
+def find_regions(photo: np.ndarray) -> np.ndarray:
+    """Compact, well-contrasted regions of an (h, w, 3) uint8 photograph, at several scales.
+
+    Returns (n, h, w) bool; n may be 0. Regions of different scales may contain each other.
+    """
+    h, w = photo.shape[:2]
+    shrink = WORK_SIDE / max(h, w)
+    small = Image.fromarray(photo).resize((round(w * shrink), round(h * shrink)), Image.Resampling.BOX)
+    image, slope = smooth_and_slope(np.asarray(small))
+    edges = _edges(image)
+    regions: list[np.ndarray] = []
+    for scale in SCALES:
+        labels = _grow(edges, image.shape[0] * image.shape[1], scale * 255).reshape(image.shape[:2])
+        labels = _absorb_rims(labels)
+        names, areas = np.unique(labels, return_counts=True)
+        large = (areas > MIN_SHARE * labels.size) & (areas < MAX_SHARE * labels.size)
+        for name in names[large]:
+            region = largest_piece(labels == name)
+            if stands_out(region, image, slope) and distinct(region, regions):
+                regions.append(region)
+    return np.array([_enlarge(region, h, w) for region in regions], bool).reshape(-1, h, w)
+
+
+def _enlarge(region: np.ndarray, h: int, w: int) -> np.ndarray:
+    grey = Image.fromarray(region.astype(np.uint8) * 255)
+    return np.asarray(grey.resize((w, h), Image.Resampling.BICUBIC)) > 127

@@ -1,0 +1,1 @@
+"""What a step will cost before it runs: read from the programs that the TPU compiler makes."""

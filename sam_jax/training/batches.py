@@ -1,0 +1,173 @@
+"""From a data config to a seeded stream of batches, each host with its share.
+
+Example i of a run depends on the seed and on i alone: not on the number of hosts, workers or restarts. Step s reads
+examples s * B to (s + 1) * B, so that the step number is all that a checkpoint has to know about the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import grain
+import numpy as np
+
+from sam_jax.composites.pool import load_pool
+from sam_jax.composites.source import CompositeSource
+from sam_jax.config import CompositeConfig, CompositeDataConfig, RecordDataConfig, StageConfig
+from sam_jax.data.open_records import open_records
+from sam_jax.data.record_stream import RecordStream
+from sam_jax.data.records import RecordSource
+from sam_jax.training.fingerprint import fingerprint_of_pool, fingerprint_of_records
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+_THREADS = 2  # PIL and numpy leave the interpreter lock in their inner loops
+
+
+def make_batches(
+    config: CompositeDataConfig | RecordDataConfig,
+    stage: StageConfig,
+    seed: int,
+    first_step: int,
+    shard: tuple[int, int] = (0, 1),
+    embeddings: str | None = None,
+    source: RecordSource | None = None,
+) -> Iterator[Batch]:
+    """This host's part of a stage's batches, from its step `first_step` on, without end.
+
+    Args:
+      shard: (index of this host, number of hosts).
+      embeddings: a directory of image embeddings that take the place of `image`.
+      source: what `open_source` gives, where that is open already.
+
+    Yields:
+      `image` (b, S, S, 3) uint8 or `image_embeddings` (b, h, w, C), `input_size` (b, 2) int32,
+      `masks` (b, K, S/4, S/4) bool, `mask_valid` (b, K) bool, `image_id` (b,) int64, with b = batch_size / hosts.
+
+    Raises:
+      ValueError: the batch does not divide over the hosts, or the data cannot be opened.
+    """
+    if isinstance(config, CompositeDataConfig):
+        examples, workers, prefetch = _composites(config, stage, seed), 0, 32
+    else:
+        source = open_source(config) if source is None else source
+        assert source is not None
+        records = RecordStream(source, config, stage, seed, held_out=False, embeddings=embeddings)
+        log.info("%s: %d images to train on", config.path, len(records))
+        examples = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat().map_with_index(records.draw)
+        workers, prefetch = config.num_workers, config.prefetch
+    host, hosts = shard
+    size, rest = divmod(stage.batch_size, hosts)
+    if rest:
+        raise ValueError(f"batch_size {stage.batch_size} does not divide over {hosts} hosts")
+    batches = examples.batch(size)[first_step * hosts + host :: hosts]
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(2, math.ceil(prefetch / size)))
+    stream = batches.to_iter_dataset(options)
+    if workers:
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(stream)
+
+
+class HeldOutBatches:
+    """About `count` examples that training does not see, always the same, as `make_batches` yields them.
+
+    The last batch is filled up with examples whose masks are all invalid. Data is opened at once, to fail before any
+    work is done.
+
+    Raises:
+      ValueError: the data cannot be opened, or nothing of it is held out.
+    """
+
+    def __init__(
+        self,
+        config: CompositeDataConfig | RecordDataConfig,
+        stage: StageConfig,
+        seed: int,
+        count: int,
+        shard: tuple[int, int] = (0, 1),
+        embeddings: str | None = None,
+        source: RecordSource | None = None,
+    ) -> None:
+        self._stage, self._shard, self._count = stage, shard, count
+        if isinstance(config, CompositeDataConfig):
+            composites = CompositeSource(load_pool(config.pool, "val"), _composite_config(config, stage), seed=seed)
+            self._example_at: Callable[[], Callable[[int], Batch]] = lambda: composites.__getitem__
+            return
+        records = open_source(config) if source is None else source
+        assert records is not None
+        stream = partial(RecordStream, records, config, stage, seed, True, embeddings)
+        self._count = min(count, len(stream()))
+        # A stream of its own for each pass: what one cannot read does not count against the next.
+        self._example_at = lambda: _by_position(stream())
+
+    def __iter__(self) -> Iterator[Batch]:
+        example_at, count = self._example_at(), self._count
+        host, hosts = self._shard
+        size = self._stage.batch_size // hosts
+        for start in range(0, count, self._stage.batch_size):
+            rows = []
+            for position in range(start + host * size, start + (host + 1) * size):
+                example = example_at(position % count)
+                unused = {} if position < count else {"mask_valid": np.zeros_like(example["mask_valid"])}
+                rows.append({**example, **unused})
+            yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def open_source(config: CompositeDataConfig | RecordDataConfig) -> RecordSource | None:
+    """The images on disk of a data config; None for composites. Raises DataError where there are none."""
+    return None if isinstance(config, CompositeDataConfig) else open_records(config.path, config.image_dir)
+
+
+def fingerprint(config: CompositeDataConfig | RecordDataConfig, source: RecordSource | None = None) -> dict[str, Any]:
+    """What tells a data set from another, wherever it lies; see `training/fingerprint.py`."""
+    if isinstance(config, CompositeDataConfig):
+        return fingerprint_of_pool(config.pool)
+    source = open_source(config) if source is None else source
+    assert source is not None
+    return fingerprint_of_records(source)
+
+
+def _by_position(stream: RecordStream) -> Callable[[int], Batch]:
+    return lambda position: stream.draw(position, position)
+
+
+def _composite_config(config: CompositeDataConfig, stage: StageConfig) -> CompositeConfig:
+    return dataclasses.replace(
+        config.composite,
+        image_size=stage.image_size,
+        masks_per_image=stage.masks_per_image,
+        mask_stride=stage.mask_stride,
+        mosaics=config.composite.mosaics if stage.mosaics is None else stage.mosaics,
+    )
+
+
+def _composites(config: CompositeDataConfig, stage: StageConfig, seed: int) -> Any:
+    source = CompositeSource(load_pool(config.pool, "train"), _composite_config(config, stage), seed=seed)
+    if stage.num_examples is None:
+        return grain.MapDataset.source(source)
+    return grain.MapDataset.source(InMemory(source, stage.num_examples)).shuffle(seed=seed).repeat()
+
+
+class InMemory:
+    """The first `length` examples of a source, each made when first asked for and then kept, masks packed to bits."""
+
+    def __init__(self, source: CompositeSource, length: int):
+        self._source, self._kept = source, dict[int, Batch]()
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Batch:
+        if index not in self._kept:
+            example = self._source[index]
+            self._kept[index] = {**example, "masks": np.packbits(example["masks"], axis=-1)}
+        kept = self._kept[index]
+        columns = kept["image"].shape[1] // self._source.config.mask_stride
+        return {**kept, "masks": np.unpackbits(kept["masks"], axis=-1, count=columns).astype(bool)}
