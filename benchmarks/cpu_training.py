@@ -3,7 +3,7 @@
     python benchmarks/cpu_training.py [--stage -1] [--pool data/pool] [--repetitions 5] [--json FILE]
 
 Parts of one step of `configs/bundled.py`, each compiled by itself, and the whole step. GFLOP are XLA's count. The peak
-is the best of some large matrix products, timed in the same run. With --pool, what it takes to make a step's pictures.
+is the best of some large matrix products, timed in the same run. With --pool, what it takes to make a step's images.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def matmul_peak(repetitions: int) -> float:
 
 
 def random_batch(stage: StageConfig) -> dict[str, jax.Array]:
-    """Noise as pictures and discs as masks: what they show changes no time."""
+    """Noise as images and discs as masks: what they show changes no time."""
     rng, size, count = np.random.default_rng(0), stage.image_size, stage.masks_per_image
     side = size // 4
     y, x = np.mgrid[:side, :side]
@@ -129,7 +129,7 @@ def main() -> None:
     config = for_stage(recipe, stage)
     peak = matmul_peak(args.repetitions)
     rows = measure(config, stage, args.repetitions)
-    print(f"{stage.batch_size} pictures of {stage.image_size} px, {stage.masks_per_image} masks each")
+    print(f"{stage.batch_size} images of {stage.image_size} px, {stage.masks_per_image} masks each")
     print(f"peak of matrix products: {peak:.0f} GFLOP/s\n")
     print("| part | s | GFLOP | GFLOP/s | of peak |\n|---|---|---|---|---|")
     for row in rows:

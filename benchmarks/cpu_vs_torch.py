@@ -6,9 +6,9 @@ Both sides get the same random weights, of ViT-B unless said, and the same input
 above 1 means that torch takes longer. Times on a shared machine vary; the ratio of medians taken turn by turn varies
 far less.
 
-  encode      one picture of 1024 px through the image encoder
+  encode      one image of 1024 px through the image encoder
   decode      1 and 64 one-point prompts, three masks each
-  tiny        the same of vit_tiny, the architecture of the bundled model, one picture of 512 px and one prompt
+  tiny        the same of vit_tiny, the architecture of the bundled model, one image of 512 px and one prompt
   everything  an image of noise of 1500 x 2250, 32 x 32 points, post-processing included: the official generator against
               ours. Of random weights' masks about a third pass the predicted IoU, and a third of those the stability
               score. Our host's share (box NMS, run lengths, records) is printed below
@@ -111,14 +111,14 @@ class Parts:
 
 
 class Everything:
-    """Both generators on one photo, with thresholds that let a tenth of the masks pass."""
+    """Both generators on one image, with thresholds that let a tenth of the masks pass."""
 
     def __init__(self) -> None:
         official, model, variables = same_model(vit_b())
-        self.photo = np.random.default_rng(0).integers(0, 256, (1500, 2250, 3), np.uint8)
+        self.file = np.random.default_rng(0).integers(0, 256, (1500, 2250, 3), np.uint8)
         loose = {"pred_iou_thresh": -1e9, "stability_score_thresh": 0.0, "stability_score_offset": 0.05}
         sample = SamAutomaticMaskGenerator(model, variables, **loose, points_per_side=8, box_nms_thresh=1.0)
-        found = sample.find(self.photo)
+        found = sample.find(self.file)
         iou = float(np.quantile(found.iou, 2 / 3))
         stability = float(np.quantile(found.stability[found.iou > iou], 2 / 3))
         options = loose | {"pred_iou_thresh": iou, "stability_score_thresh": stability}
@@ -144,16 +144,16 @@ class Everything:
     def ours(self) -> object:
         """As `generate`; what the host does is timed by itself."""
         self._nms_seconds = 0.0
-        found = self._ours.find(self.photo)
+        found = self._ours.find(self.file)
         start = time.perf_counter()
-        records = self._ours.records(found, self.photo.shape[:2])
+        records = self._ours.records(found, self.file.shape[:2])
         self.host_seconds.append(self._nms_seconds + time.perf_counter() - start)
         self.count = len(records)
         return records
 
     def sides(self) -> Sides:
         """Both."""
-        return self.ours, lambda: self._theirs.generate(self.photo)
+        return self.ours, lambda: self._theirs.generate(self.file)
 
 
 class Training:

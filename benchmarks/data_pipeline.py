@@ -39,16 +39,16 @@ HEIGHT, WIDTH, MASKS = 1500, 2250, 100
 IMAGE_SIZE, MASKS_PER_IMAGE = 1024, 64
 
 
-def draw_photo(rng: np.random.Generator) -> Image.Image:
+def draw_image(rng: np.random.Generator) -> Image.Image:
     """Smooth noise, shapes and some grain: about a megabyte as JPEG, as SA-1B's photographs are."""
     layers = [sum(smooth_field(rng, HEIGHT, WIDTH, cells) for cells in (5, 40, 200)) for _ in range(3)]
-    photo = Image.fromarray((128 + 28 * np.dstack(layers)).clip(0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(photo)
+    image = Image.fromarray((128 + 28 * np.dstack(layers)).clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
     for _ in range(60):
         x, y, side = rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT), np.exp(rng.uniform(3, 6))
         draw.ellipse((x, y, x + side, y + side * rng.uniform(0.3, 1)), tuple(rng.integers(0, 256, 3).tolist()))
     grain = rng.normal(0, 4, (HEIGHT, WIDTH, 1))
-    return Image.fromarray((np.asarray(photo) + grain).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
 
 
 def draw_mask(rng: np.random.Generator) -> np.ndarray:
@@ -66,11 +66,11 @@ def make_records(folder: Path, count: int) -> None:
     """Writes `count` pairs unless they are there."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in tqdm(range(count), "making records", leave=False):
-        picture, text = folder / f"sa_{number}.jpg", folder / f"sa_{number}.json"
-        if picture.exists() and text.exists():
+        decoded, text = folder / f"sa_{number}.jpg", folder / f"sa_{number}.json"
+        if decoded.exists() and text.exists():
             continue
         rng = np.random.default_rng(number)
-        draw_photo(rng).save(picture, quality=90)
+        draw_image(rng).save(decoded, quality=90)
         codes = [coco_mask.encode(draw_mask(rng)) for _ in range(MASKS)]
         annotations = [
             {
@@ -86,9 +86,9 @@ def make_records(folder: Path, count: int) -> None:
 def plain_example(index: int, record: Record) -> Example:
     """What one writes first: everything decoded at full size, then resized."""
     rng = np.random.default_rng(index)
-    picture = Image.open(io.BytesIO(record.image)).convert("RGB")
-    rows, columns = whole((picture.height, picture.width), IMAGE_SIZE).resized
-    image = np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR))
+    decoded = Image.open(io.BytesIO(record.image)).convert("RGB")
+    rows, columns = whole((decoded.height, decoded.width), IMAGE_SIZE).resized
+    image = np.asarray(decoded.resize((columns, rows), Image.Resampling.BILINEAR))
     grid = IMAGE_SIZE // MASK_STRIDE
     box = columns // MASK_STRIDE, rows // MASK_STRIDE
     chosen = rng.permutation(len(record.segmentations))[:MASKS_PER_IMAGE]

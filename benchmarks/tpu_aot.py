@@ -194,26 +194,26 @@ def decoder(size: str, args: argparse.Namespace) -> list[Program]:
 
 
 def edges(size: str, args: argparse.Namespace) -> list[Program]:
-    """What `SamConfig.crf` adds: a picture's pixels once, and each prompt's mask taken to its edges."""
+    """What `SamConfig.crf` adds: an image's pixels once, then edge refinement of each prompt's mask."""
     side, patch, low = 1024, 16, 256
     image, input_size = jax.ShapeDtypeStruct((side, side, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     prepare = partial(crf.picture_pixels, patch_size=patch)
     masks = jax.ShapeDtypeStruct((args.prompts, 1, low, low), jnp.float32)
     refined = masks, jax.eval_shape(prepare, image, input_size)
     return [
-        Program(f"pixels of a picture of {side} px", prepare, (image, input_size), 0.0),
+        Program(f"pixels of an image of {side} px", prepare, (image, input_size), 0.0),
         Program(f"edges for {args.prompts} masks", crf.refine_masks, refined, 0.0),
     ]
 
 
 def everything(size: str, args: argparse.Namespace) -> list[Program]:
-    """What everything mode runs for a photo of 1500 x 2250 and 32 x 32 points: the encoder once, the decoder 16 times,
+    """What everything mode runs for an image of 1500 x 2250 and 32 x 32 points: the encoder once, the decoder 16 times,
     and the filters for each chunk of masks whose predicted IoU is high enough."""
     (encode,) = encoder(size, args)
     model, variables = _model(size, args)
     grid = model.config.image_encoder.grid_size
-    photo, input_size, chunk = (1500, 2250), (683, 1024), mask_candidates.MAX_CHUNK
-    crop = mask_candidates.Crop((0, 0, *photo[::-1]), photo, input_size, EncodedImages(jnp.zeros(()), None))
+    image, input_size, chunk = (1500, 2250), (683, 1024), mask_candidates.MAX_CHUNK
+    crop = mask_candidates.Crop((0, 0, *image[::-1]), image, input_size, EncodedImages(jnp.zeros(()), None))
     enlarge = mask_candidates.enlargement(model, config.AmgConfig(), crop)
     embedding = jax.ShapeDtypeStruct((grid, grid, model.config.embedding_channels), jnp.float32)
     points = jax.ShapeDtypeStruct((64, 2), jnp.float32)

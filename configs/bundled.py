@@ -1,9 +1,9 @@
 """The bundled vit_tiny: python train.py configs/bundled.py
 
-Trains 7 M parameters on composites made on the fly, on a CPU. Small pictures come first: prompts are learned at 128 px
+Trains 7 M parameters on composites made on the fly, on a CPU. Small images come first: prompts are learned at 128 px
 for a sixteenth of the cost, outlines at 256 px, and the last stage is at the native 512 px.
-The pool of cut-outs and photos comes first: python -m sam_jax.composites.pool build --out data/pool
-and then what GrabCut finds in its photos: python -m sam_jax.composites.pool label data/pool
+The pool of cut-outs and images comes first: python -m sam_jax.composites.pool build --out data/pool
+and then what GrabCut finds in its images: python -m sam_jax.composites.pool label data/pool
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def get_config() -> TrainConfig:
             StageConfig(256, 8, masks_per_image=6, num_steps=4_000, num_points=1, mosaics=0.1, num_examples=16_000),
             StageConfig(512, 4, masks_per_image=5, num_steps=2_400, num_points=1, mosaics=0.06, num_examples=8_000),
         ),
-        # Easier pictures than the default: a small model that trains briefly learns more from a few large objects.
+        # Easier images than the default: a small model that trains briefly learns more from a few large objects.
         data=CompositeDataConfig(
             pool="data/pool",
             composite=CompositeConfig(

@@ -31,6 +31,6 @@ def get_config() -> TrainConfig:
         init_from="checkpoints/sam_vit_b",
         workdir="runs/decoder_only",
         eval_every=500,
-        picture_every=500,
+        overlay_every=500,
         checkpoint_every=500,
     )

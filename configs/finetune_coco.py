@@ -1,6 +1,6 @@
 """Fine-tune a converted SAM on your own objects: python train.py configs/finetune_coco.py --data.path instances.json
 
---data.path is a COCO instances file with its pictures in `images/` beside it (or --data.image-dir). The image encoder
+--data.path is a COCO instances file with its images in `images/` beside it (or --data.image-dir). The image encoder
 learns through low-rank changes (LoRA), the rest in full, which fits one 16 GB chip. Less: configs/decoder_only.py.
 """
 
@@ -28,6 +28,6 @@ def get_config() -> TrainConfig:
         init_from="checkpoints/sam_vit_b",
         workdir="runs/finetune_coco",
         eval_every=500,
-        picture_every=500,
+        overlay_every=500,
         checkpoint_every=500,
     )

@@ -22,6 +22,6 @@ def get_config() -> TrainConfig:
         log_every=50,
         eval_every=5_000,
         eval_images=1_024,
-        picture_every=5_000,
+        overlay_every=5_000,
         checkpoint_every=1_000,
     )

@@ -3,7 +3,7 @@
 import sam_jax
 
 predictor = sam_jax.SamPredictor(*sam_jax.load_model())
-predictor.set_image(sam_jax.read_image("photo.jpg"))
+predictor.set_image(sam_jax.read_image("image.jpg"))
 masks, iou_predictions, low_res_masks = predictor.predict(point_coords, point_labels)
 """
 

@@ -54,7 +54,7 @@ def load_model(
     Args:
       path: a directory written by `convert.torch_to_flax` or by training, local or gs://; None means the bundled model.
       dtype: compute dtype: "float32" (None means this), the faster "bfloat16", or "int8"; see `config.for_inference`.
-      crf: whether masks are taken to the picture's edges, in place of the config's; see `SamConfig.crf`.
+      crf: edge refinement (CRF), in place of the config's; see `SamConfig.crf`.
       kernels: "auto", "xla" or "pallas", for attention and the mask decoder; see `ImageEncoderConfig.attention`.
       shardings: gives a sharding for every leaf of a tree of shapes, such as `partial(sharding.tree_shardings, mesh)`;
         each device then reads its own share alone. None: all on the first local device.

@@ -5,7 +5,7 @@ P  points per prompt         T  prompt tokens
 M  masks per prompt          C  channels
 H W  pixels of the input frame      h w  embedding grid (H / patch_size, W / patch_size)
 
-The input frame is the resized, padded picture that the image encoder sees. Arrays are NHWC.
+The input frame is the resized, padded image that the image encoder sees. Arrays are NHWC.
 """
 
 from __future__ import annotations

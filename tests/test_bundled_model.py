@@ -1,4 +1,4 @@
-"""The model in the package on real photos, and the README's promises about it."""
+"""The model in the package on real images, and the README's promises about it."""
 
 from pathlib import Path
 

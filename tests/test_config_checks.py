@@ -153,7 +153,7 @@ BAD = {
         "log_every": [0],
         "eval_every": [-1],
         "eval_images": [0],
-        "picture_every": [-1],
+        "overlay_every": [-1],
         "checkpoint_every": [0],
         "keep": [0],
     },

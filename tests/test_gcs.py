@@ -29,7 +29,7 @@ def get_config():
         checkpoint_every=6,
         eval_every=6,
         eval_images=8,
-        picture_every=6,
+        overlay_every=6,
         log_every=1,
     )
 """
@@ -76,11 +76,11 @@ def test_a_run_in_a_bucket_goes_on_where_it_was(bucket, trained):
     assert not (ROOT / "gs:").exists()
 
 
-def test_photos_and_results_in_a_bucket(bucket, trained):
+def test_images_and_results_in_a_bucket(bucket, trained):
     for name, content in tiny_files(3):
         if name.endswith(".jpg"):
-            bucket.pipe(f"bucket/photos/{name}", content)
-    arguments = ["infer.py", f"{BUCKET}/photos", "--checkpoint", trained, "--out", f"{BUCKET}/masks"]
+            bucket.pipe(f"bucket/images/{name}", content)
+    arguments = ["infer.py", f"{BUCKET}/images", "--checkpoint", trained, "--out", f"{BUCKET}/masks"]
     done = run(*arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     written = {name.rpartition("/")[2] for name in bucket.ls("bucket/masks")}

@@ -1,7 +1,12 @@
 """`import sam_jax` is light: it loads no other framework and costs little beyond JAX and Flax."""
 
+import importlib
 import subprocess
 import sys
+
+import pytest
+
+from sam_jax.batch import image_list, stream
 
 FOREIGN = ("torch", "tensorflow", "tensorflow_datasets", "onnx", "matplotlib")
 MAX_EXTRA_SECONDS = 2.0
@@ -34,3 +39,19 @@ def test_import_is_fast():
         if min(library) - min(base) < MAX_EXTRA_SECONDS:
             return
     raise AssertionError(f"import sam_jax takes {min(library):.1f} s, import jax, flax {min(base):.1f} s")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "now"),
+    [
+        ("batch", "segment_photos", stream.segment_images),
+        ("batch", "PhotoResult", stream.ImageResult),
+        ("photo_list", "find_photos", image_list.find_images),
+    ],
+)
+def test_former_names_still_work_and_say_the_new_ones(module, name, now):
+    module = importlib.import_module(f"sam_jax.inference.{module}")
+    with pytest.warns(FutureWarning, match=rf"{now.__module__}\.{now.__name__} now"):
+        assert getattr(module, name) is now
+    with pytest.raises(AttributeError, match="no attribute 'segment_pictures'"):
+        _ = module.segment_pictures

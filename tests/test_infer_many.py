@@ -1,4 +1,4 @@
-"""The script over many photos, end to end: faults, stops, devices, hosts, full disks. On the tiny model."""
+"""The script over many images, end to end: faults, stops, devices, hosts, full disks. On the tiny model."""
 
 import errno
 import json
@@ -58,8 +58,8 @@ def noise(seed, shape=(H, W)):
 
 def save(path, seed, mode=None, shape=(H, W), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(noise(seed, shape))
-    (picture.convert(mode) if mode else picture).save(path, **options)
+    image = Image.fromarray(noise(seed, shape))
+    (image.convert(mode) if mode else image).save(path, **options)
 
 
 def folder(root, count, start=0):
@@ -80,14 +80,14 @@ def contents(out, without=()):
 
 def failures(out, name="failures.jsonl"):
     path = out / name
-    return {line["photo"]: line["error"] for line in map(json.loads, path.read_text().splitlines())}
+    return {line["image"]: line["error"] for line in map(json.loads, path.read_text().splitlines())}
 
 
 def test_everything_is_the_default(run, tmp_path, variables):
     save(tmp_path / "p/sub/cat.png", 3)
     code, out, err = run(tmp_path / "p/sub/cat.png")
     assert (code, err) == (0, [])
-    assert out.startswith("1 photo done with ")
+    assert out.startswith("1 image done with ")
     assert [line.split()[0] for line in out.splitlines()[1:]] == [
         "stage",
         "read",
@@ -108,8 +108,8 @@ def test_everything_is_the_default(run, tmp_path, variables):
 
 
 def test_all_formats(run, tmp_path):
-    photos = folder(tmp_path / "p", 3)
-    code, out, _ = run(photos, "--format", "json,png,overlay,coco")
+    inputs = folder(tmp_path / "p", 3)
+    code, out, _ = run(inputs, "--format", "json,png,overlay,coco")
     assert code == 0
     assert out.splitlines()[-1] == f"wrote {tmp_path}/out/coco_results.json"
     names = set(contents(tmp_path / "out"))
@@ -130,29 +130,29 @@ def test_all_formats(run, tmp_path):
 
 
 def test_a_second_run_does_what_is_left(run, tmp_path, monkeypatch):
-    photos = folder(tmp_path / "p", 2)
-    assert run(photos)[0] == 0
-    folder(photos, 1, start=2)
+    inputs = folder(tmp_path / "p", 2)
+    assert run(inputs)[0] == 0
+    folder(inputs, 1, start=2)
     asked = []
     find = SamAutomaticMaskGenerator.find
     monkeypatch.setattr(SamAutomaticMaskGenerator, "find", lambda self, image: asked.append(image) or find(self, image))
-    code, out, _ = run(photos)
+    code, out, _ = run(inputs)
     assert code == 0
-    assert "1 photo done" in out
+    assert "1 image done" in out
     assert "finished before: 2" in out
     assert len(asked) == 1
-    assert "finished before: 3" in run(photos)[1]
+    assert "finished before: 3" in run(inputs)[1]
     assert len(asked) == 1
-    run(photos, "--max-mask-area", "5")  # other settings, other results
+    run(inputs, "--max-mask-area", "5")  # other settings, other results
     assert len(asked) == 4
-    run(photos, "--max-mask-area", "5", "--overwrite")
+    run(inputs, "--max-mask-area", "5", "--overwrite")
     assert len(asked) == 7
-    run(photos, "--max-mask-area", "5", "--crf")
+    run(inputs, "--max-mask-area", "5", "--crf")
     assert len(asked) == 10
 
 
 def faulty_folder(root, good):
-    """A folder of good photos among which all kinds of bad and of odd ones lie."""
+    """A folder of good images among which all kinds of bad and of odd ones lie."""
     folder(root, good)
     save(root / "whole.jpg", 100, quality=95)
     cut = (root / "whole.jpg").read_bytes()
@@ -173,11 +173,11 @@ def faulty_folder(root, good):
     return ["cut3.jpg", "cut6.jpg", "cut9.jpg", "text.jpg", "empty.png", "gone.jpg", "locked.png"]
 
 
-def test_bad_photos_are_listed_and_the_rest_are_done(run, tmp_path, monkeypatch):
-    photos = tmp_path / "p"
-    bad = faulty_folder(photos, 186)
+def test_bad_images_are_listed_and_the_rest_are_done(run, tmp_path, monkeypatch):
+    inputs = tmp_path / "p"
+    bad = faulty_folder(inputs, 186)
     monkeypatch.setattr("sam_jax.batch.run.SAVE_SECONDS", 0.0)
-    path_type = type(epath.Path(photos))
+    path_type = type(epath.Path(inputs))
     read = path_type.read_bytes
 
     def refuse(path):
@@ -186,44 +186,44 @@ def test_bad_photos_are_listed_and_the_rest_are_done(run, tmp_path, monkeypatch)
         return read(path)
 
     monkeypatch.setattr(path_type, "read_bytes", refuse)
-    assert len([path for path in photos.rglob("*") if path.is_file() or path.is_symlink()]) == 200
-    code, out, err = run(photos)
+    assert len([path for path in inputs.rglob("*") if path.is_file() or path.is_symlink()]) == 200
+    code, out, err = run(inputs)
     assert (code, err) == (1, [])
     done = {name for name in contents(tmp_path / "out") if name.endswith(".json")}
     assert len(done) == 200 - len(bad)
-    assert "193 photos done" in out
-    assert "7 photos failed, listed in" in out
+    assert "193 images done" in out
+    assert "7 images failed, listed in" in out
     listed = failures(tmp_path / "out")
-    assert set(listed) == {str(photos / name) for name in bad}
-    assert "Permission denied" in listed[str(photos / "locked.png")]
-    assert "is broken" in listed[str(photos / "cut6.jpg")]
-    assert "does not exist" in listed[str(photos / "gone.jpg")]
+    assert set(listed) == {str(inputs / name) for name in bad}
+    assert "Permission denied" in listed[str(inputs / "locked.png")]
+    assert "is broken" in listed[str(inputs / "cut6.jpg")]
+    assert "does not exist" in listed[str(inputs / "gone.jpg")]
     turned = json.loads((tmp_path / "out/turned.json").read_text())
     assert (turned["image"]["width"], turned["image"]["height"]) == (H, W)
-    assert all(str(photos) in line for line in out.split("listed in")[1].splitlines()[1:])
+    assert all(str(inputs) in line for line in out.split("listed in")[1].splitlines()[1:])
 
-    for name in bad:  # the photos are mended, and the list goes
-        (photos / name).unlink()
-        save(photos / name, 1)
+    for name in bad:  # the images are mended, and the list goes
+        (inputs / name).unlink()
+        save(inputs / name, 1)
     monkeypatch.setattr(path_type, "read_bytes", read)
-    code, out, _ = run(photos)
+    code, out, _ = run(inputs)
     assert code == 0
-    assert "7 photos done" in out
+    assert "7 images done" in out
     assert not (tmp_path / "out/failures.jsonl").exists()
 
 
-def test_prompts_of_each_photo(run, tmp_path, variables):
-    photos = folder(tmp_path / "p", 3)
+def test_prompts_of_each_image(run, tmp_path, variables):
+    inputs = folder(tmp_path / "p", 3)
     boxes = [[10.0, 5.0, 50.0, 30.0], [30.0, 20.0, 70.0, 47.0]]
     prompts = {
         "p0.png": [{"box": box, "category_id": 5, "score": 0.5} for box in boxes],
         "p1.png": [{"points": [[200, 3]]}],
     }
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    code, out, _ = run(photos, "--prompts", tmp_path / "prompts.json", "--format", "coco", options=())
+    code, out, _ = run(inputs, "--prompts", tmp_path / "prompts.json", "--format", "coco", options=())
     assert code == 1
-    assert "without any mask: 1 photo" in out
-    assert "point 200,3 lies outside the photo" in failures(tmp_path / "out")[str(photos / "sub/p1.png")]
+    assert "without any mask: 1 image" in out
+    assert "point 200,3 lies outside the image" in failures(tmp_path / "out")[str(inputs / "sub/p1.png")]
     annotations = json.loads((tmp_path / "out/p0.json").read_text())["annotations"]
     predictor = SamPredictor(Sam(TINY), variables)
     predictor.set_image(noise(0))
@@ -235,10 +235,10 @@ def test_prompts_of_each_photo(run, tmp_path, variables):
     results = json.loads((tmp_path / "out/coco_results.json").read_text())
     assert [(result["category_id"], result["score"]) for result in results] == [(5, 0.5)] * 2
 
-    prompts["p1.png"] = []  # the prompts of one photo change: that one is done again
+    prompts["p1.png"] = []  # the prompts of one image change: that one is done again
     prompts["p0.png"].pop()
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    code, out, _ = run(photos, "--prompts", tmp_path / "prompts.json", options=())
+    code, out, _ = run(inputs, "--prompts", tmp_path / "prompts.json", options=())
     assert code == 0
     assert "finished before: 1" in out
     assert len(json.loads((tmp_path / "out/p0.json").read_text())["annotations"]) == 1
@@ -247,13 +247,13 @@ def test_prompts_of_each_photo(run, tmp_path, variables):
 def test_nothing_passes(run, tmp_path):
     code, out, _ = run(folder(tmp_path / "p", 2), options=["--points-per-side=2", "--pred-iou-thresh=100"])
     assert code == 0
-    assert out.startswith("2 photos done with 0 masks")
-    assert "without any mask: 2 photos; more pass with a lower --pred-iou-thresh" in out
+    assert out.startswith("2 images done with 0 masks")
+    assert "without any mask: 2 images; more pass with a lower --pred-iou-thresh" in out
     assert json.loads((tmp_path / "out/p0.json").read_text())["annotations"] == []
 
 
 def test_boxes_of_a_detector(run, tmp_path):
-    photos = folder(tmp_path / "p", 2)
+    inputs = folder(tmp_path / "p", 2)
     images = [{"id": 71, "file_name": "p0.png"}, {"id": 72, "file_name": "sub/p1.png"}]
     boxes = [
         {"image_id": 72, "bbox": [5, 5, 30, 20], "category_id": 3, "score": 0.8},
@@ -262,7 +262,7 @@ def test_boxes_of_a_detector(run, tmp_path):
     (tmp_path / "instances.json").write_text(json.dumps({"images": images, "annotations": []}))
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     arguments = ("--prompts", tmp_path / "boxes.json", "--image-ids", tmp_path / "instances.json", "--format", "coco")
-    code, out, _ = run(photos, *arguments, options=())
+    code, out, _ = run(inputs, *arguments, options=())
     assert code == 0
     assert "left out, being empty or crowds: 1 box\n" in out
     (result,) = json.loads((tmp_path / "out/coco_results.json").read_text())
@@ -283,16 +283,16 @@ def test_tiles(run, tmp_path):
 
 
 def test_eight_devices_do_what_one_does(run, tmp_path):
-    photos = folder(tmp_path / "p", 12)
-    assert run(photos, "--format", "coco,png", out=tmp_path / "one")[0] == 0
-    assert run(photos, "--format", "coco,png", out=tmp_path / "eight", devices=jax.devices())[0] == 0
+    inputs = folder(tmp_path / "p", 12)
+    assert run(inputs, "--format", "coco,png", out=tmp_path / "one")[0] == 0
+    assert run(inputs, "--format", "coco,png", out=tmp_path / "eight", devices=jax.devices())[0] == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "eight")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere.png",), "nowhere.png does not exist; expected a photo, a directory, a pattern"),
+        (("nowhere.png",), "nowhere.png does not exist; expected an image, a directory, a pattern"),
         (("{p}", "--format", "pgn"), "unknown format 'pgn'; expected some of json, png, overlay, coco"),
         (("{p}", "--points-per-side", "0"), "points_per_side must be positive, not 0"),
         (("{p}", "--points-per-side", "many"), "argument --points-per-side: invalid int value: 'many'"),
@@ -309,12 +309,12 @@ def test_eight_devices_do_what_one_does(run, tmp_path):
         (("{p}", "--host", "0"), "--host and --num-hosts go together"),
         (("{p}", "--host", "2", "--num-hosts", "2"), "host 2 of 2 does not exist; they count from 0"),
         (("{p}", "--coordinator", "localhost:1"), "--coordinator goes with --distributed"),
-        ((), "the following arguments are required: PHOTOS"),
+        ((), "the following arguments are required: IMAGES"),
     ],
 )
 def test_mistakes(run, tmp_path, arguments, words):
-    photos = folder(tmp_path / "p", 1)
-    code, out, err = run(*(photos if argument == "{p}" else argument for argument in arguments), options=())
+    inputs = folder(tmp_path / "p", 1)
+    code, out, err = run(*(inputs if argument == "{p}" else argument for argument in arguments), options=())
     assert (code, out) == (2, "")
     assert len(err) == 1
     assert err[0].startswith("infer.py: ")
@@ -323,20 +323,20 @@ def test_mistakes(run, tmp_path, arguments, words):
 
 
 def test_files_of_others_stay(run, tmp_path):
-    """Results beside the photos, as SA-1B has them: what is there already is not ours to replace."""
-    photos = folder(tmp_path / "p", 3)
-    (photos / "p0.json").write_text('{"image": {}, "annotations": []}')
-    code, _, _ = run(photos, out=photos)
+    """Results beside the images, as SA-1B has them: what is there already is not ours to replace."""
+    inputs = folder(tmp_path / "p", 3)
+    (inputs / "p0.json").write_text('{"image": {}, "annotations": []}')
+    code, _, _ = run(inputs, out=inputs)
     assert code == 1
-    assert "p0.json exists and was not written by this program" in failures(photos)[str(photos / "p0.png")]
-    assert (photos / "p0.json").read_text() == '{"image": {}, "annotations": []}'
-    assert (photos / "sub/p1.json").exists()
-    assert run(photos, "--format", "overlay,png", out=photos)[0] == 1
-    assert "finished before: 2" in run(photos, "--format", "overlay,png", out=photos)[1]
+    assert "p0.json exists and was not written by this program" in failures(inputs)[str(inputs / "p0.png")]
+    assert (inputs / "p0.json").read_text() == '{"image": {}, "annotations": []}'
+    assert (inputs / "sub/p1.json").exists()
+    assert run(inputs, "--format", "overlay,png", out=inputs)[0] == 1
+    assert "finished before: 2" in run(inputs, "--format", "overlay,png", out=inputs)[1]
 
 
 def test_a_disk_that_fills_up(run, tmp_path, monkeypatch):
-    photos = folder(tmp_path / "p", 6)
+    inputs = folder(tmp_path / "p", 6)
     path_type = type(epath.Path(tmp_path))
     write, written = path_type.write_bytes, []
 
@@ -350,13 +350,13 @@ def test_a_disk_that_fills_up(run, tmp_path, monkeypatch):
         return write(path, content)
 
     monkeypatch.setattr(path_type, "write_bytes", fill_up)
-    code, out, err = run(photos, "--workers", "1")
+    code, out, err = run(inputs, "--workers", "1")
     assert (code, out, len(err)) == (1, "", 1)
     assert "No space left on device" in err[0]
     assert "make space and give the same command again" in err[0]
     assert len(contents(tmp_path / "out")) == 3
     monkeypatch.setattr(path_type, "write_bytes", write)
-    code, out, _ = run(photos, "--workers", "1")
+    code, out, _ = run(inputs, "--workers", "1")
     assert code == 0
     assert "finished before: 3" in out
     assert len(contents(tmp_path / "out")) == 6
@@ -376,16 +376,16 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow  # where file systems can be mounted, which not every machine allows
 def test_a_real_disk_that_is_full(run, tmp_path, small_disk):
-    photos = folder(tmp_path / "p", 6)
+    inputs = folder(tmp_path / "p", 6)
     (small_disk / "ballast").write_bytes(bytes(28_000))
-    code, out, err = run(photos, out=small_disk / "out")
+    code, out, err = run(inputs, out=small_disk / "out")
     assert (code, out, len(err)) == (1, "", 1)
     assert "No space left on device" in err[0]
     before = contents(small_disk / "out")
     assert len(before) < 6
     assert all(json.loads(content)["annotations"] for content in before.values())
     (small_disk / "ballast").unlink()
-    code, out, err = run(photos, out=small_disk / "out")
+    code, out, err = run(inputs, out=small_disk / "out")
     assert (code, err) == (0, [])
     assert f"finished before: {len(before)}" in out or not before
     assert set(contents(small_disk / "out")) == {f"{'sub/' if i % 2 else ''}p{i}.json" for i in range(6)}
@@ -415,9 +415,9 @@ def start(checkpoint, compiled, out, *arguments, devices=1):
 
 
 def test_killed_and_started_again(checkpoint, compiled, tmp_path):
-    photos = folder(tmp_path / "p", 60)
+    inputs = folder(tmp_path / "p", 60)
     out = tmp_path / "out"
-    process = start(checkpoint, compiled, out, photos, "--format", "png,coco")
+    process = start(checkpoint, compiled, out, inputs, "--format", "png,coco")
     while process.poll() is None and len(list(out.rglob("*.json"))) < 8:
         time.sleep(0.01)
     assert process.poll() is None, process.communicate()[0]
@@ -427,13 +427,13 @@ def test_killed_and_started_again(checkpoint, compiled, tmp_path):
     assert 8 <= len(before) < 60
     for path in before:
         json.loads(path.read_text())  # whole
-    process = start(checkpoint, compiled, out, photos, "--format", "png,coco")
+    process = start(checkpoint, compiled, out, inputs, "--format", "png,coco")
     text = process.communicate()[0]
     assert process.returncode == 0, text
     assert f"finished before: {len(before)}" in text
-    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())  # no photo twice
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())  # no image twice
     alone = tmp_path / "alone"
-    process = start(checkpoint, compiled, alone, photos, "--format", "png,coco")
+    process = start(checkpoint, compiled, alone, inputs, "--format", "png,coco")
     text = process.communicate()[0]
     assert process.returncode == 0, text
     assert contents(out) == contents(alone)  # none missing, none half
@@ -446,15 +446,15 @@ def free_port():
 
 
 def test_two_hosts_write_what_one_does(checkpoint, compiled, tmp_path):
-    photos = folder(tmp_path / "p", 9)
-    (photos / "bad.jpg").write_text("no picture")
-    alone = start(checkpoint, compiled, tmp_path / "alone", photos, "--format", "coco,png")
+    inputs = folder(tmp_path / "p", 9)
+    (inputs / "bad.jpg").write_text("no image")
+    alone = start(checkpoint, compiled, tmp_path / "alone", inputs, "--format", "coco,png")
     text = alone.communicate()[0]
     assert alone.returncode == 1, text
     port = free_port()
     hosts = [
         start(
-            *(checkpoint, compiled, tmp_path / "pair", photos, "--format", "coco,png", "--distributed"),
+            *(checkpoint, compiled, tmp_path / "pair", inputs, "--format", "coco,png", "--distributed"),
             *("--coordinator", f"localhost:{port}", "--num-hosts", 2, "--host", host),
             devices=2,
         )
@@ -471,12 +471,12 @@ def test_two_hosts_write_what_one_does(checkpoint, compiled, tmp_path):
 
 def test_hosts_that_do_not_know_each_other(run, tmp_path):
     """Each does its share whenever it likes; a run that has all of them finds everything done, and puts it together."""
-    photos = folder(tmp_path / "p", 5)
-    assert run(photos, "--format", "coco")[0] == 0
+    inputs = folder(tmp_path / "p", 5)
+    assert run(inputs, "--format", "coco")[0] == 0
     for host, done in ((1, 2), (0, 3)):
-        code, out, _ = run(photos, "--format", "coco", "--num-hosts", 2, "--host", host, out=tmp_path / "shared")
+        code, out, _ = run(inputs, "--format", "coco", "--num-hosts", 2, "--host", host, out=tmp_path / "shared")
         assert code == 0
-        assert f"{done} photos done" in out
+        assert f"{done} images done" in out
     assert not (tmp_path / "shared/coco_results.json").exists()
-    assert "finished before: 5" in run(photos, "--format", "coco", out=tmp_path / "shared")[1]
+    assert "finished before: 5" in run(inputs, "--format", "coco", out=tmp_path / "shared")[1]
     assert contents(tmp_path / "shared") == contents(tmp_path / "out")

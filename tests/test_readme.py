@@ -32,9 +32,9 @@ def test_python_blocks_run(block, monkeypatch):
 def test_the_quick_start_writes_what_it_says(monkeypatch, tmp_path):
     line = re.findall(r"```bash\n(.*?)```", section("Quick start"), re.DOTALL)[0]
     command = shlex.split(line.split("&&")[1])
-    photo = str(ROOT / command[2])
+    image = str(ROOT / command[2])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["infer.py", photo, *command[3:]])
+    monkeypatch.setattr("sys.argv", ["infer.py", image, *command[3:]])
     assert infer.main() == 0
     written = {file.name for file in (tmp_path / "sam_out").iterdir()}
     assert written == {"dog.overlay.jpg", "dog.masks.json", "dog.mask_0.png", "dog.mask_1.png", "dog.mask_2.png"}

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from sam_jax.data.record_examples import ExampleMaker
 from sam_jax.data.records import Record
-from sam_jax.evaluation.sets.image_sets import decode_picture
+from sam_jax.evaluation.sets.image_sets import decode_image
 from sam_jax.inference.images import as_array, read_image
 from sam_jax.rgb import to_rgb
 
@@ -115,7 +115,7 @@ def test_files_look_the_same_to_inference_training_and_evaluation(tmp_path, kind
     path.write_bytes(buffer.getvalue())
     found = read_image(path)
     assert np.abs(found.astype(int) - expected).max() <= tolerance + 4 * (kind == "JPEG")
-    np.testing.assert_array_equal(decode_picture(buffer.getvalue(), "image"), found)
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), "image"), found)
     everything = coco_mask.encode(np.asfortranarray(np.ones((96, 128), np.uint8)))
     example = ExampleMaker(128, 1)(0, Record("image", 0, buffer.getvalue(), (everything,)))
     np.testing.assert_array_equal(example.image[:96], found)

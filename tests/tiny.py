@@ -50,7 +50,7 @@ def jitted(config, method, **options):
 
 
 def random_images(seed, *shape):
-    """Something like normalised pictures (*shape, 3)."""
+    """Something like normalised images (*shape, 3)."""
     return np.random.default_rng(seed).standard_normal((*shape, 3)).astype(np.float32)
 
 

@@ -14,13 +14,13 @@ def tiny_files(count, seed=0, size=(60, 80)):
     rng = np.random.default_rng(seed)
     h, w = size
     for image_id in range(1, count + 1):
-        picture = rng.integers(0, 60, (h, w, 3), np.uint8)
+        image = rng.integers(0, 60, (h, w, 3), np.uint8)
         annotations = []
         for number in range(3):
             y, x = rng.integers(0, h - 32), rng.integers(0, w - 40)
             mask = np.zeros((h, w), np.uint8)
             mask[y : y + rng.integers(16, 32), x : x + rng.integers(20, 40)] = 1
-            picture[mask > 0] = rng.integers(80, 255, 3)
+            image[mask > 0] = rng.integers(80, 255, 3)
             rle = coco.encode(np.asfortranarray(mask))
             annotations.append(
                 {
@@ -35,7 +35,7 @@ def tiny_files(count, seed=0, size=(60, 80)):
                 }
             )
         encoded = io.BytesIO()
-        Image.fromarray(picture).save(encoded, "JPEG", quality=92)
+        Image.fromarray(image).save(encoded, "JPEG", quality=92)
         info = {"image_id": image_id, "width": w, "height": h, "file_name": f"sa_{image_id}.jpg"}
         yield f"sa_{image_id}.jpg", encoded.getvalue()
         yield f"sa_{image_id}.json", json.dumps({"image": info, "annotations": annotations}).encode()

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from sam_jax.batch.one_image import PhotoPrompts
+from sam_jax.batch.one_image import ImagePrompts
 from sam_jax.batch.prompt_files import PromptTable, read_prompts
 from sam_jax.batch.run import RunOptions
 from sam_jax.batch.segmenters import EverythingSegmenter, PromptedSegmenter, Segmenter
@@ -48,7 +48,7 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argp
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
-        "photos", nargs="+", metavar="PHOTOS", help="files, directories, patterns ('dir/*.jpg'), @LIST; local or gs://"
+        "images", nargs="+", metavar="IMAGES", help="files, directories, patterns ('dir/*.jpg'), @LIST; local or gs://"
     )
     parser.add_argument("--checkpoint", default=None, metavar="DIR", help="model; default: the bundled vit_tiny")
     parser.add_argument("--out", default="sam_out", metavar="DIR", help="where results go (default: sam_out)")
@@ -59,10 +59,10 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argp
         "--crf",
         default=None,
         action=argparse.BooleanOptionalAction,
-        help="take masks to the photo's edges and colours, or not (default: the model's; on for vit_tiny)",
+        help="refine masks at the image's edges (CRF), or not (default: the model's; on for vit_tiny)",
     )
-    _add_prompt_options(parser.add_argument_group("prompts for one photo"))
-    _add_many_options(parser.add_argument_group("many photos"))
+    _add_prompt_options(parser.add_argument_group("prompts for one image"))
+    _add_many_options(parser.add_argument_group("many images"))
     _add_everything_options(parser.add_argument_group("everything mode"))
     _add_host_options(parser.add_argument_group("several hosts, each with the same command"))
     args = parser.parse_intermixed_args(argv)
@@ -70,11 +70,11 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argp
     return args
 
 
-def one_photo_prompts(args: argparse.Namespace) -> PhotoPrompts:
+def one_image_prompts(args: argparse.Namespace) -> ImagePrompts:
     """The prompts of the command line. Raises ValueError for one of another form."""
     points = [_numbers(text, (2, 3), "X,Y or X,Y,LABEL") for text in args.point]
     boxes = [_numbers(text, (4,), "X0,Y0,X1,Y1") for text in args.box]
-    return PhotoPrompts(
+    return ImagePrompts(
         points=np.array([p[:2] for p in points]) if points else None,
         labels=np.array([p[2] if len(p) == 3 else 1 for p in points]) if points else None,
         boxes=np.array(boxes) if boxes else None,
@@ -93,7 +93,7 @@ def given_everything_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def result_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """All of the command line that the results of a photo depend on, so that none are taken for those of others."""
+    """All of the command line that the results of an image depend on, so that none are taken for those of others."""
     model = {"checkpoint": args.checkpoint, "dtype": args.dtype, "crf": args.crf}
     if hasattr(args, "prompts"):
         return model | {"mode": "prompts"}
@@ -103,7 +103,7 @@ def result_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def build_segmenter(args: argparse.Namespace, model: Sam, variables: Any) -> Segmenter:
-    """What is to be done with each of many photos."""
+    """What is to be done with each of many images."""
     if hasattr(args, "prompts"):
         return PromptedSegmenter(model, variables)
     tiling = given(args, _TILING)
@@ -111,7 +111,7 @@ def build_segmenter(args: argparse.Namespace, model: Sam, variables: Any) -> Seg
 
 
 def read_prompt_file(args: argparse.Namespace) -> PromptTable | None:
-    """The prompts of many photos, where the command line names a file of them."""
+    """The prompts of many images, where the command line names a file of them."""
     return read_prompts(args.prompts, getattr(args, "image_ids", None)) if hasattr(args, "prompts") else None
 
 
@@ -121,7 +121,7 @@ def formats(args: argparse.Namespace) -> list[str]:
 
 
 def run_options(args: argparse.Namespace, host: int, hosts: int) -> RunOptions:
-    """How to go about many photos. Pictures for tiles may be as large as run lengths can count."""
+    """How to go about many images. Images for tiles may be as large as run lengths can count."""
     default = MAX_TILED_PIXELS if hasattr(args, "tile") else MAX_PIXELS
     options = {"max_pixels": default} | given(args, ("workers", "overwrite", "max_pixels"))
     return RunOptions(**options, host=host, hosts=hosts)
@@ -137,27 +137,27 @@ def _add_prompt_options(group: Any) -> None:
 
 def _add_many_options(group: Any) -> None:
     group.add_argument(
-        "--prompts", metavar="FILE", help="JSON with prompts of each photo, or COCO boxes (docs/inference.md)"
+        "--prompts", metavar="FILE", help="JSON with prompts of each image, or COCO boxes (docs/inference.md)"
     )
     group.add_argument("--image-ids", metavar="FILE", help="COCO instances file that names the images of COCO results")
     group.add_argument("--format", metavar="F,F", help="json (always), png, overlay, coco: any, with commas between")
-    group.add_argument("--overwrite", action="store_true", help="do finished photos again")
+    group.add_argument("--overwrite", action="store_true", help="do finished images again")
     group.add_argument("--workers", type=int, metavar="N", help="threads that read, and that write (default: 2 each)")
     group.add_argument(
-        "--max-pixels", type=int, metavar="N", help=f"larger photos are refused (default: {MAX_PIXELS:,})"
+        "--max-pixels", type=int, metavar="N", help=f"larger images are refused (default: {MAX_PIXELS:,})"
     )
 
 
 def _add_host_options(group: Any) -> None:
     group.add_argument("--distributed", action="store_true", help="the hosts know each other: a pod slice, Slurm, ...")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of host 0, for hosts that cannot find out")
-    group.add_argument("--num-hosts", type=int, metavar="N", help="how many hosts share the photos")
+    group.add_argument("--num-hosts", type=int, metavar="N", help="how many hosts share the images")
     group.add_argument("--host", type=int, metavar="I", help="which of them this is, from 0")
 
 
 def _add_everything_options(group: Any) -> None:
     group.add_argument(
-        "--tile", type=int, metavar="PIXELS", help="look at tiles of this side and merge: for huge pictures"
+        "--tile", type=int, metavar="PIXELS", help="look at tiles of this side and merge: for huge images"
     )
     group.add_argument("--tile-overlap", type=int, metavar="PIXELS", help="of neighbouring tiles (default: a quarter)")
     texts, hints = _field_help(), typing.get_type_hints(AmgConfig)
@@ -187,8 +187,8 @@ def _check(parser: OneLineParser, args: argparse.Namespace) -> None:
     """What contradicts itself is refused, not ignored."""
     everything, many = given_everything_options(args), given(args, _MANY)
     one = [name for name in ("point", "box", "mask_input") if getattr(args, name)]
-    if one and len(args.photos) > 1:
-        parser.error(f"--{one[0].replace('_', '-')} is for one photo, not {len(args.photos)}; use --prompts FILE")
+    if one and len(args.images) > 1:
+        parser.error(f"--{one[0].replace('_', '-')} is for one image, not {len(args.images)}; use --prompts FILE")
     if one and (other := next(iter([*many, *everything]), None)):
         parser.error(f"--{other.replace('_', '-')} does not go with --{one[0].replace('_', '-')}")
     tiling = given(args, _TILING)

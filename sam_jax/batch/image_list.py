@@ -1,4 +1,4 @@
-"""Which photos to work on: files, directories, patterns and lists, as one list in one order, none of them twice."""
+"""Which images to work on: files, directories, patterns and lists, as one list in one order, none of them twice."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif")
 )
 _PATTERN = re.compile(r"[*?\[]")
-# What a run with --format png,overlay leaves beside a photo when it writes into the photos' own directory.
-_OUR_PICTURE = re.compile(r"(.+)\.(?:overlay|mask_\d+)")
+# What a run with --format png,overlay leaves beside an image when it writes into the images' own directory.
+_OUR_IMAGE = re.compile(r"(.+)\.(?:overlay|mask_\d+)")
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A photo, and what its results are called.
+class ImageFile:
+    """An image, and what its results are called.
 
     Attributes:
       path: where it is read from, local or gs://.
-      file_name: its path below the directory that holds all photos of the run: "sub/cat.jpg".
-      name: where its results go below the output directory, without a suffix: "sub/cat". Photos of one directory that
+      file_name: its path below the directory that holds all images of the run: "sub/cat.jpg".
+      name: where its results go below the output directory, without a suffix: "sub/cat". Images of one directory that
         differ in their suffix alone keep it: "sub/cat.jpg" and "sub/cat.png".
       image_id: for COCO files.
     """
@@ -42,14 +42,14 @@ class Photo:
     image_id: int
 
     @classmethod
-    def single(cls, path: epath.PathLike, image_id: int = 1) -> Photo:
-        """A photo on its own."""
+    def single(cls, path: epath.PathLike, image_id: int = 1) -> ImageFile:
+        """An image on its own."""
         file = PurePosixPath(os.fspath(path))
         return cls(os.fspath(path), file.name, file.stem, image_id)
 
 
-class PhotoList(Sequence[Photo]):
-    """Photos of a run, in order. Keeps no more than their paths, so that millions fit into memory.
+class ImageList(Sequence[ImageFile]):
+    """Images of a run, in order. Keeps no more than their paths, so that millions fit into memory.
 
     `image_id` is the number in which a file's name ends (000000000139.jpg, sa_223750.jpg) where every name ends in one
     and no two agree; otherwise it is the place in the list, from 1.
@@ -63,9 +63,9 @@ class PhotoList(Sequence[Photo]):
         ids = {_final_number(stem) for stem in stems}
         self._has_ids = None not in ids and len(ids) == len(paths)
 
-    def share(self, host: int, hosts: int) -> PhotoList:
-        """Every `hosts`-th photo, from number `host` on: shares of all hosts are disjoint and cover everything."""
-        part = PhotoList.__new__(PhotoList)
+    def share(self, host: int, hosts: int) -> ImageList:
+        """Every `hosts`-th image, from number `host` on: shares of all hosts are disjoint and cover everything."""
+        part = ImageList.__new__(ImageList)
         part.__dict__.update(self.__dict__, _numbers=self._numbers[host::hosts])
         return part
 
@@ -80,7 +80,7 @@ class PhotoList(Sequence[Photo]):
         file_name = self._file_name(path)
         stem = _stem(file_name)
         image_id = _final_number(stem) if self._has_ids else None
-        return Photo(
+        return ImageFile(
             path,
             file_name,
             name=file_name if stem in self._ambiguous else stem,
@@ -91,27 +91,27 @@ class PhotoList(Sequence[Photo]):
         return absolute(path)[len(self._root) :].lstrip("/").replace("://", "/")
 
 
-def find_photos(inputs: Sequence[str], exclude: epath.PathLike | None = None) -> PhotoList:
-    """Photos that the inputs stand for.
+def find_images(inputs: Sequence[str], exclude: epath.PathLike | None = None) -> ImageList:
+    """Images that the inputs stand for.
 
     Args:
       inputs: any of
         - a file, whatever its suffix;
-        - a directory, local or gs://: pictures in it and below it, told by their suffix. What is hidden (begins with a
+        - a directory, local or gs://: images in it and below it, told by their suffix. What is hidden (begins with a
           dot) and links to other directories are passed over;
-        - a pattern such as photos/2024-*/*.jpg: files that match; only pictures where it ends in *. `**` goes through
+        - a pattern such as images/2024-*/*.jpg: files that match; only images where it ends in *. `**` goes through
           sub-directories of a local path. (Neither takes cat.overlay.jpg and cat.mask_0.png where there is a cat.jpg);
         - @list.txt: a text file with one of the above a line; empty lines and those that begin with # do not count.
-      exclude: the output directory: pictures below it are no photos.
+      exclude: the output directory: images below it are no images.
 
     Returns:
       Inputs in the given order, each input's files sorted. Names of results are relative to the deepest directory
       that holds all inputs.
 
     Raises:
-      ValueError: an input does not exist, or there is no photo at all.
+      ValueError: an input does not exist, or there is no image at all.
     """
-    files: dict[str, str] = {}  # absolute -> as given: no photo twice, however it is spelt
+    files: dict[str, str] = {}  # absolute -> as given: no image twice, however it is spelt
     explicit: set[str] = set()
     roots: set[str] = set()
     for source, listed in _sources(inputs):
@@ -123,12 +123,12 @@ def find_photos(inputs: Sequence[str], exclude: epath.PathLike | None = None) ->
             files.setdefault(absolute(path), path)
     stems = {_stem(key) for key in files}
     for key in list(files):
-        ours = _OUR_PICTURE.fullmatch(_stem(key))
+        ours = _OUR_IMAGE.fullmatch(_stem(key))
         if ours and ours[1] in stems and key not in explicit:
             del files[key]
     if not files:
-        raise ValueError(f"no photos in {', '.join(inputs)}; looked for {' '.join(sorted(SUFFIXES))}")
-    return PhotoList(list(files.values()), _common_directory(roots))
+        raise ValueError(f"no images in {', '.join(inputs)}; looked for {' '.join(sorted(SUFFIXES))}")
+    return ImageList(list(files.values()), _common_directory(roots))
 
 
 def _stem(file_name: str) -> str:
@@ -159,11 +159,11 @@ def _sources(inputs: Sequence[str]) -> Iterator[tuple[str, bool]]:
             continue
         file = epath.Path(source[1:])
         if not file.exists() or file.is_dir():
-            raise ValueError(f"{source}: {file} is not a file; expected a text file with a photo a line")
+            raise ValueError(f"{source}: {file} is not a file; expected a text file with an image a line")
         try:
             lines = file.read_text().splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{source}: {file} is not a text file; expected one photo a line") from error
+            raise ValueError(f"{source}: {file} is not a text file; expected one image a line") from error
         for line in lines:
             if line.strip() and not line.startswith("#"):
                 yield line.strip(), True
@@ -180,7 +180,7 @@ def _expand(source: str, listed: bool, exclude: str | None) -> tuple[str, list[s
         return _parent(source), [source]
     if not _PATTERN.search(source):
         raise ValueError(
-            f"{source} does not exist; expected a photo, a directory, a pattern such as 'dir/*.jpg' or @LIST"
+            f"{source} does not exist; expected an image, a directory, a pattern such as 'dir/*.jpg' or @LIST"
         )
     found = sorted(_match(source, exclude))
     if not found:
@@ -192,7 +192,7 @@ def _parent(path: str) -> str:
     return path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
@@ -209,7 +209,7 @@ def _walk(directory: str, exclude: str | None) -> Iterator[str]:
         directories[:] = [
             name for name in directories if not name.startswith(".") and absolute(os.path.join(base, name)) != exclude
         ]
-        yield from (os.path.join(base, name) for name in names if _is_picture(name))
+        yield from (os.path.join(base, name) for name in names if _is_image(name))
 
 
 def _match(pattern: str, exclude: str | None) -> Iterator[str]:
@@ -223,6 +223,6 @@ def _match(pattern: str, exclude: str | None) -> Iterator[str]:
     else:
         found = map(os.fspath, epath.Path(fixed).glob(pattern[len(fixed) :].lstrip("/")))
     for path in found:
-        wanted = _is_picture(os.path.basename(path)) if pattern.endswith("*") else not epath.Path(path).is_dir()
+        wanted = _is_image(os.path.basename(path)) if pattern.endswith("*") else not epath.Path(path).is_dir()
         if wanted and not (inside and absolute(path).startswith(inside)):
             yield path

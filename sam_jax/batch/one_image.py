@@ -1,4 +1,4 @@
-"""Segmenting one photo with prompts and writing what came out: the work behind `infer.py`."""
+"""Segmenting one image with prompts and writing what came out: the work behind `infer.py`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sam_jax.inference.overlays import (
     mask_record,
     overlay_masks,
     side_by_side,
-    write_picture,
+    write_image,
     write_records,
 )
 from sam_jax.inference.predictor import PredictedMasks, SamPredictor, check_labels
 
 
 @dataclass(frozen=True, eq=False)
-class PhotoPrompts:
-    """What to segment in one photo, in its own pixels.
+class ImagePrompts:
+    """What to segment in one image, in its own pixels.
 
     Attributes:
       points: (P, 2) x, y; all belong to one object. labels: (P,) 1 or 0.
@@ -59,8 +59,8 @@ class PhotoPrompts:
         return self.boxes is None and self.mask_input is None and self.points is not None and len(self.points) == 1
 
 
-def segment_photo(predictor: SamPredictor, image: np.ndarray | Image.Image, prompts: PhotoPrompts) -> PredictedMasks:
-    """Masks of a photo, flat over its objects; best first where the prompt was ambiguous."""
+def segment_image(predictor: SamPredictor, image: np.ndarray | Image.Image, prompts: ImagePrompts) -> PredictedMasks:
+    """Masks of an image, flat over its objects; best first where the prompt was ambiguous."""
     predictor.set_image(image)
     if prompts.boxes is not None and len(prompts.boxes) != 1:  # an object each
         many = predictor.predict_many(boxes=prompts.boxes, multimask_output=False)
@@ -75,7 +75,7 @@ def segment_photo(predictor: SamPredictor, image: np.ndarray | Image.Image, prom
     return flat
 
 
-def prompt_fields(prompts: PhotoPrompts, index: int) -> dict[str, Any]:
+def prompt_fields(prompts: ImagePrompts, index: int) -> dict[str, Any]:
     """The prompt of mask `index`, as its record keeps it."""
     fields: dict[str, Any] = {}
     if prompts.points is not None and prompts.labels is not None:
@@ -87,9 +87,9 @@ def prompt_fields(prompts: PhotoPrompts, index: int) -> dict[str, Any]:
 
 def write_results(
     out: epath.PathLike,
-    photo: epath.PathLike,
+    path: epath.PathLike,
     image: np.ndarray | Image.Image,
-    prompts: PhotoPrompts,
+    prompts: ImagePrompts,
     predicted: PredictedMasks,
 ) -> epath.Path:
     """Writes `NAME.masks.json`, `NAME.mask_0.png` ... and `NAME.overlay.jpg` into the directory `out`.
@@ -97,15 +97,15 @@ def write_results(
     Returns:
       The overlay's path. The JSON is written last: where it stands, everything else does.
     """
-    folder, name, pixels = epath.Path(out), epath.Path(photo), as_array(image)
+    folder, name, pixels = epath.Path(out), epath.Path(path), as_array(image)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_earlier_results(folder, name.stem)
     annotations = []
     for index, (mask, iou, _) in enumerate(zip(*predicted, strict=True)):
-        write_picture(folder / f"{name.stem}.mask_{index}.png", mask.astype(np.uint8) * 255)
+        write_image(folder / f"{name.stem}.mask_{index}.png", mask.astype(np.uint8) * 255)
         annotations.append(mask_record(index, mask, iou, prompt_fields(prompts, index)))
     overlay = folder / f"{name.stem}.overlay.jpg"
-    write_picture(overlay, overlay_picture(pixels, prompts, predicted))
+    write_image(overlay, draw_overlay(pixels, prompts, predicted))
     size = {"file_name": name.name, "width": pixels.shape[1], "height": pixels.shape[0]}
     write_records(folder / f"{name.stem}.masks.json", size, annotations)
     return overlay
@@ -119,8 +119,8 @@ def _remove_earlier_results(folder: epath.Path, stem: str) -> None:
             file.unlink()
 
 
-def overlay_picture(image: np.ndarray | Image.Image, prompts: PhotoPrompts, predicted: PredictedMasks) -> np.ndarray:
-    """The photo with masks and prompts drawn in; one panel per mask where the prompt was ambiguous."""
+def draw_overlay(image: np.ndarray | Image.Image, prompts: ImagePrompts, predicted: PredictedMasks) -> np.ndarray:
+    """The image with masks and prompts drawn in; one panel per mask where the prompt was ambiguous."""
     pixels = as_array(image)
 
     def panel(masks: np.ndarray) -> np.ndarray:

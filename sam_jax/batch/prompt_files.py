@@ -1,19 +1,19 @@
-"""Prompts of many photos in one JSON file: our own simple form, or COCO's, such as the boxes of a detector.
+"""Prompts of many images in one JSON file: our own simple form, or COCO's, such as the boxes of a detector.
 
-Ours is one entry per photo, a list with one entry per object:
+Ours is one entry per image, a list with one entry per object:
 
     {
       "dog.jpg": [{"points": [[275, 149]]}, {"points": [[275, 149], [60, 40]], "labels": [1, 0]}],
       "sub/cat.jpg": [{"box": [10, 20, 200, 180], "category_id": 17, "score": 0.9}]
     }
 
-Photos are named by their path as given, by their path below the directory of all photos, or by their bare name where
-only one photo has it. Points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the photo; labels are 1 on and 0 off
+Images are named by their path as given, by their path below the directory of all images, or by their bare name where
+only one image has it. Points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the image; labels are 1 on and 0 off
 the object, 1 where they are left out. `category_id` and `score` are kept in the results.
 
 COCO's forms are an instances file ({"images": ..., "annotations": ...}) and a results file ([{"image_id": ...}]); each
 annotation's `bbox` [x, y, w, h] is the prompt. A results file knows its images by number alone: the number in which a
-photo's name ends, unless an instances file tells the names.
+image's name ends, unless an instances file tells the names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 from etils import epath
 
-from sam_jax.batch.image_list import Photo
+from sam_jax.batch.image_list import ImageFile
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -40,7 +40,7 @@ class PromptFileError(ValueError):
 
 @dataclass(frozen=True)
 class ObjectPrompt:
-    """One object of a photo, in the photo's pixels.
+    """One object of an image, in the image's pixels.
 
     Attributes:
       points: x, y each. labels: one per point, 1 on and 0 off the object.
@@ -63,15 +63,15 @@ class ObjectPrompt:
 
 
 @dataclass(frozen=True)
-class PhotoObjects:
-    """The objects of a photo, and the number by which a COCO file knows the photo, if one does."""
+class ImageObjects:
+    """The objects of an image, and the number by which a COCO file knows the image, if one does."""
 
     objects: tuple[ObjectPrompt, ...] = ()
     image_id: int | None = None
 
 
 class PromptTable:
-    """The prompts of many photos.
+    """The prompts of many images.
 
     Attributes:
       source: the file's name, for messages.
@@ -79,7 +79,7 @@ class PromptTable:
     """
 
     def __init__(
-        self, by_name: dict[str, PhotoObjects], by_id: dict[Any, PhotoObjects], source: str, left_out: int = 0
+        self, by_name: dict[str, ImageObjects], by_id: dict[Any, ImageObjects], source: str, left_out: int = 0
     ) -> None:
         self._by_name, self._by_id = by_name, by_id
         self.source, self.left_out = source, left_out
@@ -91,26 +91,26 @@ class PromptTable:
     def __len__(self) -> int:
         return len(self._by_name) + len(self._by_id)
 
-    def of(self, photo: Photo) -> PhotoObjects:
-        """The objects of a photo; none where the file does not name it."""
-        return self._find(photo) or PhotoObjects()
+    def of(self, image_file: ImageFile) -> ImageObjects:
+        """The objects of an image; none where the file does not name it."""
+        return self._find(image_file) or ImageObjects()
 
-    def check(self, photos: Iterable[Photo]) -> None:
-        """Raises PromptFileError where no photo at all has prompts: then names differ. Stops at the first that has."""
+    def check(self, images: Iterable[ImageFile]) -> None:
+        """Raises PromptFileError where no image at all has prompts: then names differ. Stops at the first that has."""
         example = ""
-        for photo in photos:
-            if self._find(photo) is not None:
+        for image_file in images:
+            if self._find(image_file) is not None:
                 return
-            example = example or photo.file_name
+            example = example or image_file.file_name
         named = next(iter([*self._by_name, *self._by_id]), None)
         what = "it is empty" if named is None else f"it names {named!r}, and there is {example!r}"
-        raise PromptFileError(f"{self.source} has prompts for none of the photos: {what}")
+        raise PromptFileError(f"{self.source} has prompts for none of the images: {what}")
 
-    def _find(self, photo: Photo) -> PhotoObjects | None:
-        for name in (photo.path, photo.file_name):
+    def _find(self, image_file: ImageFile) -> ImageObjects | None:
+        for name in (image_file.path, image_file.file_name):
             if name in self._by_name:
                 return self._by_name[name]
-        bare = PurePosixPath(photo.file_name).name
+        bare = PurePosixPath(image_file.file_name).name
         named = self._by_name.get(self._bare.get(bare, ""))
         if named is not None or not self._by_id:
             return named
@@ -138,7 +138,7 @@ def read_prompts(path: epath.PathLike, images: epath.PathLike | None = None) -> 
     if isinstance(content, dict):
         by_name = {name: _own_objects(f"{path}: {name}", entries) for name, entries in content.items()}
         return PromptTable(by_name, {}, str(path))
-    raise PromptFileError(f"{path} holds a {type(content).__name__}; expected {{photo: [objects]}} or a COCO file")
+    raise PromptFileError(f"{path} holds a {type(content).__name__}; expected {{image: [objects]}} or a COCO file")
 
 
 def _read_json(path: epath.PathLike) -> Any:
@@ -151,10 +151,10 @@ def _read_json(path: epath.PathLike) -> Any:
         raise PromptFileError(f"{path} is not JSON ({error})") from error
 
 
-def _own_objects(place: str, entries: Any) -> PhotoObjects:
+def _own_objects(place: str, entries: Any) -> ImageObjects:
     if not isinstance(entries, list):
         raise PromptFileError(f"{place}: expected a list of objects, not {json.dumps(entries)[:80]}")
-    return PhotoObjects(tuple(_own_object(f"{place}: object {i}", entry) for i, entry in enumerate(entries)))
+    return ImageObjects(tuple(_own_object(f"{place}: object {i}", entry) for i, entry in enumerate(entries)))
 
 
 def _own_object(place: str, entry: Any) -> ObjectPrompt:
@@ -202,7 +202,7 @@ def _from_coco(path: epath.PathLike, annotations: list[Any], names: dict[Any, st
         extra = {key: annotation[key] for key in KEPT if key in annotation}
         objects.setdefault(image_id, []).append(ObjectPrompt(box=(x, y, x + w, y + h), extra=extra))
     tables = {
-        image_id: PhotoObjects(tuple(found), image_id if isinstance(image_id, int) else None)
+        image_id: ImageObjects(tuple(found), image_id if isinstance(image_id, int) else None)
         for image_id, found in objects.items()
     }
     if names is None:

@@ -1,10 +1,10 @@
-"""What a run over many photos leaves on disk, such that a run that was cut off goes on where it was.
+"""What a run over many images leaves on disk, such that a run that was cut off goes on where it was.
 
 OUT/sub/cat.json          records in SA-1B's format; always written, and written last: where it stands, the rest does
 OUT/sub/cat.mask_0.png    one mask, 255 on the object (format png)
-OUT/sub/cat.overlay.jpg   the photo with all masks (format overlay)
-OUT/coco_results.json     all records of all photos as COCO results (format coco)
-OUT/failures.jsonl        the photos that could not be done, and why
+OUT/sub/cat.overlay.jpg   the image with all masks (format overlay)
+OUT/coco_results.json     all records of all images as COCO results (format coco)
+OUT/failures.jsonl        the images that could not be done, and why
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 from etils import epath
 from pycocotools import mask as coco
 
-from sam_jax.batch.image_list import Photo
-from sam_jax.batch.prompt_files import PhotoObjects
+from sam_jax.batch.image_list import ImageFile
+from sam_jax.batch.prompt_files import ImageObjects
 from sam_jax.files import write_atomically
-from sam_jax.inference.overlays import overlay_masks, write_picture
+from sam_jax.inference.overlays import overlay_masks, write_image
 from sam_jax.ops.rle import decode_mask
 
 Record = dict[str, Any]
@@ -34,7 +34,7 @@ COCO_FILE = "coco_results.json"
 _PROGRAM = "sam_jax"
 _HEAD_BYTES = 4096
 _TAIL = b"]}"
-# Errors that the next photo would meet, too.
+# Errors that the next image would meet, too.
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
@@ -43,7 +43,7 @@ class OutputError(OSError):
 
 
 class ResultFiles:
-    """The output directory of a run. Its methods may be called by several threads, each for photos of its own."""
+    """The output directory of a run. Its methods may be called by several threads, each for images of its own."""
 
     def __init__(self, out: epath.PathLike, formats: Sequence[str], settings: dict[str, Any]) -> None:
         """Makes the directory.
@@ -67,13 +67,13 @@ class ResultFiles:
         with lasting_errors():
             self.out.mkdir(parents=True, exist_ok=True)
 
-    def is_finished(self, photo: Photo, objects: PhotoObjects | None = None) -> bool:
-        """Whether a photo's results are there, complete, and of these settings, formats and prompts.
+    def is_finished(self, image_file: ImageFile, objects: ImageObjects | None = None) -> bool:
+        """Whether an image's results are there, complete, and of these settings, formats and prompts.
 
         Raises:
           ValueError: another program's file lies where the JSON would go.
         """
-        path = self._path(photo, "json")
+        path = self._path(image_file, "json")
         if path.name not in self._listing(path.parent):
             return False
         head, tail = _ends(path)
@@ -83,19 +83,19 @@ class ResultFiles:
         return (
             info is not None
             and tail == _TAIL
-            and info["settings"] == self._fingerprint(photo, objects)
+            and info["settings"] == self._fingerprint(image_file, objects)
             and set(self.formats) <= set(info["formats"])
         )
 
     def write(
         self,
-        photo: Photo,
-        objects: PhotoObjects | None,
+        image_file: ImageFile,
+        objects: ImageObjects | None,
         size: tuple[int, int],
         records: Sequence[Record],
         image: np.ndarray,
     ) -> None:
-        """Writes all results of a photo.
+        """Writes all results of an image.
 
         Args:
           size: (H, W). records: `segmentation` is a compressed COCO RLE. image: (H, W, 3) uint8.
@@ -103,48 +103,48 @@ class ResultFiles:
         Raises:
           OutputError: nothing can be written any more, as with a full disk.
         """
-        path = self._path(photo, "json")
+        path = self._path(image_file, "json")
         with lasting_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_earlier(photo)
+            self._remove_earlier(image_file)
             if "png" in self.formats:
                 for index, record in enumerate(records):
                     mask = decode_mask(record["segmentation"])
-                    write_picture(self._path(photo, f"mask_{index}.png"), mask.astype(np.uint8) * 255)
+                    write_image(self._path(image_file, f"mask_{index}.png"), mask.astype(np.uint8) * 255)
             if "overlay" in self.formats:
-                write_picture(self._path(photo, "overlay.jpg"), overlay_masks(image, _Masks(records)))
+                write_image(self._path(image_file, "overlay.jpg"), overlay_masks(image, _Masks(records)))
             content = {
                 "info": {
                     "program": _PROGRAM,
-                    "settings": self._fingerprint(photo, objects),
+                    "settings": self._fingerprint(image_file, objects),
                     "formats": self.formats,
                 },
                 "image": {
-                    "image_id": _image_id(photo, objects),
+                    "image_id": _image_id(image_file, objects),
                     "width": size[1],
                     "height": size[0],
-                    "file_name": photo.file_name,
+                    "file_name": image_file.file_name,
                 },
                 "annotations": [{"id": index, **record} for index, record in enumerate(records)],
             }
             write_atomically(path, json.dumps(content).encode())
 
-    def read(self, photo: Photo) -> dict[str, Any] | None:
-        """The content of a photo's JSON; None where there is none of this program."""
-        path = self._path(photo, "json")
+    def read(self, image_file: ImageFile) -> dict[str, Any] | None:
+        """The content of an image's JSON; None where there is none of this program."""
+        path = self._path(image_file, "json")
         if not path.exists():
             return None
         text = path.read_bytes()
         return json.loads(text) if _info(text[:_HEAD_BYTES]) is not None and text.endswith(_TAIL) else None
 
-    def write_coco(self, photos: Iterable[Photo], image_ids: Any = None) -> epath.Path:
-        """Puts the JSONs of all photos together as one COCO results file, and returns its path.
+    def write_coco(self, images: Iterable[ImageFile], image_ids: Any = None) -> epath.Path:
+        """Puts the JSONs of all images together as one COCO results file, and returns its path.
 
         `bbox` is COCO's there (w and h count the last pixel, as pycocotools does), `score` the prompt's own where it
         has one and the predicted IoU otherwise, and `category_id` 1 where the prompt has none.
 
         Args:
-          image_ids: the number of each photo, photo -> int; default: the photo's own.
+          image_ids: the number of each image, image -> int; default: the image's own.
         """
         path = self.out / COCO_FILE
         unfinished = self.out / f".{COCO_FILE}.unfinished"
@@ -152,7 +152,7 @@ class ResultFiles:
             try:
                 with unfinished.open("w") as file:
                     file.write("[")
-                    for number, result in enumerate(self._coco_results(photos, image_ids)):
+                    for number, result in enumerate(self._coco_results(images, image_ids)):
                         file.write((",\n" if number else "\n") + json.dumps(result))
                     file.write("\n]\n")
                 unfinished.replace(path)
@@ -161,25 +161,27 @@ class ResultFiles:
                 raise
         return path
 
-    def write_failures(self, failures: Sequence[tuple[Photo, str]], name: str) -> epath.Path:
-        """Writes the list of bad photos, {"photo": ..., "error": ...} a line; without any, the file goes."""
+    def write_failures(self, failures: Sequence[tuple[ImageFile, str]], name: str) -> epath.Path:
+        """Writes the list of bad images, {"image": ..., "error": ...} a line; without any, the file goes."""
         path = self.out / name
         with lasting_errors():
             if not failures:
                 path.unlink(missing_ok=True)
             else:
-                lines = [json.dumps({"photo": photo.path, "error": error}) + "\n" for photo, error in failures]
+                lines = [
+                    json.dumps({"image": image_file.path, "error": error}) + "\n" for image_file, error in failures
+                ]
                 write_atomically(path, "".join(lines).encode())
         return path
 
-    def _coco_results(self, photos: Iterable[Photo], image_ids: Any) -> Iterator[dict[str, Any]]:
-        for photo in photos:
-            content = self.read(photo)
+    def _coco_results(self, images: Iterable[ImageFile], image_ids: Any) -> Iterator[dict[str, Any]]:
+        for image_file in images:
+            content = self.read(image_file)
             for record in content["annotations"] if content else ():
                 rle = record["segmentation"]
                 yield {
-                    "image_id": photo.image_id if image_ids is None else image_ids(photo),
-                    "file_name": photo.file_name,
+                    "image_id": image_file.image_id if image_ids is None else image_ids(image_file),
+                    "file_name": image_file.file_name,
                     "category_id": record.get("category_id", 1),
                     "segmentation": rle,
                     "bbox": coco.toBbox(rle).tolist(),
@@ -188,11 +190,11 @@ class ResultFiles:
                     "predicted_iou": record["predicted_iou"],
                 } | ({"stability_score": record["stability_score"]} if "stability_score" in record else {})
 
-    def _path(self, photo: Photo, suffix: str) -> epath.Path:
-        return self.out / f"{photo.name}.{suffix}"
+    def _path(self, image_file: ImageFile, suffix: str) -> epath.Path:
+        return self.out / f"{image_file.name}.{suffix}"
 
     def _listing(self, directory: epath.Path) -> set[str]:
-        """Names that were in a directory at the start: one question for all its photos, which counts at gs://."""
+        """Names that were in a directory at the start: one question for all its images, which counts at gs://."""
         key = os.fspath(directory)
         with self._lock:
             if key not in self._names:
@@ -200,30 +202,30 @@ class ResultFiles:
                 self._names[key] = {path.name for path in found if path.name.endswith(".json")}
             return self._names[key]
 
-    def _fingerprint(self, photo: Photo, objects: PhotoObjects | None) -> str:
+    def _fingerprint(self, image_file: ImageFile, objects: ImageObjects | None) -> str:
         prompts = None if objects is None else [vars(prompt) for prompt in objects.objects]
-        text = json.dumps([self._settings, photo.file_name, prompts], sort_keys=True)
+        text = json.dumps([self._settings, image_file.file_name, prompts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _remove_earlier(self, photo: Photo) -> None:
+    def _remove_earlier(self, image_file: ImageFile) -> None:
         """What an earlier run left. Its JSON goes first, so that it never describes missing files."""
-        path = self._path(photo, "json")
+        path = self._path(image_file, "json")
         was_there = path.name in self._listing(path.parent)
         if was_there:
             path.unlink(missing_ok=True)
-            self._path(photo, "overlay.jpg").unlink(missing_ok=True)
+            self._path(image_file, "overlay.jpg").unlink(missing_ok=True)
         if was_there or "png" in self.formats:
             count = 0
-            while (file := self._path(photo, f"mask_{count}.png")).exists():
+            while (file := self._path(image_file, f"mask_{count}.png")).exists():
                 count += 1
             (file.parent / f".{file.name}.unfinished").unlink(missing_ok=True)
             for index in reversed(range(count)):  # from the end: what is left is always counted from 0
-                self._path(photo, f"mask_{index}.png").unlink(missing_ok=True)
+                self._path(image_file, f"mask_{index}.png").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def lasting_errors() -> Iterator[None]:
-    """Turns errors that no other photo would be spared into an OutputError that says what to do."""
+    """Turns errors that no other image would be spared into an OutputError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -232,7 +234,7 @@ def lasting_errors() -> Iterator[None]:
         remedy = "make space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make the place writable"
         raise OutputError(
             f"results cannot be written ({error}); {remedy} and give the same command again: "
-            "it goes on with the photos that are not finished"
+            "it goes on with the images that are not finished"
         ) from error
 
 
@@ -249,8 +251,8 @@ class _Masks(Sequence[np.ndarray]):
         return decode_mask(self._records[index]["segmentation"])
 
 
-def _image_id(photo: Photo, objects: PhotoObjects | None) -> int:
-    return photo.image_id if objects is None or objects.image_id is None else objects.image_id
+def _image_id(image_file: ImageFile, objects: ImageObjects | None) -> int:
+    return image_file.image_id if objects is None or objects.image_id is None else objects.image_id
 
 
 def _ends(path: epath.Path) -> tuple[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""A whole run over many photos: from inputs to files on disk and a summary. The work behind `infer.py`."""
+"""A whole run over many images: from inputs to files on disk and a summary. The work behind `infer.py`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from sam_jax.batch.image_list import Photo, PhotoList
-from sam_jax.batch.prompt_files import PhotoObjects, PromptTable
+from sam_jax.batch.image_list import ImageFile, ImageList
+from sam_jax.batch.prompt_files import ImageObjects, PromptTable
 from sam_jax.batch.result_files import OutputError, ResultFiles
 from sam_jax.batch.segmenters import Segmenter
-from sam_jax.batch.stream import Hooks, PhotoResult, Timings, segment_photos
+from sam_jax.batch.stream import Hooks, ImageResult, Timings, segment_images
 from sam_jax.inference.images import MAX_PIXELS, read_image
 
 SHOWN_FAILURES = 10
@@ -31,9 +31,9 @@ class RunOptions:
 
     Attributes:
       workers: threads that read, and as many that make records and write.
-      overwrite: do photos again that are finished.
-      max_pixels: larger photos are bad ones.
-      host, hosts: this is number `host` of `hosts` machines that share the photos.
+      overwrite: do images again that are finished.
+      max_pixels: larger images are bad ones.
+      host, hosts: this is number `host` of `hosts` machines that share the images.
       devices: None means all of this host's.
     """
 
@@ -52,7 +52,7 @@ class RunOptions:
 
     @property
     def failures_file(self) -> str:
-        """Where bad photos are listed: no two hosts write one file."""
+        """Where bad images are listed: no two hosts write one file."""
         return "failures.jsonl" if self.hosts == 1 else f"failures_{self.host}.jsonl"
 
 
@@ -61,8 +61,8 @@ class Summary:
     """What a run did.
 
     Attributes:
-      done: photos; empty: those of them without any mask; skipped: photos that were finished before.
-      masks: of all photos done. failures: bad photos, and a line on each.
+      done: images; empty: those of them without any mask; skipped: images that were finished before.
+      masks: of all images done. failures: bad images, and a line on each.
       prompts: where prompts came from; None in everything mode.
     """
 
@@ -70,26 +70,26 @@ class Summary:
     empty: int = 0
     skipped: int = 0
     masks: int = 0
-    failures: list[tuple[Photo, str]] = field(default_factory=list)
+    failures: list[tuple[ImageFile, str]] = field(default_factory=list)
     prompts: PromptTable | None = None
     seconds: float = 0.0
     timings: Timings = field(default_factory=Timings)
 
     def text(self, failures_file: epath.PathLike) -> str:
         """Some lines for people."""
-        rate = f", {self.done / self.seconds:.2f} photos/s" if self.done else ""
-        head = f"{_counted(self.done, 'photo')} done with {_counted(self.masks, 'mask')} in {self.seconds:.1f} s{rate}"
+        rate = f", {self.done / self.seconds:.2f} images/s" if self.done else ""
+        head = f"{_counted(self.done, 'image')} done with {_counted(self.masks, 'mask')} in {self.seconds:.1f} s{rate}"
         lines = [head + (f"; finished before: {self.skipped}" if self.skipped else "")]
         if self.prompts is not None and self.prompts.left_out:
             lines.append(f"left out, being empty or crowds: {_counted(self.prompts.left_out, 'box', 'boxes')}")
         if self.empty:
             hint = "; more pass with a lower --pred-iou-thresh and --stability-score-thresh"
             all_empty = self.empty == self.done and self.prompts is None
-            lines.append(f"without any mask: {_counted(self.empty, 'photo')}{hint if all_empty else ''}")
+            lines.append(f"without any mask: {_counted(self.empty, 'image')}{hint if all_empty else ''}")
         if self.done:
             lines.append(self.timings.table())
         if self.failures:
-            lines.append(f"{_counted(len(self.failures), 'photo')} failed, listed in {failures_file}:")
+            lines.append(f"{_counted(len(self.failures), 'image')} failed, listed in {failures_file}:")
             lines += [f"  {error}" for _, error in self.failures[:SHOWN_FAILURES]]
             if len(self.failures) > SHOWN_FAILURES:
                 lines.append(f"  and {len(self.failures) - SHOWN_FAILURES} more")
@@ -100,28 +100,28 @@ def _counted(count: int, noun: str, nouns: str = "") -> str:
     return f"{count} {noun if count == 1 else nouns or noun + 's'}"
 
 
-def run_photos(
-    photos: PhotoList,
+def run_images(
+    images: ImageList,
     segmenter: Segmenter,
     files: ResultFiles,
     prompts: PromptTable | None = None,
     options: RunOptions | None = None,
 ) -> Summary:
-    """Segments photos and writes their results, with a progress bar where there is a terminal.
+    """Segments images and writes their results, with a progress bar where there is a terminal.
 
-    Finished photos are passed over, bad ones listed. A run that ends early, in whatever way, goes on from there when it
+    Finished images are passed over, bad ones listed. A run that ends early, in whatever way, goes on from there when it
     is started again.
 
     Raises:
       OutputError: results cannot be written any more.
-      PromptFileError: the prompts fit none of the photos.
+      PromptFileError: the prompts fit none of the images.
     """
     options = options or RunOptions()
     if prompts is not None:
-        prompts.check(photos)
-    mine = photos.share(options.host, options.hosts)
+        prompts.check(images)
+    mine = images.share(options.host, options.hosts)
     summary, start = Summary(prompts=prompts), time.perf_counter()
-    results = segment_photos(
+    results = segment_images(
         mine,
         segmenter,
         workers=options.workers,
@@ -132,7 +132,7 @@ def run_photos(
     saved = start
     files.write_failures([], options.failures_file)  # those of an earlier run
     try:
-        for result in tqdm(results, total=len(mine), unit="photo", disable=None, smoothing=0.05):
+        for result in tqdm(results, total=len(mine), unit="image", disable=None, smoothing=0.05):
             _count(summary, result)
             if summary.failures and time.perf_counter() - saved > SAVE_SECONDS:
                 files.write_failures(summary.failures, options.failures_file)
@@ -144,38 +144,38 @@ def run_photos(
     return summary
 
 
-def write_coco(files: ResultFiles, photos: PhotoList, prompts: PromptTable | None) -> epath.Path:
-    """The COCO file of all photos of a run, those of other hosts and of earlier runs among them."""
+def write_coco(files: ResultFiles, images: ImageList, prompts: PromptTable | None) -> epath.Path:
+    """The COCO file of all images of a run, those of other hosts and of earlier runs among them."""
 
-    def image_id(photo: Photo) -> int:
-        known = None if prompts is None else prompts.of(photo).image_id
-        return photo.image_id if known is None else known
+    def image_id(image_file: ImageFile) -> int:
+        known = None if prompts is None else prompts.of(image_file).image_id
+        return image_file.image_id if known is None else known
 
-    return files.write_coco(photos, image_id)
+    return files.write_coco(images, image_id)
 
 
-def _devices(options: RunOptions, photos: int) -> Sequence[jax.Device]:
-    """No more devices than photos: each costs a copy of the variables and a compilation."""
+def _devices(options: RunOptions, images: int) -> Sequence[jax.Device]:
+    """No more devices than images: each costs a copy of the variables and a compilation."""
     devices = jax.local_devices() if options.devices is None else options.devices
-    return devices[: max(1, photos)]
+    return devices[: max(1, images)]
 
 
 def _hooks(files: ResultFiles, prompts: PromptTable | None, options: RunOptions) -> Hooks:
-    def is_finished(photo: Photo, objects: PhotoObjects | None) -> bool:
-        return files.is_finished(photo, objects) and not options.overwrite
+    def is_finished(image_file: ImageFile, objects: ImageObjects | None) -> bool:
+        return files.is_finished(image_file, objects) and not options.overwrite
 
-    def finish(result: PhotoResult, objects: PhotoObjects | None, image: Any) -> None:
+    def finish(result: ImageResult, objects: ImageObjects | None, image: Any) -> None:
         assert result.size is not None
-        files.write(result.photo, objects, result.size, result.records, image)
+        files.write(result.file, objects, result.size, result.records, image)
 
     read: Callable[[str], Any] = partial(read_image, max_pixels=options.max_pixels)
     hooks = Hooks(read=read, is_finished=is_finished, finish=finish)
     return hooks if prompts is None else dataclasses.replace(hooks, prompts=prompts.of)
 
 
-def _count(summary: Summary, result: PhotoResult) -> None:
+def _count(summary: Summary, result: ImageResult) -> None:
     if result.error is not None:
-        summary.failures.append((result.photo, describe(result)))
+        summary.failures.append((result.file, describe(result)))
     elif result.is_skipped:
         summary.skipped += 1
     else:
@@ -184,13 +184,13 @@ def _count(summary: Summary, result: PhotoResult) -> None:
         summary.masks += len(result.records)
 
 
-def describe(result: PhotoResult) -> str:
-    """One line that names the photo and says what went wrong with it."""
+def describe(result: ImageResult) -> str:
+    """One line that names the image and says what went wrong with it."""
     error = result.error
     text = (str(error).strip().splitlines() or [""])[0]
     if not isinstance(error, (ValueError, OSError)) or not text:
         text = f"{type(error).__name__}: {text}"
-    return text if result.photo.path in text else f"{result.photo.path}: {text}"
+    return text if result.file.path in text else f"{result.file.path}: {text}"
 
 
 def _save_failures(files: ResultFiles, summary: Summary, options: RunOptions) -> None:

@@ -1,7 +1,7 @@
-"""What can be done with a photo, cut in two: the device's part, and the host's part that needs no device to wait.
+"""What can be done with an image, cut in two: the device's part, and the host's part that needs no device to wait.
 
 A segmenter has `find(image, objects)` and `records(found, size)`, called by different threads, and `on_device(device)`,
-which gives one of its kind for another device. `sam_jax.batch.stream` runs them over many photos.
+which gives one of its kind for another device. `sam_jax.batch.stream` runs them over many images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from sam_jax.batch.prompt_files import ObjectPrompt, PhotoObjects
+from sam_jax.batch.prompt_files import ImageObjects, ObjectPrompt
 from sam_jax.batch.tiles import TileLayout, find_in_tiles, merge_tiles
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.images import as_array
@@ -24,25 +24,25 @@ from sam_jax.models.sam import Sam
 
 Record = dict[str, Any]
 Size = tuple[int, int]
-# Objects whose masks are enlarged to the photo at once; a mask of 10 megapixels is 10 MB until it is packed.
+# Objects whose masks are enlarged to the image at once; a mask of 10 megapixels is 10 MB until it is packed.
 OBJECTS_AT_ONCE = 16
 
 
 class Segmenter(Protocol):
     """See the top of this file. `records` gives run lengths that JSON can hold."""
 
-    def find(self, image: np.ndarray, objects: PhotoObjects | None) -> Any:
+    def find(self, image: np.ndarray, objects: ImageObjects | None) -> Any:
         """The device's part: anything that `records` understands. `image` is (H, W, 3) uint8."""
 
     def records(self, found: Any, size: Size) -> list[Record]:
-        """The host's part: `segmentation` of each record is a compressed COCO RLE. `size` is the photo's (H, W)."""
+        """The host's part: `segmentation` of each record is a compressed COCO RLE. `size` is the image's (H, W)."""
 
     def on_device(self, device: jax.Device) -> Segmenter:
         """The same, with its variables on a device."""
 
 
 class EverythingSegmenter:
-    """Everything mode; with `tile`, on tiles of the photo that are merged afterwards (see `tiles`)."""
+    """Everything mode; with `tile`, on tiles of the image that are merged afterwards (see `tiles`)."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class EverythingSegmenter:
         """Takes a model and settings.
 
         Args:
-          tile: side of the tiles, pixels; photos that fit into one are looked at whole.
+          tile: side of the tiles, pixels; images that fit into one are looked at whole.
           tile_overlap: pixels, below half a tile; default: a quarter of a tile.
           tile_iou_thresh: masks of two tiles are one object from this IoU within their overlap on.
           options: fields of `AmgConfig`.
@@ -76,8 +76,8 @@ class EverythingSegmenter:
         self._options = options
         self._generator = SamAutomaticMaskGenerator(model, variables, **options | {"output_mode": "coco_rle"})
 
-    def find(self, image: np.ndarray | Image.Image, objects: PhotoObjects | None = None) -> Any:
-        """Candidates of the photo, or pieces of its tiles. Takes no prompts."""
+    def find(self, image: np.ndarray | Image.Image, objects: ImageObjects | None = None) -> Any:
+        """Candidates of the image, or pieces of its tiles. Takes no prompts."""
         image = as_array(image)
         layout = self._layout(image.shape[:2])
         return self._generator.find(image) if layout is None else find_in_tiles(self._generator, image, layout)
@@ -116,16 +116,16 @@ class FoundObject:
 
 
 class PromptedSegmenter:
-    """One mask for each object of a photo's prompts; of a single point's three masks the best by predicted IoU."""
+    """One mask for each object of an image's prompts; of a single point's three masks the best by predicted IoU."""
 
     def __init__(self, model: Sam, variables: Any) -> None:
         self._predictor = SamPredictor(model, variables)
 
-    def find(self, image: np.ndarray | Image.Image, objects: PhotoObjects | None) -> list[FoundObject]:
+    def find(self, image: np.ndarray | Image.Image, objects: ImageObjects | None) -> list[FoundObject]:
         """A mask per object, in the objects' order.
 
         Raises:
-          ValueError: a prompt lies outside the photo, or a box is empty.
+          ValueError: a prompt lies outside the image, or a box is empty.
         """
         prompts = () if objects is None else objects.objects
         found: dict[int, FoundObject] = {}

@@ -1,11 +1,11 @@
-"""Many photos: reading ahead, the devices at work, and everything after them in threads beside them.
+"""Many images: reading ahead, the devices at work, and everything after them in threads beside them.
 
     model, variables = sam_jax.load_model()
     segmenter = EverythingSegmenter(model, variables, points_per_side=16)
-    for result in segment_photos(find_photos(["photos/"]), segmenter):
-        print(result.photo.path, result.error or len(result.records))
+    for result in segment_images(find_images(["images/"]), segmenter):
+        print(result.file.path, result.error or len(result.records))
 
-Memory does not grow with the number of photos: a fixed number of them is on the way at any time.
+Memory does not grow with the number of images: a fixed number of them is on the way at any time.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from sam_jax.batch.image_list import Photo
-from sam_jax.batch.prompt_files import PhotoObjects
+from sam_jax.batch.image_list import ImageFile
+from sam_jax.batch.prompt_files import ImageObjects
 from sam_jax.batch.result_files import OutputError, Record
 from sam_jax.batch.segmenters import Segmenter
 from sam_jax.inference.encoding import encoder_seconds
@@ -35,17 +35,17 @@ STAGES = ("read", "encode", "decode", "records", "write")
 
 
 @dataclass(frozen=True, eq=False)
-class PhotoResult:
-    """What came of a photo.
+class ImageResult:
+    """What came of an image.
 
     Attributes:
-      size: (H, W), pixels; None where the photo was not read.
+      size: (H, W), pixels; None where the image was not read.
       records: one dictionary per mask, `segmentation` as compressed COCO RLE.
-      error: why there are none, if something went wrong with this photo.
+      error: why there are none, if something went wrong with this image.
       is_skipped: `is_finished` said so, and nothing was done.
     """
 
-    photo: Photo
+    file: ImageFile
     size: tuple[int, int] | None = None
     records: list[Record] = field(default_factory=list)
     error: Exception | None = None
@@ -53,11 +53,11 @@ class PhotoResult:
 
 
 class Timings:
-    """Seconds that each stage was busy, over all its threads, and that the devices waited for photos."""
+    """Seconds that each stage was busy, over all its threads, and that the devices waited for images."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys((*STAGES, "waited"), 0.0)
-        self.photos = dict.fromkeys((*STAGES, "waited"), 0)
+        self.images = dict.fromkeys((*STAGES, "waited"), 0)
         self._lock = threading.Lock()
 
     @contextmanager
@@ -70,55 +70,55 @@ class Timings:
             self.add(stage, time.perf_counter() - start)
 
     def add(self, stage: str, seconds: float) -> None:
-        """Adds some seconds for one photo."""
+        """Adds some seconds for one image."""
         with self._lock:
             self.seconds[stage] += seconds
-            self.photos[stage] += 1
+            self.images[stage] += 1
 
     def table(self) -> str:
         """A line per stage."""
-        lines = [f"{'stage':<8}{'photos':>9}{'busy s':>10}{'ms/photo':>10}"]
+        lines = [f"{'stage':<8}{'images':>9}{'busy s':>10}{'ms/image':>10}"]
         for stage in STAGES:
-            count, seconds = self.photos[stage], self.seconds[stage]
+            count, seconds = self.images[stage], self.seconds[stage]
             lines.append(f"{stage:<8}{count:>9}{seconds:>10.1f}{1000 * seconds / max(1, count):>10.0f}")
-        return "\n".join([*lines, f"devices waited {self.seconds['waited']:.1f} s for photos"])
+        return "\n".join([*lines, f"devices waited {self.seconds['waited']:.1f} s for images"])
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a run does with each photo besides segmenting it; all are called by several threads.
+    """What a run does with each image besides segmenting it; all are called by several threads.
 
     Attributes:
       read: path -> (H, W, 3) uint8, or an image of Pillow.
-      prompts: photo -> its objects, for segmenters that want them.
-      is_finished: photos of which this is true are passed over.
-      finish: called with each good result, its objects and the picture: to write results, for example. An `OutputError`
-        ends the run, any other error is that photo's.
+      prompts: image -> its objects, for segmenters that want them.
+      is_finished: images of which this is true are passed over.
+      finish: called with each good result, its objects and the image: to write results, for example. An `OutputError`
+        ends the run, any other error is that image's.
     """
 
     read: Callable[[str], np.ndarray | Image.Image] = read_image
-    prompts: Callable[[Photo], PhotoObjects | None] = lambda photo: None
-    is_finished: Callable[[Photo, PhotoObjects | None], bool] = lambda photo, objects: False
-    finish: Callable[[PhotoResult, PhotoObjects | None, np.ndarray], None] = lambda result, objects, image: None
+    prompts: Callable[[ImageFile], ImageObjects | None] = lambda image_file: None
+    is_finished: Callable[[ImageFile, ImageObjects | None], bool] = lambda image_file, objects: False
+    finish: Callable[[ImageResult, ImageObjects | None, np.ndarray], None] = lambda result, objects, image: None
 
 
-def segment_photos(
-    photos: Iterable[Photo | epath.PathLike],
+def segment_images(
+    images: Iterable[ImageFile | epath.PathLike],
     segmenter: Segmenter,
     *,
     workers: int = 2,
     devices: Sequence[jax.Device] | None = None,
     hooks: Hooks | None = None,
     timings: Timings | None = None,
-) -> Iterator[PhotoResult]:
-    """Results of photos, in the photos' order.
+) -> Iterator[ImageResult]:
+    """Results of images, in the images' order.
 
-    Each device has a thread and its own copy of the variables, and takes the next photo when it is free; a photo's
-    records do not depend on which device it meets. `workers` threads read photos, and as many make records and call
-    `hooks.finish`. A photo with which anything goes wrong is a result with an `error`, and the rest go on.
+    Each device has a thread and its own copy of the variables, and takes the next image when it is free; an image's
+    records do not depend on which device it meets. `workers` threads read images, and as many make records and call
+    `hooks.finish`. An image with which anything goes wrong is a result with an `error`, and the rest go on.
 
     Args:
-      photos: a `PhotoList`, or paths; may be endless.
+      images: an `ImageList`, or paths; may be endless.
       segmenter: what to do with each, see `segmenters`.
       devices: default: all of this host's.
       timings: is filled with where the time went.
@@ -132,8 +132,8 @@ def segment_photos(
     run = _Run(segmenter, workers, devices, hooks or Hooks(), timings or Timings())
     waiting: deque[_Job] = deque()
     try:
-        for number, photo in enumerate(photos):
-            waiting.append(run.start(photo if isinstance(photo, Photo) else Photo.single(photo, number + 1)))
+        for number, image in enumerate(images):
+            waiting.append(run.start(image if isinstance(image, ImageFile) else ImageFile.single(image, number + 1)))
             if len(waiting) > len(devices) + 2 * workers:
                 yield waiting.popleft().done.result()
         while waiting:
@@ -144,13 +144,13 @@ def segment_photos(
 
 @dataclass(eq=False)
 class _Job:
-    """A photo on its way; each stage fills in its part, and the picture goes when it is no longer needed."""
+    """An image on its way; each stage fills in its part, and the image goes when it is no longer needed."""
 
-    photo: Photo
-    objects: PhotoObjects | None = None
+    file: ImageFile
+    objects: ImageObjects | None = None
     image: np.ndarray | None = None
     found: Any = None
-    done: Future[PhotoResult] = field(default_factory=Future)
+    done: Future[ImageResult] = field(default_factory=Future)
 
 
 class _Run:
@@ -166,8 +166,8 @@ class _Run:
         self._finders = ThreadPoolExecutor(len(devices), "device")
         self._finishers = ThreadPoolExecutor(workers, "finish")
 
-    def start(self, photo: Photo) -> _Job:
-        job = _Job(photo)
+    def start(self, image_file: ImageFile) -> _Job:
+        job = _Job(image_file)
         self._readers.submit(self._guarded, self._read, job)
         return job
 
@@ -187,17 +187,17 @@ class _Run:
             job.done.set_exception(error)
         except Exception as error:
             job.image = job.found = None
-            job.done.set_result(PhotoResult(job.photo, error=error))
+            job.done.set_result(ImageResult(job.file, error=error))
         except BaseException as error:
             job.done.set_exception(error)
 
     def _read(self, job: _Job) -> None:
         with self._timings.measure("read"):
-            job.objects = self._hooks.prompts(job.photo)
-            if self._hooks.is_finished(job.photo, job.objects):
-                job.done.set_result(PhotoResult(job.photo, is_skipped=True))
+            job.objects = self._hooks.prompts(job.file)
+            if self._hooks.is_finished(job.file, job.objects):
+                job.done.set_result(ImageResult(job.file, is_skipped=True))
                 return
-            image = self._hooks.read(job.photo.path)
+            image = self._hooks.read(job.file.path)
             job.image = as_array(image) if isinstance(image, Image.Image) else image
         self._finders.submit(self._guarded, self._find, job)
 
@@ -234,7 +234,7 @@ class _Run:
         with self._timings.measure("records"):
             records = self._segmenter.records(job.found, size)
         job.found = None  # its bits on the device are free now
-        result = PhotoResult(job.photo, size, records)
+        result = ImageResult(job.file, size, records)
         with self._timings.measure("write"):
             self._hooks.finish(result, job.objects, job.image)
         job.image = None

@@ -1,11 +1,11 @@
-"""Everything mode on tiles of a picture that is too large to be looked at in one piece.
+"""Everything mode on tiles of an image that is too large to be looked at in one piece.
 
-Each tile is a picture of its own to the generator; what reaches over its border is cut there. A mask of one tile and a
+Each tile is an image of its own to the generator; what reaches over its border is cut there. A mask of one tile and a
 mask of another are taken for the same object where their IoU within the overlap of the two tiles is high enough: the
 best pair first, of equal ones that of the most similar areas (a part and its whole may look alike there), each mask in
 one pair at most. Such pairs are united, the best first, but never so that two masks of one tile end in one object.
 
-An object all of whose pieces are complete (they touch no border inside the picture) was seen whole several times: the
+An object all of whose pieces are complete (they touch no border inside the image) was seen whole several times: the
 piece of the highest predicted IoU stands for it. Any other object is the union of its pieces, its scores their mean by
 area. A cut piece without partner is dropped if another tile sees its place whole: that tile did not find it. In the end
 boxes that overlap too much are thinned out as everything mode does it between crops.
@@ -41,10 +41,10 @@ class Piece:
     """A mask of one tile.
 
     Attributes:
-      tile: the tile's number. box: (4,) int64 xyxy in the picture's frame, last pixel inclusive.
+      tile: the tile's number. box: (4,) int64 xyxy in the image's frame, last pixel inclusive.
       record: as everything mode gave it, in the tile's frame.
       shared: other tiles' numbers -> run lengths of the mask within the overlap with that tile.
-      is_cut: whether it touches a border of its tile that is none of the picture's.
+      is_cut: whether it touches a border of its tile that is none of the image's.
     """
 
     tile: int
@@ -55,7 +55,7 @@ class Piece:
 
 
 class TileLayout:
-    """Tiles of a picture: all of one size, evenly spread, that overlap by `overlap` pixels or somewhat more.
+    """Tiles of an image: all of one size, evenly spread, that overlap by `overlap` pixels or somewhat more.
 
     Attributes:
       boxes: xyxy of each. neighbours: for each, the numbers of the tiles that it overlaps with.
@@ -83,7 +83,7 @@ class TileLayout:
         return (*low.tolist(), *high.tolist())
 
     def cuts(self, tile: int, box: np.ndarray) -> bool:
-        """Whether a mask's box (4,), last pixel inclusive, touches a border of the tile inside the picture."""
+        """Whether a mask's box (4,), last pixel inclusive, touches a border of the tile inside the image."""
         x0, y0, x1, y1 = self.boxes[tile]
         h, w = self.size
         near_x, near_y = max(1, round((x1 - x0) * NEAR)), max(1, round((y1 - y0) * NEAR))
@@ -105,7 +105,7 @@ class TileLayout:
 
 
 def find_in_tiles(generator: SamAutomaticMaskGenerator, image: np.ndarray, layout: TileLayout) -> list[list[Piece]]:
-    """Masks of each tile of a picture (H, W, 3) uint8. One tile's run lengths are made while the next is looked at."""
+    """Masks of each tile of an image (H, W, 3) uint8. One tile's run lengths are made while the next is looked at."""
     pieces: list[list[Piece]] = []
     waiting: deque[Future[list[Piece]]] = deque()
     with ThreadPoolExecutor(1, "tile") as host:
@@ -120,7 +120,7 @@ def find_in_tiles(generator: SamAutomaticMaskGenerator, image: np.ndarray, layou
 def merge_tiles(
     pieces: list[list[Piece]], layout: TileLayout, iou_threshold: float, box_nms_thresh: float
 ) -> list[Record]:
-    """Records of a picture, as everything mode makes them; see the top of this file.
+    """Records of an image, as everything mode makes them; see the top of this file.
 
     Args:
       pieces: of each tile, in the layout's order.
@@ -218,7 +218,7 @@ def _unite(pieces: Sequence[Piece], links: Sequence[Link]) -> list[list[Piece]]:
 
 
 def _record(group: list[Piece], layout: TileLayout) -> Record:
-    """The record of an object, in the picture's frame."""
+    """The record of an object, in the image's frame."""
     boxes = np.stack([piece.box for piece in group])
     x0, y0 = boxes[:, :2].min(axis=0).tolist()
     x1, y1 = boxes[:, 2:].max(axis=0).tolist()

@@ -1,4 +1,4 @@
-"""What cameras and web sites do to pictures: applied last, so that paste edges and real edges look alike."""
+"""What cameras and web sites do to images: applied last, so that paste edges and real edges look alike."""
 
 import io
 
@@ -64,7 +64,7 @@ _CHAIN = (
 
 
 def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Applies a random choice of degradations to an (h, w, 3) uint8 picture, in place of none to all."""
+    """Applies a random choice of degradations to an (h, w, 3) uint8 image, in place of none to all."""
     for probability, change in _CHAIN:
         if rng.random() < probability:
             image = change(rng, image)

@@ -8,7 +8,7 @@ from sam_jax.composites.random_shapes import random_shape, smooth_field
 
 
 def _shape_somewhere(rng: np.random.Generator, h: int, w: int) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """A random shape and the window of the (h, w) picture that it fills: alpha float32, slices."""
+    """A random shape and the window of the (h, w) image that it fills: alpha float32, slices."""
     height, width = (max(4, int(side * rng.uniform(0.06, 0.5))) for side in (h, w))
     top, left = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
     alpha = random_shape(rng, height, width).astype(np.float32) / 255
@@ -18,7 +18,7 @@ def _shape_somewhere(rng: np.random.Generator, h: int, w: int) -> tuple[np.ndarr
 
 
 def _same_texture(rng: np.random.Generator, canvas: np.ndarray) -> None:
-    """A piece of the picture itself, pasted elsewhere."""
+    """A piece of the image itself, pasted elsewhere."""
     alpha, window = _shape_somewhere(rng, *canvas.shape[:2])
     patch = Patch(recolour(rng, random_piece(rng, canvas, *alpha.shape), 0.3), alpha)
     canvas[window] += (patch.rgb - canvas[window]) * alpha[..., None]

@@ -1,7 +1,7 @@
-"""Mosaics: a picture cut into a few surfaces, each filled from another place. The easiest pictures to learn from.
+"""Mosaics: an image cut into a few surfaces, each filled from another place. The easiest images to learn from.
 
 A mask of a mosaic is large and of any outline, so that its prompt alone says little about it: a model that does not
-look at the picture fails here, while on composites it gets by with a blob around the prompt.
+look at the image fails here, while on composites it gets by with a blob around the prompt.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from sam_jax.composites.pool import CutoutPool
 from sam_jax.composites.random_shapes import random_split, smooth_field
 from sam_jax.composites.scene import MAX_IMAGE_SHARE
 
-MIN_REGION_SHARE = 0.01  # of the picture; smaller pieces belong to no mask
+MIN_REGION_SHARE = 0.01  # of the image; smaller pieces belong to no mask
 
 
 def mosaic(rng: np.random.Generator, pool: CutoutPool, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (h, w, 3) uint8 and the masks (n, h, w) bool of its connected surfaces."""
+    """An image (h, w, 3) uint8 and the masks (n, h, w) bool of its connected surfaces."""
     labels = _partition(rng, h, w)
     canvas = np.zeros((h, w, 3), np.float32)
     for label in range(labels.max() + 1):

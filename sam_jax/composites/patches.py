@@ -79,13 +79,13 @@ def photo_region(rng: np.random.Generator, photo: np.ndarray, length: float) -> 
 
 
 def random_box(
-    rng: np.random.Generator, photo_size: tuple[int, int], h: int, w: int, scale: float
+    rng: np.random.Generator, size: tuple[int, int], h: int, w: int, scale: float
 ) -> tuple[float, float, float, float]:
     """A random (left, top, right, bottom) in a photo of (height, width) pixels.
 
     It spans (h, w) times `scale`, or the most that fits.
     """
-    height, width = photo_size
+    height, width = size
     scale = min(scale, height / h, width / w)
     top = rng.random() * max(height - h * scale, 0.0)  # the difference can round to just below zero
     left = rng.random() * max(width - w * scale, 0.0)

@@ -1,4 +1,4 @@
-"""A pool of cut-outs, photographs and labelled pictures, gathered from public packages.
+"""A pool of cut-outs, photographs and labelled images, gathered from public packages.
 
 `python -m sam_jax.composites.pool build --out DIR` writes the pool, `... label DIR` adds regions that GrabCut finds in
 its photographs; `load_pool(DIR, split)` reads it.
@@ -32,7 +32,7 @@ BACKGROUND_SIDE = 640  # shorter side in pixels, at most
 REGION_SIDE = 448  # longer side in pixels, at most
 REGION_TRIES = 30  # random boxes of each photograph
 VAL_ONE_IN = 10
-# How often a picture of each package is drawn beside others of its use, whatever the number of its files.
+# How often an image of each package is drawn beside others of its use, whatever the number of its files.
 CUTOUT_SHARE = {
     "tuxpaint-stamps-default": 0.60,
     "sweethome3d-furniture": 0.23,
@@ -50,8 +50,8 @@ OTHER_SHARE = 0.47  # each folder of your own
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabelledPhoto:
-    """A picture with real masks.
+class LabelledImage:
+    """An image with real masks.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
@@ -73,7 +73,7 @@ class CutoutPool:
         cutout_cdf: (len(cutouts),) float64, cumulative probabilities by CUTOUT_SHARE.
         backgrounds: (h, w, 3) uint8 RGB each.
         background_cdf: (len(backgrounds),) float64, by BACKGROUND_SHARE.
-        labelled: pictures with real masks; may be empty.
+        labelled: images with real masks; may be empty.
         regions: backgrounds with what GrabCut found in them, where `label` was run; may be empty.
     """
 
@@ -83,8 +83,8 @@ class CutoutPool:
     cutout_cdf: np.ndarray
     backgrounds: tuple[np.ndarray, ...]
     background_cdf: np.ndarray
-    labelled: tuple[LabelledPhoto, ...]
-    regions: tuple[LabelledPhoto, ...] = ()
+    labelled: tuple[LabelledImage, ...]
+    regions: tuple[LabelledImage, ...] = ()
 
     def random_cutout(self, rng: np.random.Generator) -> np.ndarray:
         """(h, w, 4) uint8."""
@@ -109,9 +109,9 @@ def _read_image(path: pathlib.Path, mode: str) -> np.ndarray:
         return np.asarray(to_rgb(image) if mode == "RGB" else image.convert(mode))
 
 
-def _read_labelled(path: pathlib.Path) -> LabelledPhoto:
+def _read_labelled(path: pathlib.Path) -> LabelledImage:
     annotations = json.loads(path.with_suffix(".json").read_text())["annotations"]
-    return LabelledPhoto(_read_image(path, "RGB"), tuple(a["segmentation"] for a in annotations))
+    return LabelledImage(_read_image(path, "RGB"), tuple(a["segmentation"] for a in annotations))
 
 
 def _pick(rng: np.random.Generator, items: tuple[np.ndarray, ...], cdf: np.ndarray) -> np.ndarray:
@@ -155,7 +155,7 @@ def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
     labelled = [entry for entry in entries if entry["kind"] == "labelled"]
     regions = [entry for entry in entries if entry["kind"] == "region"]
     if not cutouts or not backgrounds:
-        way_out = "; or set eval_every and picture_every to 0" if split == "val" else ""
+        way_out = "; or set eval_every and overlay_every to 0" if split == "val" else ""
         raise ValueError(
             f"split {split!r} of {root}: {len(cutouts)} cut-outs, {len(backgrounds)} backgrounds; build the pool of "
             f"more files{way_out}"

@@ -1,4 +1,4 @@
-"""Where the pictures of a cut-out pool come from: public packages, hand-picked lists, licences by file."""
+"""Where the images of a cut-out pool come from: public packages, hand-picked lists, licences by file."""
 
 import dataclasses
 import fnmatch
@@ -21,7 +21,7 @@ SKIN_TONES_AND_FLAGS = re.compile(r"1f3f[b-f]|1f1e[6-9a-f]|1f1f[0-9a-f]|e00[67]|
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A picture found in a package or a folder.
+    """An image found in a package or a folder.
 
     Attributes:
         file: where it lies now.
@@ -96,7 +96,7 @@ def _emoji(root: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A public package: its name, what its pictures are, and the licence where no file-wise one is given."""
+    """A public package: its name, what its images are, and the licence where no file-wise one is given."""
 
     name: str
     find: Callable[[pathlib.Path], Iterator[tuple[str, str]]]
@@ -192,7 +192,7 @@ def licence_of(source: str, pairs: list[tuple[str, str]], default: str) -> str:
 
 
 def find_in_packages(packages: str | pathlib.Path | None, work: pathlib.Path) -> Iterator[Found]:
-    """Every picture of PACKAGES, one package at a time: its unpacked files are removed before the next."""
+    """Every image of PACKAGES, one package at a time: its unpacked files are removed before the next."""
     for package in PACKAGES:
         root = work / "unpacked"
         version = _unpack(package, _fetch(package, packages, work), root)
@@ -209,7 +209,7 @@ def _split_spec(spec: str) -> tuple[str, str]:
 
 
 def find_in_folder(spec: str, kind: str) -> Iterator[Found]:
-    """Every picture of a folder given as DIR or DIR=LICENCE."""
+    """Every image of a folder given as DIR or DIR=LICENCE."""
     folder, licence = _split_spec(spec)
     root = pathlib.Path(folder)
     for file in sorted(root.rglob("*")):

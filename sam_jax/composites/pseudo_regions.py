@@ -8,7 +8,7 @@ from sam_jax.composites.scene import bounding_window
 
 WORK_SIDE = 96  # longest side in pixels at which regions are grown
 SCALES = (0.15, 0.6, 2.0)  # a larger scale merges more: parts first, wholes last
-MIN_SHARE, MAX_SHARE = 0.006, 0.4  # of the picture's area
+MIN_SHARE, MAX_SHARE = 0.006, 0.4  # of the image's area
 MIN_FILL = 0.5  # of its bounding box
 MIN_ROUNDNESS = 0.025  # area over squared length of the outline; a disc has 0.08
 MIN_EDGE_RATIO = 2.0  # gradient on the outline over the gradient inside
@@ -68,9 +68,9 @@ def smooth_and_slope(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray, min_fill: float = MIN_FILL) -> bool:
-    """Whether an (h, w) bool region is compact, inside the picture, and has an edge all round.
+    """Whether an (h, w) bool region is compact, inside the image, and has an edge all round.
 
-    `slope` is the picture's (h, w) gradient magnitude, `min_fill` the least share of its box.
+    `slope` is the image's (h, w) gradient magnitude, `min_fill` the least share of its box.
     """
     box = bounding_window(region)
     sides = sum(side.start == 0 for side in box)

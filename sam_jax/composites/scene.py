@@ -1,4 +1,4 @@
-"""A picture in the making: a canvas and the layers pasted on it, each with the part of it still visible."""
+"""An image in the making: a canvas and the layers pasted on it, each with the part of it still visible."""
 
 import dataclasses
 

@@ -19,7 +19,7 @@ from sam_jax.composites.patches import (
     recolour,
     warp,
 )
-from sam_jax.composites.pool import CutoutPool, LabelledPhoto
+from sam_jax.composites.pool import CutoutPool, LabelledImage
 from sam_jax.composites.pseudo_regions import find_regions
 from sam_jax.composites.random_shapes import random_shape, random_split, smooth_field
 from sam_jax.composites.scene import MIN_IMAGE_SHARE, Scene, bounding_window
@@ -63,7 +63,7 @@ class CompositeSource:
                 return example.to_dict()
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A picture (h, w, 3) uint8 and its masks (n, h, w) bool, of one of the five kinds."""
+        """An image (h, w, 3) uint8 and its masks (n, h, w) bool, of one of the five kinds."""
         config, pool = self.config, self.pool
         h, w = _random_size(rng, config)
         kind = rng.random()
@@ -83,7 +83,7 @@ class CompositeSource:
 
 
 def _random_size(rng: np.random.Generator, config: CompositeConfig) -> tuple[int, int]:
-    """(h, w) with the longer side image_size, as pictures arrive at inference."""
+    """(h, w) with the longer side image_size, as images arrive at inference."""
     side = config.image_size
     if rng.random() < config.square:
         return side, side
@@ -126,7 +126,7 @@ def random_background(
 
 
 def crop_labelled(
-    rng: np.random.Generator, photo: LabelledPhoto, h: int, w: int, shares: tuple[float, float]
+    rng: np.random.Generator, photo: LabelledImage, h: int, w: int, shares: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random crop of a labelled photograph, resized: image (h, w, 3) uint8, masks (n, h, w) bool.
 
@@ -161,7 +161,7 @@ def compose(rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig,
 
 
 def _random_length(rng: np.random.Generator, side: int) -> float:
-    """An object's longest side in pixels: mostly 15-70 % of the picture's, some far smaller or larger."""
+    """An object's longest side in pixels: mostly 15-70 % of the image's, some far smaller or larger."""
     kind = rng.random()
     if kind < 0.22:
         return side * math.exp(rng.uniform(math.log(0.06), math.log(0.2)))
@@ -184,7 +184,7 @@ def _random_cutout(rng: np.random.Generator, pool: CutoutPool, config: Composite
     return warp(rng, rgba, length, max_angle)
 
 
-def _cut_out_region(rng: np.random.Generator, photo: LabelledPhoto) -> np.ndarray:
+def _cut_out_region(rng: np.random.Generator, photo: LabelledImage) -> np.ndarray:
     """One of a photo's regions: (h, w, 4) uint8, cropped to it."""
     mask = coco_mask.decode(photo.segmentations[rng.integers(len(photo.segmentations))])
     window = bounding_window(mask.astype(bool))
@@ -207,7 +207,7 @@ def _finish(rng: np.random.Generator, rgba: np.ndarray, around: np.ndarray, conf
 def _random_place(rng: np.random.Generator, scene: Scene, shape: tuple[int, int]) -> tuple[int, int]:
     """A corner (top, left) for a patch: its centre on the canvas, half the time away from other objects."""
     h, w = scene.size
-    inset = 0.08 if rng.random() < 0.3 else 0.3  # objects cut by the picture's edge are the smaller part
+    inset = 0.08 if rng.random() < 0.3 else 0.3  # objects cut by the image's edge are the smaller part
     margins = [
         min(0.5, inset * length / side) if length < side else 0.4 for length, side in zip(shape, (h, w), strict=True)
     ]
@@ -298,7 +298,7 @@ def _part_length(rng: np.random.Generator, window: Window) -> float:
 def _texture_part(
     rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, window: Window
 ) -> PlacedPatch:
-    """A shape filled with another photograph, or with another place of this picture."""
+    """A shape filled with another photograph, or with another place of this image."""
     length = _part_length(rng, window)
     if rng.random() < 0.6:
         rgba = photo_region(rng, pool.random_background(rng), length)

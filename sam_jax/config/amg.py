@@ -1,4 +1,4 @@
-"""How everything mode looks at a picture."""
+"""How everything mode looks at an image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AmgConfig:
     The first block has the official class's names, meanings and defaults; the second is ours, and off by default.
 
     Attributes:
-      points_per_side: points along each side of the grid over the whole picture.
+      points_per_side: points along each side of the grid over the whole image.
       points_per_batch: points decoded at once.
       pred_iou_thresh: masks whose predicted IoU is not above this are dropped; 0 switches the filter off. None takes
         the model's own, `SamConfig.pred_iou_thresh`: 0.88 for the published sizes.
@@ -27,9 +27,9 @@ class AmgConfig:
       stability_score_offset: the score is the IoU of the masks at `mask_threshold` plus and minus this many logits.
       box_nms_thresh: of two masks of one crop whose *boxes* overlap by more than this IoU, the one with the lower
         predicted IoU is dropped.
-      crop_n_layers: above 0, the picture is also looked at in 4, 16, ... overlapping crops.
+      crop_n_layers: above 0, the image is also looked at in 4, 16, ... overlapping crops.
       crop_nms_thresh: as `box_nms_thresh`, between crops; masks of smaller crops win.
-      crop_overlap_ratio: overlap of the first layer's crops, as a share of the picture's shorter side.
+      crop_overlap_ratio: overlap of the first layer's crops, as a share of the image's shorter side.
       crop_n_points_downscale_factor: layer i has points_per_side / factor**i points along each side of each crop.
       min_mask_region_area: above 0, holes and islands of fewer pixels are filled and removed, and duplicates that this
         makes are dropped. It drops no mask for being small: that is `min_mask_area`.
@@ -39,8 +39,8 @@ class AmgConfig:
         is dropped. Box NMS alone leaves near-duplicates.
       min_mask_area: masks of fewer pixels of the image are dropped.
       max_mask_area: masks of more pixels of the image are dropped; None means no limit.
-      max_mask_cover: masks that cover more of the picture than this are dropped; SA-1B was made with 0.95.
-      skip_full_image: with crops, do not look at the whole picture: for very large photos of small things.
+      max_mask_cover: masks that cover more of the image than this are dropped; SA-1B was made with 0.95.
+      skip_full_image: with crops, do not look at the whole image: for very large images of small things.
     """
 
     points_per_side: int | None = 32

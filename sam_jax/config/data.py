@@ -25,12 +25,12 @@ class CompositeConfig:
 
     Attributes:
       image_size: side S of the padded square, in pixels; a multiple of 4.
-      masks_per_image: K, masks kept of each picture; where there are more, large and hollow ones are kept more often.
+      masks_per_image: K, masks kept of each image; where there are more, large and hollow ones are kept more often.
       mask_stride: pixels per cell of the masks, as in `StageConfig`.
       length: examples in one pass: what `len` says.
       labelled: share of examples that are labelled photographs, where the pool has any.
       regions: share of examples that are photographs with the regions that GrabCut found, where the pool has any.
-      mosaics: share of examples that are mosaics: pictures cut into surfaces, without objects.
+      mosaics: share of examples that are mosaics: images cut into surfaces, without objects.
       pseudo_regions: share of examples that are plain photographs with regions found in them.
       square: share of examples whose content fills the square.
       min_aspect: shorter over longer side of the other examples, at least.
@@ -124,7 +124,7 @@ class RecordDataConfig:
       hold_out: share of the images, chosen by image id, that training never sees and evaluation during training uses.
         Above 0, at least one image of a data set of two or more is held out, and at least one is trained on.
       max_images: train on that many images only, chosen by image id: the paper's subsets are 100_000 and 1_000_000.
-      max_mask_share: masks that cover more of the picture than this are dropped (SAM paper, appendix A: 0.9).
+      max_mask_share: masks that cover more of the image than this are dropped (SAM paper, appendix A: 0.9).
       max_bad_share: unreadable images above this share stop the run; below it each is logged and replaced.
       jitter: (smallest, largest) scale of large-scale jitter, (0.1, 2.0) in the paper's first two stages; None, as the
         published recipe has it, means no augmentation.

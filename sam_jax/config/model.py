@@ -148,14 +148,14 @@ class SamConfig:
 
     Attributes:
       prompt_embed_dim: width of image embeddings, prompts and mask decoder.
-      details: width of a few convolutions beside the ViT, at a quarter of the picture's side, that give it and the
+      details: width of a few convolutions beside the ViT, at a quarter of the image's side, that give it and the
         decoder what lies between its patches (models/details.py). The published models have none: 0. With details
         the decoder has no TPU kernel for its enlargement.
       pixel_mean: means of red, green and blue, on the 0 to 255 scale, that images are normalised by.
       pixel_std: their standard deviations, on the same scale.
-      crf: take masks to the edges and colours of the picture, and box prompts' masks no farther than the box
-        (ops/crf.py), before they are enlarged to the photo. It has no parameters and no part in training. The published
-        models' masks are left as they are.
+      crf: edge refinement by a CRF (ops/crf.py): outlines move to the edges and colours of the image, and box
+        prompts' masks end at the box, before masks are enlarged to the image. It has no parameters and no part in
+        training. The published models do without.
       mask_threshold: a pixel belongs to a mask where its logit is above this.
       pred_iou_thresh: everything mode drops masks with a predicted IoU below this where its caller names no other. It
         cuts what this model's IoU head says, so that it belongs to the weights; the published sizes have the official.

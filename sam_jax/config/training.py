@@ -35,8 +35,8 @@ class StageConfig:
       masks_per_image: masks of each image that are trained on in a step, at most, drawn at random (SAM paper,
         appendix A: 64).
       num_steps: training steps of this stage.
-      mask_stride: pixels of the picture per cell of the masks that the loss compares. 4 (default) is the decoder's own
-        grid, a quarter of the picture: no more detail than the decoder can say, at a sixteenth of the memory. 2 and 1
+      mask_stride: pixels of the image per cell of the masks that the loss compares. 4 (default) is the decoder's own
+        grid, a quarter of the image: no more detail than the decoder can say, at a sixteenth of the memory. 2 and 1
         enlarge its logits bilinearly, as SAM 2's training code does; SAM's paper does not say.
       num_points: where given, takes the place of `InteractionConfig.num_points` in this stage.
       mosaics: where given, takes the place of `CompositeConfig.mosaics` in this stage.
@@ -108,13 +108,13 @@ class LossConfig:
       supervise_all_iou: the paper leaves open which of the three masks teach the IoU head. False (default) takes the
         lowest-loss mask alone; True all three, which ranks them better when little data is seen.
       supervise_all_outputs: the paper trains the single mask on unambiguous prompts alone and the three masks on
-        ambiguous ones alone (False). True trains both on every prompt: twice the signal per picture.
+        ambiguous ones alone (False). True trains both on every prompt: twice the signal per image.
       sum_interactions: add the losses of all interactions, as SAM 2's training code does, instead of averaging them.
         The paper does not say. AdamW does not see the factor, but clipping and logs do: default False, so that both
         mean the same at any number of interactions.
       affinity_weight: weight of `losses.affinity_loss`, which teaches the image embedding directly, and with
         `SamConfig.details` those of its details that masks are weighed of as well. The paper has none (0); a
-        model trained from scratch otherwise learns to answer prompts without looking at the picture.
+        model trained from scratch otherwise learns to answer prompts without looking at the image.
     """
 
     focal_weight: float = 20.0
@@ -194,7 +194,7 @@ class FinetuneConfig:
         then stay frozen.
       lora_alpha: the change is scaled by lora_alpha / lora_rank.
       embedding_cache: a directory, local or gs://, in which the embeddings of all training images are kept: computed
-        once, read ever after. Needs a frozen image encoder and pictures without jitter.
+        once, read ever after. Needs a frozen image encoder and images without jitter.
     """
 
     frozen: tuple[str, ...] = ()
@@ -228,7 +228,7 @@ class TrainConfig:
     """One experiment. The files in configs/ return one of these.
 
     Attributes:
-      workdir: local or gs://; receives `config.json`, `log.jsonl`, TensorBoard files, `pictures/`, `logs/` (one per
+      workdir: local or gs://; receives `config.json`, `log.jsonl`, TensorBoard files, `images/`, `logs/` (one per
         host), `state/` (checkpoints) and, at the end, `model/` and, where evaluation found an earlier state better,
         `best/` (both for `load_model`).
       init_from: a model directory to start from; None starts from scratch.
@@ -238,7 +238,7 @@ class TrainConfig:
       log_every: steps between two rows of metrics.
       eval_every: steps between two evaluations, each of mean IoU by interaction on held-out images; 0 never.
       eval_images: how many held-out images each evaluation looks at.
-      picture_every: every so many steps, a picture of predictions on the evaluation's first images; 0 never.
+      overlay_every: every so many steps, an image of predictions on the evaluation's first images; 0 never.
       checkpoint_every: steps between two checkpoints. One precedes each evaluation too.
       keep: how many of the newest checkpoints stay; the one with the best evaluation stays as well.
     """
@@ -259,14 +259,14 @@ class TrainConfig:
     log_every: int = 20
     eval_every: int = 0
     eval_images: int = 64
-    picture_every: int = 0
+    overlay_every: int = 0
     checkpoint_every: int = 500
     keep: int = 2
 
     def __post_init__(self) -> None:
         rest = {"workdir": GIVEN, "init_from": GIVEN, "storage_dtype": one_of(STORAGE_DTYPES)}
         counts = ("accumulate", "log_every", "eval_images", "checkpoint_every", "keep")
-        rest |= dict.fromkeys(counts, POSITIVE) | dict.fromkeys(("eval_every", "picture_every"), NOT_NEGATIVE)
+        rest |= dict.fromkeys(counts, POSITIVE) | dict.fromkeys(("eval_every", "overlay_every"), NOT_NEGATIVE)
         check_fields(self, seed=Range(lambda x: 0 <= x < 2**32, "from 0 to 2**32 - 1"), **rest)
         require(len(self.stages) > 0, "stages must hold at least one stage, not ()")
         patch = self.sam.image_encoder.patch_size

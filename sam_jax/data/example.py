@@ -16,14 +16,14 @@ def min_cells(stride: int) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """A picture padded to a square, with up to K masks.
+    """An image padded to a square, with up to K masks.
 
     Attributes:
         image: (S, S, 3) uint8 RGB, padded right and bottom with PIXEL_MEAN_RGB.
         masks: (K, S // stride, S // stride) bool, all False where mask_valid is False; stride is 4 unless a stage's
             `mask_stride` says otherwise.
         mask_valid: (K,) bool.
-        input_size: (2,) int32, (h, w) of the unpadded picture inside the square, in pixels.
+        input_size: (2,) int32, (h, w) of the unpadded image inside the square, in pixels.
         image_id: () int64.
     """
 
@@ -70,7 +70,7 @@ def make_example(
     masks_per_image: int,
     stride: int = MASK_STRIDE,
 ) -> Example:
-    """Pads an (h, w, 3) uint8 picture and its (n, h, w) bool masks, n <= masks_per_image.
+    """Pads an (h, w, 3) uint8 image and its (n, h, w) bool masks, n <= masks_per_image.
 
     Masks that all but vanish on the reduced grid are dropped; the rest are moved to the front.
     """
@@ -82,7 +82,7 @@ def make_example(
 def pack_example(
     image: np.ndarray, reduced: np.ndarray, image_id: int, image_size: int, masks_per_image: int
 ) -> Example:
-    """Pads an (h, w, 3) uint8 picture, and reduced masks (n, S // stride, S // stride) bool to masks_per_image."""
+    """Pads an (h, w, 3) uint8 image, and reduced masks (n, S // stride, S // stride) bool to masks_per_image."""
     padded = np.zeros((masks_per_image, *reduced.shape[1:]), bool)
     padded[: len(reduced)] = reduced
     return Example(

@@ -45,7 +45,7 @@ def open_records(path: epath.PathLike, image_dir: epath.PathLike | None = None) 
 
 def _kind_of(name: str) -> str:
     """ "tars", "prepared" or "folder"."""
-    from sam_jax.data.sa1b.pairs import PICTURES
+    from sam_jax.data.sa1b.pairs import IMAGE_SUFFIXES
     from sam_jax.data.tfds import prepared_directory
 
     if name.endswith(".tar") or any(char in name.rpartition("/")[2] for char in "*?["):
@@ -62,6 +62,6 @@ def _kind_of(name: str) -> str:
         suffixes.add(entry.suffix)
         if ".tar" in suffixes:
             return "tars"
-    if ".json" in suffixes and suffixes.intersection(PICTURES):
+    if ".json" in suffixes and suffixes.intersection(IMAGE_SUFFIXES):
         return "folder"
     raise DataError(f"{path} holds none of what is accepted: {ACCEPTED}")

@@ -1,7 +1,7 @@
-"""From a record to a training example: which masks, how the picture is decoded, and where it lies in the square.
+"""From a record to a training example: which masks, how the image is decoded, and where it lies in the square.
 
 The image is resized as at inference (longest side to S, sides rounded half up, PIL's antialiased bilinear filter).
-EXIF is ignored: masks are in pixels as stored, and the official code never turns pictures either.
+EXIF is ignored: masks are in pixels as stored, and the official code never turns images either.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sam_jax.data.records import DataError, NoMaskError, Record
 from sam_jax.data.rle_grid import Placement, Size, decode_runs, reduce_runs
 from sam_jax.rgb import to_rgb
 
-_JITTER_DRAWS = 8  # of scale and crop, before a picture without a mask in sight is taken whole
+_JITTER_DRAWS = 8  # of scale and crop, before an image without a mask in sight is taken whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +26,13 @@ class ExampleMaker:
 
     Attributes:
         image_size: side S of the padded square, pixels; a multiple of 4.
-        masks_per_image: K, masks kept of each picture; a random K where there are more.
+        masks_per_image: K, masks kept of each image; a random K where there are more.
         seed: of the masks and of the jitter.
-        max_mask_share: masks that cover more of the picture than this are dropped.
+        max_mask_share: masks that cover more of the image than this are dropped.
         jitter: (smallest, largest) scale of large-scale jitter, or None.
         mask_stride: pixels of the square's side per cell of the masks: 4, 2 or 1.
         scaled_decode: JPEGs are decoded small where that leaves enough pixels, see `read_frame`.
-        with_image: False leaves the picture black: decoding it takes most of the time, and some do not look at it.
+        with_image: False leaves the image black: decoding it takes most of the time, and some do not look at it.
     """
 
     image_size: int
@@ -53,7 +53,7 @@ class ExampleMaker:
 
         Args:
           index: the example's place in the endless stream, all epochs counted, so that each epoch draws anew.
-          record: the picture and its masks.
+          record: the image and its masks.
 
         Raises:
           DataError: as `make`.
@@ -65,38 +65,38 @@ class ExampleMaker:
         """One example of a record, by the choices of `rng`.
 
         Raises:
-          DataError: the picture cannot be read or a mask is broken; the message names the record.
+          DataError: the image cannot be read or a mask is broken; the message names the record.
           NoMaskError: no mask is left.
         """
         try:
-            with Image.open(io.BytesIO(record.image)) as picture:
-                for placement in self._placements(rng, (picture.height, picture.width)):
+            with Image.open(io.BytesIO(record.image)) as opened:
+                for placement in self._placements(rng, (opened.height, opened.width)):
                     masks = self._draw_masks(rng, record, placement)
                     if len(masks):
-                        image = self._picture(picture, placement)
+                        image = self._frame(opened, placement)
                         return pack_example(image, masks, record.image_id, self.image_size, self.masks_per_image)
         except DataError as error:
             raise DataError(f"{record.name}: {error}") from None
         except UnidentifiedImageError:
-            raise DataError(f"{record.name} is not a picture that PIL can read; fetch the file again") from None
+            raise DataError(f"{record.name} is not an image that PIL can read; fetch the file again") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{record.name} cannot be decoded ({error}); fetch the file again") from error
         raise NoMaskError(
             f"{record.name}: none of its {len(record.segmentations)} masks can be trained on: each covers more than "
-            f"{self.max_mask_share:.0%} of the picture or fewer than {MIN_CELLS} cells of {MASK_STRIDE} x "
+            f"{self.max_mask_share:.0%} of the image or fewer than {MIN_CELLS} cells of {MASK_STRIDE} x "
             f"{MASK_STRIDE} pixels"
         )
 
     def _placements(self, rng: np.random.Generator, size: Size) -> list[Placement]:
-        """Where the picture may lie, in the order in which they are tried."""
+        """Where the image may lie, in the order in which they are tried."""
         if self.jitter is None:
             return [whole(size, self.image_size)]
         drawn = [jittered(rng, size, self.image_size, self.jitter) for _ in range(_JITTER_DRAWS)]
         return [*drawn, whole(size, self.image_size)]
 
-    def _picture(self, picture: Image.Image, placement: Placement) -> np.ndarray:
+    def _frame(self, opened: Image.Image, placement: Placement) -> np.ndarray:
         if self.with_image:
-            return read_frame(picture, placement, self.image_size, self.scaled_decode)
+            return read_frame(opened, placement, self.image_size, self.scaled_decode)
         h, w = (min(side, self.image_size) for side in placement.resized)
         return np.zeros((h, w, 3), np.uint8)
 
@@ -123,7 +123,7 @@ class ExampleMaker:
 
 
 def whole(size: Size, image_size: int) -> Placement:
-    """The picture's longest side becomes `image_size`, both sides rounded half up, as SAM does at inference."""
+    """The image's longest side becomes `image_size`, both sides rounded half up, as SAM does at inference."""
     scale = image_size / max(size)
     h, w = (max(1, int(side * scale + 0.5)) for side in size)
     return Placement(size, (h, w))
@@ -132,25 +132,25 @@ def whole(size: Size, image_size: int) -> Placement:
 def jittered(rng: np.random.Generator, size: Size, image_size: int, scales: tuple[float, float]) -> Placement:
     """Large-scale jitter: `whole` times a scale drawn evenly, and a random crop of what exceeds the frame.
 
-    Source: Ghiasi et al. 2021 (copy-paste); a smaller picture stays in the top left, where SAM expects it.
+    Source: Ghiasi et al. 2021 (copy-paste); a smaller image stays in the top left, where SAM expects it.
     """
     placement = whole(size, max(1, int(image_size * rng.uniform(*scales) + 0.5)))
     top, left = (int(rng.integers(max(side - image_size, 0) + 1)) for side in placement.resized)
     return dataclasses.replace(placement, offset=(top, left))
 
 
-def read_frame(picture: Image.Image, placement: Placement, image_size: int, scaled_decode: bool = False) -> np.ndarray:
-    """The part of a picture that the frame shows: (h, w, 3) uint8 RGB, both sides `image_size` at most.
+def read_frame(opened: Image.Image, placement: Placement, image_size: int, scaled_decode: bool = False) -> np.ndarray:
+    """The part of an image that the frame shows: (h, w, 3) uint8 RGB, both sides `image_size` at most.
 
     Its pixels are those of inference. With `scaled_decode` they are nearly so: a JPEG is decoded at a half, a quarter
-    or an eighth where that still leaves the resized picture's pixels, since its DCT blocks shrink for free, and the
+    or an eighth where that still leaves the resized image's pixels, since its DCT blocks shrink for free, and the
     bilinear filter does the rest.
     """
     h, w = placement.resized
-    drafted = picture.draft(None, (w, h)) if scaled_decode else None
-    width, height = drafted[1][2:] if drafted else picture.size
+    drafted = opened.draft(None, (w, h)) if scaled_decode else None
+    width, height = drafted[1][2:] if drafted else opened.size
     top, left = placement.offset
     bottom, right = min(top + image_size, h), min(left + image_size, w)
     box = left * width / w, top * height / h, min(right * width / w, width), min(bottom * height / h, height)
-    rgb = to_rgb(picture)
+    rgb = to_rgb(opened)
     return np.asarray(rgb.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box))

@@ -86,7 +86,7 @@ class RecordStream:
         self._read = self._bad = 0
         if not len(self.indices):
             kind = "held-out" if held_out else "training"
-            others = "or set eval_every and picture_every to 0" if held_out else "or lower data.hold_out"
+            others = "or set eval_every and overlay_every to 0" if held_out else "or lower data.hold_out"
             raise DataError(
                 f"{config.path}: hold_out {config.hold_out} leaves no {kind} image of {len(source)}; give more images "
                 f"(two at least){', raise data.hold_out above 0' if held_out else ''} {others}"
@@ -112,7 +112,7 @@ class RecordStream:
             log.warning("no embedding: %s", error)
             return None
 
-    def picture(self, number: int) -> dict[str, np.ndarray] | None:
+    def image(self, number: int) -> dict[str, np.ndarray] | None:
         """`image` and `input_size` of the `number`-th image of the run; None where it cannot be trained on."""
         try:
             return self._example(number, number)

@@ -1,6 +1,6 @@
 """Labelled photographs as they lie on disk, and how one becomes a training example.
 
-Every data set is a `RecordSource`: random access to `Record`s, which hold encoded pictures and RLE masks. What a record
+Every data set is a `RecordSource`: random access to `Record`s, which hold encoded images and RLE masks. What a record
 becomes, at which size and with which of its masks, is decided here alone.
 """
 
@@ -28,9 +28,9 @@ class Record:
     Attributes:
         name: where it came from, for messages: "sa_000000.tar: sa_1.jpg".
         image_id: unique in its data set.
-        image: the encoded picture (JPEG, PNG, ...).
+        image: the encoded image (JPEG, PNG, ...).
         segmentations: one COCO RLE per mask, {"size": [h, w], "counts": str, bytes or list of int}, in pixels of the
-            picture as stored.
+            image as stored.
     """
 
     name: str

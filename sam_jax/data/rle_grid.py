@@ -2,7 +2,7 @@
 
 A mask is its runs, so that the area it covers of a cell follows from the ends of the runs alone: each run, cut where
 image columns end, adds a strip of one pixel's width to the cells below its top end and takes it away below its bottom
-end. All masks of a picture are done at once, in whole numbers: the result is exact, ties included.
+end. All masks of an image are done at once, in whole numbers: the result is exact, ties included.
 
 Source of the string format: pycocotools `maskApi.c` (rleToString, rleFrString).
 """
@@ -27,12 +27,12 @@ _HINT = "expected COCO RLE, {'size': [h, w], 'counts': ...}"
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How a stored picture lies in the square frame: resized, then cropped or padded right and bottom.
+    """How a stored image lies in the square frame: resized, then cropped or padded right and bottom.
 
     Attributes:
-        size: (h, w) of the picture as stored, pixels.
+        size: (h, w) of the image as stored, pixels.
         resized: (h, w) after resizing, pixels of the frame; each axis has its own ratio because sides are rounded.
-        offset: (top, left) of the frame in the resized picture, pixels, 0 or more.
+        offset: (top, left) of the frame in the resized image, pixels, 0 or more.
     """
 
     size: Size
@@ -42,10 +42,10 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runs:
-    """The runs of n masks of one picture, flattened, empty ones left out.
+    """The runs of n masks of one image, flattened, empty ones left out.
 
     Attributes:
-        size: (h, w) of the picture, pixels.
+        size: (h, w) of the image, pixels.
         areas: (n,) int64, pixels.
         owner: (r,) int64, which mask a run belongs to, ascending.
         starts: (r,) int64, the first pixel of a run, counted down the columns: x * h + y.
@@ -90,17 +90,17 @@ def decode_counts(counts: Counts) -> np.ndarray:
 
 
 def decode_runs(segmentations: Sequence[dict[str, Any]], size: Size) -> Runs:
-    """The runs of all masks of a picture of `size` (h, w).
+    """The runs of all masks of an image of `size` (h, w).
 
     Raises:
-      DataError: a mask of another size, or whose runs do not fill the picture exactly.
+      DataError: a mask of another size, or whose runs do not fill the image exactly.
     """
     h, w = size
     for mask, segmentation in enumerate(segmentations):
         if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
             raise DataError(f"mask {mask} is no RLE; {_HINT}")
         if not np.array_equal(segmentation["size"], size):
-            raise DataError(f"mask {mask} has size {segmentation['size']}, but the picture is [{h}, {w}] (h, w)")
+            raise DataError(f"mask {mask} has size {segmentation['size']}, but the image is [{h}, {w}] (h, w)")
     if not segmentations:
         nothing = np.zeros(0, np.int64)
         return Runs(size, nothing, nothing, nothing, nothing)
@@ -201,7 +201,7 @@ def reduce_runs(runs: Runs, placement: Placement, grid_size: int, stride: int = 
     """Area averages of masks over the cells of the frame's grid, > 0.5.
 
     A cell is `stride` x `stride` pixels of the frame; it averages over every source pixel that it touches,
-    weighted by the share it touches. What lies beyond the picture counts as not in the mask.
+    weighted by the share it touches. What lies beyond the image counts as not in the mask.
 
     Returns:
       (n, grid_size, grid_size) bool.
@@ -247,7 +247,7 @@ def _edges(side: int, resized: int, offset: int, frame: int) -> np.ndarray:
 def _column_cells(side: int, resized: int, offset: int, frame: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """The cells below each pixel along an axis: the first one (side,), and what it covers of it and the next (t, side).
 
-    int64, in the units of `_edges`; t is as many as any pixel touches, two unless the picture was much enlarged.
+    int64, in the units of `_edges`; t is as many as any pixel touches, two unless the image was much enlarged.
     """
     edges, cell = _edges(side, resized, offset, frame), stride * side
     begin, end = edges[:-1], edges[1:]

@@ -50,7 +50,7 @@ def _to_rle(segmentation: Any, size: Size) -> Rle | None:
         runs = np.asarray(counts)
         # pycocotools takes any list, and fails later if at all.
         if runs.dtype.kind not in "iu" or runs.ndim != 1 or (runs < 0).any() or runs.sum() != h * w:
-            raise ValueError("its runs do not fill the picture")
+            raise ValueError("its runs do not fill the image")
         return coco.frPyObjects({"size": [h, w], "counts": runs.tolist()}, h, w)
     if not isinstance(segmentation, list):
         raise TypeError(f"found {type(segmentation).__name__}")

@@ -1,13 +1,13 @@
 """Evaluates a model with the SAM paper's interactive protocol, and writes a report.
 
-  python -m sam_jax.evaluation data/my_photos --checkpoint checkpoints/sam_vit_b --out report/
+  python -m sam_jax.evaluation data/my_images --checkpoint checkpoints/sam_vit_b --out report/
   python -m sam_jax.evaluation --set ADE20K=data/ADE20K_2021_17_01 --set OVIS=data/ovis --max-masks 10000
 
 DATA is SA-1B tars or a folder of .jpg + .json pairs, a COCO or LVIS .json, or a directory with images/ and labels/ (a
-PNG of object numbers per photo). --set reads one of the paper's 23 sets as it was published; --list-sets tells what is
+PNG of object numbers per image). --set reads one of the paper's 23 sets as it was published; --list-sets tells what is
 expected where. Without --checkpoint the bundled model is evaluated.
 
-Written to --out: report.html (charts, and the best, median and worst cases as pictures) and report.json.
+Written to --out: report.html (charts, and the best, median and worst cases as images) and report.json.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="NAME=PATH", help="one of the paper's sets, as published; repeat"
     )
     parser.add_argument("--list-sets", action="store_true", help="describe the paper's sets and stop")
-    parser.add_argument("--images", metavar="DIR", help="where the pictures of COCO or LVIS files in DATA lie")
+    parser.add_argument("--images", metavar="DIR", help="where the images of COCO or LVIS files in DATA lie")
     parser.add_argument("--checkpoint", metavar="DIR", help="model directory (default: the bundled vit_tiny)")
     parser.add_argument("--dtype", choices=INFERENCE_DTYPES, help="compute in this type (default: float32)")
     parser.add_argument(
         "--crf",
         default=None,
         action=argparse.BooleanOptionalAction,
-        help="take masks to the photo's edges and colours, or not (default: the model's; on for vit_tiny)",
+        help="refine masks at the image's edges (CRF), or not (default: the model's; on for vit_tiny)",
     )
     parser.add_argument("--out", default="report", metavar="DIR", help="where the report goes (default: report)")
     parser.add_argument(
@@ -114,7 +114,7 @@ def open_sets(args: argparse.Namespace) -> list[ImageSet]:
 def evaluate_set(
     model: Sam, variables: object, one: ImageSet, options: EvaluationOptions, floors: bool
 ) -> tuple[EvaluationResult, list[Case]]:
-    """A set's scores and its pictures. Masks are dropped here: those of many sets would fill the memory."""
+    """A set's scores and its images. Masks are dropped here: those of many sets would fill the memory."""
     result = evaluate(model, variables, one, options, progress=True)
     cases = draw_cases(result, one, options.columns[0])
     result, options = replace(result, masks=None), replace(options, keep_masks=False)

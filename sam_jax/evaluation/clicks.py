@@ -8,7 +8,7 @@ of RITM (Sofiiuk et al. 2021, `isegm/inference/clicker.py`), the paper's own bas
   - missed and surplus pixels are two regions with a distance transform each, so that a thin miss beside a thin surplus
     is not one thick error;
   - the deeper of the two gets the click (not the one with more pixels); where both are as deep, the surplus does;
-  - the photo's border counts as a border; a pixel that was clicked before is not clicked again;
+  - the image's border counts as a border; a pixel that was clicked before is not clicked again;
   - of several deepest pixels the first in reading order is taken.
 
 RITM clicks on even where nothing is wrong; here a perfect mask ends the clicking.
@@ -24,7 +24,7 @@ from scipy import ndimage
 
 
 class Click(NamedTuple):
-    """x, y: the pixel's column and row in the photo; label: 1 on the object, 0 off it."""
+    """x, y: the pixel's column and row in the image; label: 1 on the object, 0 off it."""
 
     x: int
     y: int

@@ -29,7 +29,7 @@ from sam_jax.ops.transforms import boxes_to_input_frame, resized_size, to_input_
 
 FILLED, ELLIPSE, GRABCUT = "box, filled", "box, ellipse", "box, GrabCut"
 FELZENSZWALB = ("1 click, Felzenszwalb", "1 click, Felzenszwalb, best of 3")
-LONGEST_SIDE = 512  # pixels that GrabCut and Felzenszwalb work on; larger photos are shrunk
+LONGEST_SIDE = 512  # pixels that GrabCut and Felzenszwalb work on; larger images are shrunk
 GRABCUT_ROUNDS = 5
 SCALES = (50.0, 200.0, 800.0)
 
@@ -156,5 +156,5 @@ def felzenszwalb(image: np.ndarray) -> list[np.ndarray]:
 
 
 def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    picture = Image.fromarray(mask.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
-    return np.asarray(picture).astype(bool)
+    image = Image.fromarray(mask.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
+    return np.asarray(image).astype(bool)

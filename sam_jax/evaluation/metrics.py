@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, stats
 
-BOUNDARY_RATIO = 0.02  # of the photo's diagonal (Cheng et al. 2021)
+BOUNDARY_RATIO = 0.02  # of the image's diagonal (Cheng et al. 2021)
 CALIBRATION_BINS = 10
 BOOTSTRAP_ROUNDS = 1000
 _ROUNDS_AT_ONCE = 50  # draws of images held in memory together
@@ -22,14 +22,14 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def boundary_width(size: tuple[int, int], ratio: float = BOUNDARY_RATIO) -> int:
-    """Pixels of the border region in a photo of `size` (h, w): a share of the diagonal, rounded, at least 1."""
+    """Pixels of the border region in an image of `size` (h, w): a share of the diagonal, rounded, at least 1."""
     return max(1, round(ratio * math.hypot(*size)))
 
 
 def mask_boundary(mask: np.ndarray, ratio: float = BOUNDARY_RATIO) -> np.ndarray:
     """(H, W) bool -> (H, W) bool: the mask's pixels within the border's width of its outside.
 
-    The mask less its erosion by a square, beyond the photo counting as outside, as the authors' `mask_to_boundary`.
+    The mask less its erosion by a square, beyond the image counting as outside, as the authors' `mask_to_boundary`.
     Source: Cheng et al. 2021, "Boundary IoU", section 4 and github.com/bowenc0221/boundary-iou-api.
     """
     boundary = np.zeros_like(mask)

@@ -1,4 +1,4 @@
-"""A group of objects that are segmented together: prompts in, masks in the photos out."""
+"""A group of objects that are segmented together: prompts in, masks in the images out."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Engine:
         return list(self.pool.map(work, items))
 
     def encode(self, images: Sequence[np.ndarray], batch: int) -> EncodedImages:
-        """Photos (H, W, 3) uint8 of any size, encoded, `batch` of them; places without a photo hold anything."""
+        """Images (H, W, 3) uint8 of any size, encoded, `batch` of them; places without an image hold anything."""
         side = self.model.config.image_size
-        pictures = np.zeros((batch, side, side, 3), np.uint8)
+        frames = np.zeros((batch, side, side, 3), np.uint8)
         sizes = np.full((batch, 2), side, np.int32)
         for number, resized in enumerate(self.map(lambda image: resize_longest_side(image, side), images)):
-            pictures[number], sizes[number] = pad_to_square(resized, side), resized.shape[:2]
-        return encode_images(self.model, self.variables, pictures, sizes)
+            frames[number], sizes[number] = pad_to_square(resized, side), resized.shape[:2]
+        return encode_images(self.model, self.variables, frames, sizes)
 
 
 class Target:
@@ -58,7 +58,7 @@ class Target:
 
     Attributes:
       image: the object's image, counted within its batch.
-      mask: (H, W) bool, in the photo.
+      mask: (H, W) bool, in the image.
     """
 
     def __init__(self, image: int, segmentation: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class ObjectGroup:
         self._input = [resized_size(size, config.image_size) for size in self._original]
 
     def boxes(self) -> np.ndarray:
-        """(n, 4) float64 in the photo."""
+        """(n, 4) float64 in the image."""
         return np.array([target.box for target in self.targets])
 
     def predict(
@@ -120,9 +120,9 @@ class ObjectGroup:
         """All masks of all objects, (R, N, M, ...) on the device.
 
         Args:
-          coords: (n, P, 2) x, y in the photo; labels: (n, P) 1, 0 or -1 for absent. None is one absent point, so that
+          coords: (n, P, 2) x, y in the image; labels: (n, P) 1, 0 or -1 for absent. None is one absent point, so that
             boxes alone run in the program of a first click.
-          boxes: (n, 4) xyxy in the photo.
+          boxes: (n, 4) xyxy in the image.
           mask_inputs: (R, N, 1, l, l) logits, as `choose` gives them.
         """
         n, has_box = len(self.targets), boxes is not None
@@ -151,11 +151,11 @@ class ObjectGroup:
         """(R, N, ...) -> (n, ...) on the host."""
         return np.asarray(values)[self._place]
 
-    def in_photo(self, low_res_masks: jax.Array, boxes: np.ndarray | None = None) -> list[np.ndarray]:
-        """Logits (R, N, M, l, l) -> masks (M, H, W) bool of each object, in its photo's own pixels.
+    def in_image(self, low_res_masks: jax.Array, boxes: np.ndarray | None = None) -> list[np.ndarray]:
+        """Logits (R, N, M, l, l) -> masks (M, H, W) bool of each object, in its image's own pixels.
 
         Args:
-          boxes: (n, 4) xyxy in the photo, where they were the prompts.
+          boxes: (n, 4) xyxy in the image, where they were the prompts.
         """
         config, pixels = self.engine.model.config, self.encoded.pixels
         if pixels is not None:
@@ -177,7 +177,7 @@ class ObjectGroup:
         return self.engine.map(unpack, range(len(self.targets)))
 
     def _in_frame(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (n, 4) in the photo -> (R, N, 4) float32 in the input frame."""
+        """Boxes (n, 4) in the image -> (R, N, 4) float32 in the input frame."""
         places = zip(boxes, self._original, self._input, strict=True)
         return self._spread(np.array([boxes_to_input_frame(*place) for place in places], np.float32))
 

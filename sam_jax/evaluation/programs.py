@@ -1,4 +1,4 @@
-"""The compiled part: decode prompts of many objects, enlarge masks to the photo.
+"""The compiled part: decode prompts of many objects, enlarge masks to the image.
 
 Shapes are fixed or rounded up to few sizes, so that a whole set of images of all sizes runs as a handful of programs.
 """
@@ -18,7 +18,7 @@ from sam_jax.ops.masks import axis_matrix
 from sam_jax.ops.products import einsum
 from sam_jax.structs import MaskPredictions, Prompts
 
-# Sides of photos are rounded up to these: 64 pixels apart at first, then about an eighth.
+# Sides of images are rounded up to these: 64 pixels apart at first, then about an eighth.
 _SMALL_STEP = 64
 _SLOTS = (1, 4, 16, 64)
 
@@ -51,7 +51,7 @@ def choose(predictions: MaskPredictions, chosen: jax.Array) -> MaskPredictions:
 def to_edges(
     low_res_masks: jax.Array, pixels: PicturePixels, image_of: jax.Array, boxes: jax.Array | None, patch_size: int
 ) -> jax.Array:
-    """Masks taken to their pictures' edges: (R, N, M, l, l) logits -> (R, N, M, 2l, 2l).
+    """Masks taken to their images' edges: (R, N, M, l, l) logits -> (R, N, M, 2l, 2l).
 
     Args:
       pixels: of the images (B).
@@ -68,10 +68,10 @@ def to_edges(
 
 @jax.jit
 def enlarge(low_res_masks: jax.Array, rows: jax.Array, cols: jax.Array, threshold: float) -> jax.Array:
-    """Logits on the decoder's grid -> masks in the photo, eight pixels to a byte.
+    """Logits on the decoder's grid -> masks in the image, eight pixels to a byte.
 
-    The same two small matrices per photo as in `ops.masks.postprocess_masks`, but as arguments: one program serves
-    photos of all sizes that round up to the same one.
+    The same two small matrices per image as in `ops.masks.postprocess_masks`, but as arguments: one program serves
+    images of all sizes that round up to the same one.
 
     Args:
       low_res_masks: (R, N, M, l, l) float32 logits.
@@ -89,7 +89,7 @@ def enlarge(low_res_masks: jax.Array, rows: jax.Array, cols: jax.Array, threshol
 
     def row(argument: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         logits, down, across = argument
-        # One object after the other: logits of all at the photo's size would fill the memory.
+        # One object after the other: logits of all at the image's size would fill the memory.
         return jax.lax.map(lambda x: one((x, down, across)), logits)
 
     return jax.lax.map(row, (low_res_masks, rows, cols))
@@ -98,13 +98,13 @@ def enlarge(low_res_masks: jax.Array, rows: jax.Array, cols: jax.Array, threshol
 def enlarging_matrices(
     low_res: int, image_size: int, input_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `enlarge` needs for photos (R): rows (R, H, l) and cols (R, W, l) float32, H and W rounded up, zeros there.
+    """What `enlarge` needs for images (R): rows (R, H, l) and cols (R, W, l) float32, H and W rounded up, zeros there.
 
     Args:
       low_res: side l of the decoder's masks.
       image_size: side of the padded input frame, pixels.
-      input_sizes: (h, w) of each photo inside the input frame.
-      original_sizes: (h, w) of each photo.
+      input_sizes: (h, w) of each image inside the input frame.
+      original_sizes: (h, w) of each image.
     """
     matrices = []
     for axis in (0, 1):

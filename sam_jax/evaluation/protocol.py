@@ -9,7 +9,7 @@ For every object:
   box + mask  the same box again with that mask's logits fed back (appendix D.4).
 
 Coordinates of clicks are pixel indices, as in the official code, whose prompt encoder adds the half pixel. Masks are
-compared in the photo's own pixels. A click that leaves nothing wrong is the last: later columns repeat its scores.
+compared in the image's own pixels. A click that leaves nothing wrong is the last: later columns repeat its scores.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def play_clicks(group: ObjectGroup, options: EvaluationOptions, outcome: Outcome
         clicker.go_on(group.engine, masks)
         predictions = group.predict(*clicker.points(last), mask_inputs=logits)
         logits, fresh = group.choose(predictions, np.zeros(len(masks)))
-        found = [found[0] for found in group.in_photo(logits)]
+        found = [found[0] for found in group.in_image(logits)]
         masks = [old if done else new for old, new, done in zip(masks, found, clicker.done, strict=True)]
         estimates = np.where(clicker.done, estimates, fresh)
         if number in options.clicks:
@@ -171,8 +171,8 @@ def _first_masks(
     best = estimates.argmax(axis=1)
     logits, chosen = group.choose(predictions, 1 + best)
     if 1 not in options.clicks:
-        return [masks[0] for masks in group.in_photo(logits)], chosen, logits
-    three = group.in_photo(predictions.low_res_masks[:, :, 1:])
+        return [masks[0] for masks in group.in_image(logits)], chosen, logits
+    three = group.in_image(predictions.low_res_masks[:, :, 1:])
     masks = [found[index] for found, index in zip(three, best, strict=True)]
     outcome.record(group, click_column(1), masks, chosen)
 
@@ -191,7 +191,7 @@ def play_boxes(group: ObjectGroup, outcome: Outcome) -> None:
     for column in (BOX, REFINED):
         predictions = group.predict(boxes=boxes, mask_inputs=logits)
         logits, estimates = group.choose(predictions, np.zeros(len(group.targets)))
-        outcome.record(group, column, [found[0] for found in group.in_photo(logits, boxes)], estimates)
+        outcome.record(group, column, [found[0] for found in group.in_image(logits, boxes)], estimates)
 
 
 class _Scores:

@@ -24,7 +24,7 @@ class EvaluationResult:
       image_of: (n,) int into `images`.
       mask_of: (n,) int, the mask's place among its image's.
       areas: (n,) int, pixels.
-      iou, boundary_iou: (n, c) float64 against the true mask, in the photo's own pixels.
+      iou, boundary_iou: (n, c) float64 against the true mask, in the image's own pixels.
       predicted_iou: (n, c) float64, the model's own estimate; NaN where there is none.
       clicks: (n, K, 3) int x, y and label of the clicks; label -1 where none was needed any more.
       masks: with `keep_masks`, the scored masks: n tuples of c compressed COCO RLEs.

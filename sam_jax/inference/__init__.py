@@ -1,1 +1,1 @@
-"""Using a trained model on pictures."""
+"""Using a trained model on images."""

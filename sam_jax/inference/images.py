@@ -1,4 +1,4 @@
-"""Reading photos as people have them: rotated by EXIF, grey, with alpha, 16 bits deep, too large, or broken."""
+"""Reading images as people have them: rotated by EXIF, grey, with alpha, 16 bits deep, too large, or broken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sam_jax.rgb import to_rgb
 
-# Larger photos are more likely an attack or a mistake than a photo; about 13,000 x 13,000.
+# Larger images are more likely an attack or a mistake than an image; about 13,000 x 13,000.
 MAX_PIXELS = 178_956_970
 
 
@@ -44,34 +44,34 @@ _QUIET = _Quiet()
 
 
 class ImageError(ValueError):
-    """A photo that cannot be used; the message names the file and the remedy."""
+    """An image that cannot be used; the message names the file and the remedy."""
 
 
 def read_image(path: epath.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Reads a photo, upright, as (H, W, 3) uint8 RGB.
+    """Reads an image, upright, as (H, W, 3) uint8 RGB.
 
     EXIF rotation is applied, grey becomes RGB, an alpha channel is dropped, deeper values are scaled to 8 bits
     (`rgb.to_rgb` says how).
 
     Args:
       path: local or gs://.
-      max_pixels: the largest photo to decode, in pixels.
+      max_pixels: the largest image to decode, in pixels.
 
     Raises:
       ImageError: missing, unreadable, truncated or too large.
     """
     file = epath.Path(path)
     if not file.exists():
-        raise ImageError(f"{path} does not exist; expected a photo (JPEG, PNG, WebP, ...)")
+        raise ImageError(f"{path} does not exist; expected an image (JPEG, PNG, WebP, ...)")
     if file.is_dir():
-        raise ImageError(f"{path} is a directory; expected a photo (JPEG, PNG, WebP, ...)")
+        raise ImageError(f"{path} is a directory; expected an image (JPEG, PNG, WebP, ...)")
     try:
         with _QUIET, Image.open(io.BytesIO(file.read_bytes())) as image:
             _check_size(path, image.size, max_pixels)
             image.load()
             return np.array(to_rgb(ImageOps.exif_transpose(image)))
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path} is not a picture that PIL can read; convert it to JPEG or PNG") from error
+        raise ImageError(f"{path} is not an image that PIL can read; convert it to JPEG or PNG") from error
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, ImageError):
             raise

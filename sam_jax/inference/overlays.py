@@ -1,4 +1,4 @@
-"""Writing results: SA-1B-style records, mask PNGs and an overlay picture. Every file appears whole or not at all."""
+"""Writing results: SA-1B-style records, mask PNGs and an overlay image. Every file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam_jax.files import write_atomically
 from sam_jax.ops.masks import mask_to_box
 from sam_jax.ops.rle import encode_mask
 
-# Distinct on photos and for colour-blind readers (Okabe and Ito 2008, brightened).
+# Distinct on images and for colour-blind readers (Okabe and Ito 2008, brightened).
 COLOURS = ((0, 158, 255), (255, 140, 0), (0, 200, 120), (240, 80, 160), (250, 230, 60), (160, 100, 255), (90, 220, 255))
 FOREGROUND, BACKGROUND = (40, 220, 80), (235, 50, 50)
 _OPACITY = 0.5
@@ -26,7 +26,7 @@ def mask_record(index: int, mask: np.ndarray, predicted_iou: float, prompt: dict
     """One annotation in SA-1B's layout.
 
     Args:
-      index: the record's id within its photo.
+      index: the record's id within its image.
       mask: (H, W) bool.
       predicted_iou: the model's estimate.
       prompt: `point_coords` or `box`, as given; kept in the record.
@@ -52,16 +52,16 @@ def write_records(path: epath.PathLike, image: dict[str, Any], annotations: Sequ
     write_atomically(path, text.encode())
 
 
-def write_picture(path: epath.PathLike, picture: np.ndarray) -> None:
+def write_image(path: epath.PathLike, image: np.ndarray) -> None:
     """Writes an (H, W, 3) or (H, W) uint8 array as PNG, or as JPEG where the name says so."""
     buffer = io.BytesIO()
     jpeg = str(path).lower().endswith((".jpg", ".jpeg"))
-    Image.fromarray(picture).save(buffer, "JPEG" if jpeg else "PNG", **({"quality": 90} if jpeg else {}))
+    Image.fromarray(image).save(buffer, "JPEG" if jpeg else "PNG", **({"quality": 90} if jpeg else {}))
     write_atomically(path, buffer.getvalue())
 
 
 def overlay_masks(image: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
-    """A photo with each mask tinted in its own colour and outlined; larger masks lie below smaller ones.
+    """An image with each mask tinted in its own colour and outlined; larger masks lie below smaller ones.
 
     Args:
       image: (H, W, 3) uint8.
@@ -81,12 +81,12 @@ def overlay_masks(image: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def draw_prompts(
-    picture: np.ndarray, points: np.ndarray | None, labels: np.ndarray | None, boxes: np.ndarray | None
+    image: np.ndarray, points: np.ndarray | None, labels: np.ndarray | None, boxes: np.ndarray | None
 ) -> np.ndarray:
-    """Draws points (P, 2), green on the object and red off it, and boxes (N, 4) onto a picture."""
-    canvas = Image.fromarray(picture)
+    """Draws points (P, 2), green on the object and red off it, and boxes (N, 4) onto an image."""
+    canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
-    unit = max(2, round(max(picture.shape[:2]) / 250))
+    unit = max(2, round(max(image.shape[:2]) / 250))
     for number, box in enumerate(boxes if boxes is not None else ()):
         draw.rectangle([float(v) for v in box], outline=COLOURS[number % len(COLOURS)], width=max(2, unit // 2))
     if points is not None and labels is not None:
@@ -96,11 +96,11 @@ def draw_prompts(
     return np.asarray(canvas)
 
 
-def caption(picture: np.ndarray, text: str) -> np.ndarray:
-    """The picture with a line of text on a dark strip in its top left corner."""
-    canvas = Image.fromarray(picture)
+def caption(image: np.ndarray, text: str) -> np.ndarray:
+    """The image with a line of text on a dark strip in its top left corner."""
+    canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
-    size = max(12, round(max(picture.shape[:2]) / 40))
+    size = max(12, round(max(image.shape[:2]) / 40))
     font = ImageFont.load_default(size)
     box = draw.textbbox((size // 2, size // 3), text, font)
     draw.rectangle((0, 0, box[2] + size // 2, box[3] + size // 3), fill=(20, 20, 20))
@@ -108,10 +108,10 @@ def caption(picture: np.ndarray, text: str) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def side_by_side(pictures: Sequence[np.ndarray], longest_side: int = 1024) -> np.ndarray:
-    """Pictures of one size in a row (a column where they are wider than tall), each at most `longest_side` long."""
-    h, w = pictures[0].shape[:2]
+def side_by_side(images: Sequence[np.ndarray], longest_side: int = 1024) -> np.ndarray:
+    """Images of one size in a row (a column where they are wider than tall), each at most `longest_side` long."""
+    h, w = images[0].shape[:2]
     scale = min(1.0, longest_side / max(h, w))
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
-    small = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in pictures]
+    small = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in images]
     return np.concatenate(small, axis=0 if w > 2 * h else 1)

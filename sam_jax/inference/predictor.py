@@ -1,4 +1,4 @@
-"""SamPredictor: one photo, then as many prompts as you like.
+"""SamPredictor: one image, then as many prompts as you like.
 
 Same arguments, shapes and coordinate frames as the official class of that name; `predict_many` is ours.
 """
@@ -40,7 +40,7 @@ class PredictedMasks(NamedTuple):
     """What `predict` returns; `predict_many` has a leading axis N in each.
 
     Attributes:
-      masks: (M, H, W) bool in the photo's own pixels, or float32 logits with `return_logits`.
+      masks: (M, H, W) bool in the image's own pixels, or float32 logits with `return_logits`.
       iou_predictions: (M,) float32, the model's estimate of each mask's quality.
       low_res_masks: (M, 4h, 4w) float32 logits; feed one back as `mask_input`.
     """
@@ -68,13 +68,13 @@ _to_edges = jax.jit(refine_masks, static_argnames="patch_size")
 
 
 class SamPredictor:
-    """Promptable segmentation of one photo at a time.
+    """Promptable segmentation of one image at a time.
 
         predictor = SamPredictor(*sam_jax.load_model())
-        predictor.set_image(sam_jax.read_image("photo.jpg"))
+        predictor.set_image(sam_jax.read_image("image.jpg"))
         masks, iou_predictions, low_res_masks = predictor.predict(np.array([[500, 375]]), np.array([1]))
 
-    Coordinates are pixels of the photo, (x, y), the first pixel's corner at 0.
+    Coordinates are pixels of the image, (x, y), the first pixel's corner at 0.
     """
 
     def __init__(self, model: Sam, variables: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ class SamPredictor:
         self.reset_image()
 
     def reset_image(self) -> None:
-        """Forgets the current photo."""
+        """Forgets the current image."""
         self.original_size: tuple[int, int] | None = None
         self.input_size: tuple[int, int] | None = None
         self._encoded: EncodedImages | None = None
@@ -94,7 +94,7 @@ class SamPredictor:
         return self._encoded is not None
 
     def set_image(self, image: np.ndarray | Image.Image, image_format: str = "RGB") -> None:
-        """Runs the image encoder on a photo; `predict` then costs only the mask decoder.
+        """Runs the image encoder on an image; `predict` then costs only the mask decoder.
 
         Args:
           image: (H, W, 3) uint8, or an image of Pillow, which is turned upright by its EXIF as files are.
@@ -110,13 +110,13 @@ class SamPredictor:
         side = self.model.config.image_size
         resized = resize_longest_side(np.ascontiguousarray(image), side)
         input_size = np.array(resized.shape[:2], np.int32)
-        pictures = pad_to_square(resized, side)[None]
-        self._encoded = encode_and_wait(self.model, self.variables, pictures, input_size[None])
+        images = pad_to_square(resized, side)[None]
+        self._encoded = encode_and_wait(self.model, self.variables, images, input_size[None])
         self.original_size = image.shape[:2]
         self.input_size = resized.shape[:2]
 
     def get_image_embedding(self) -> jax.Array:
-        """The photo's embedding, (1, C, h, w) float32: channels first, as the official class gives it."""
+        """The image's embedding, (1, C, h, w) float32: channels first, as the official class gives it."""
         return self._image().embeddings.transpose(0, 3, 1, 2)
 
     def predict(
@@ -131,16 +131,16 @@ class SamPredictor:
         """Masks of one object.
 
         Args:
-          point_coords: (P, 2) x, y in pixels of the photo.
+          point_coords: (P, 2) x, y in pixels of the image.
           point_labels: (P,) 1 on the object, 0 off it.
-          box: (4,) x0, y0, x1, y1 in pixels of the photo.
+          box: (4,) x0, y0, x1, y1 in pixels of the image.
           mask_input: (1, 4h, 4w) logits, usually one of an earlier call's `low_res_masks`.
           multimask_output: True gives three masks, best for an ambiguous prompt such as a single point; False one.
           return_logits: logits instead of booleans.
 
         Raises:
-          RuntimeError: no photo is set.
-          ValueError: a prompt of another shape, outside the photo, or with labels other than 0 and 1.
+          RuntimeError: no image is set.
+          ValueError: a prompt of another shape, outside the image, or with labels other than 0 and 1.
         """
         coords, labels = _numbers("point_coords", point_coords), _numbers("point_labels", point_labels)
         one_box, mask = _numbers("box", box), _numbers("mask_input", mask_input, dtype=None)
@@ -194,7 +194,7 @@ class SamPredictor:
 
     def _image(self) -> EncodedImages:
         if self._encoded is None:
-            raise RuntimeError("no photo is set; call set_image(image) first")
+            raise RuntimeError("no image is set; call set_image(image) first")
         return self._encoded
 
     def _sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -207,7 +207,7 @@ class SamPredictor:
         return _enlarge(low_res_mask, *self._sizes(), (side, side))
 
     def _at_edges(self, low_res: np.ndarray, prompts: Prompts) -> Iterator[Any]:
-        """Logits (M, l, l) of one object after the other; with `SamConfig.crf` taken to the photo's edges."""
+        """Logits (M, l, l) of one object after the other; refined at edges with `SamConfig.crf`."""
         image = self._image()
         if image.pixels is None:
             yield from low_res
@@ -337,7 +337,7 @@ def _check_points(
     inside = np.isfinite(coords).all(axis=-1) & (coords >= 0).all(axis=-1) & (coords <= (w, h)).all(axis=-1)
     outside = coords[~inside & (labels >= 0)]
     if outside.size:
-        raise ValueError(f"point {outside[0][0]:g},{outside[0][1]:g} lies outside the photo, which is {w}x{h} pixels")
+        raise ValueError(f"point {outside[0][0]:g},{outside[0][1]:g} lies outside the image, which is {w}x{h} pixels")
     # Absent points may hold anything, but 0 x NaN would still be NaN inside the model.
     return np.where((labels >= 0)[..., None], coords, 0.0), labels.astype(np.int32)
 
@@ -354,7 +354,7 @@ def _check_boxes(boxes: np.ndarray | None, original_size: tuple[int, int]) -> np
         if not (np.isfinite(box).all() and x0 < x1 and y0 < y1):
             raise ValueError(f"box {text} is empty; expected x0 < x1 and y0 < y1 (corners, not width and height)")
         if x1 <= 0 or y1 <= 0 or x0 >= w or y0 >= h:
-            raise ValueError(f"box {text} lies outside the photo, which is {w}x{h} pixels")
+            raise ValueError(f"box {text} lies outside the image, which is {w}x{h} pixels")
     return boxes
 
 

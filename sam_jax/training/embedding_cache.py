@@ -39,7 +39,7 @@ class Images(Protocol):
         """What stands for the image's content, found without decoding it; None where it cannot be read."""
         ...
 
-    def picture(self, number: int) -> dict[str, np.ndarray] | None:
+    def image(self, number: int) -> dict[str, np.ndarray] | None:
         """`image` (S, S, 3) uint8 and `input_size` (2,), or None where the image cannot be used."""
         ...
 
@@ -125,7 +125,7 @@ class EmbeddingCache:
         self, encode: Callable[[Any], jax.Array], images: Images, batch: list[tuple[str, int]], batch_size: int
     ) -> int:
         """Computes and keeps a batch of embeddings, by their keys; how many of the images could be used."""
-        rows = [(key, images.picture(i)) for key, i in batch]
+        rows = [(key, images.image(i)) for key, i in batch]
         good = [(key, row) for key, row in rows if row is not None]
         if good:
             padded = [row for _, row in good] + [good[0][1]] * (batch_size - len(good))

@@ -211,11 +211,11 @@ class _Run:
             self.store.save(self.step, self.state)
         if evaluate:
             self.store.record_score(self.step, self._evaluate())
-        if self._due(config.picture_every):
+        if self._due(config.overlay_every):
             batch = next(iter(self.shown))
             clicks = self.predict_clicks(self.state, self._placed(batch), self.key)
             # Host 0 holds the first images of every batch.
-            self.writer.picture(self.step, draw(batch, *map(np.asarray, clicks)))
+            self.writer.image(self.step, draw(batch, *map(np.asarray, clicks)))
 
     def _lacks_evaluation(self) -> bool:
         return self.step > 0 and self._due(self.config.eval_every) and not self.store.has_score(self.step)
@@ -229,7 +229,7 @@ class _Run:
         held_out = partial(HeldOutBatches, config.data, stage, config.seed, config.eval_images, shard)
         if config.eval_every or self.options.eval_only:
             self.held_out = held_out(self.embeddings, self.source)
-        if config.picture_every and not self.options.eval_only:
+        if config.overlay_every and not self.options.eval_only:
             self.shown = held_out(None, self.source)
         if cache is not None:
             self._fill(cache, stage)

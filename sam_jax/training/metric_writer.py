@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines, TensorBoard files, pictures and one text log per host. Local and gs:// alike."""
+"""What a run tells: JSON lines, TensorBoard files, images and one text log per host. Local and gs:// alike."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ class LineFile:
 
 
 class MetricWriter:
-    """Rows of metrics into `log.jsonl` and TensorBoard, pictures into `pictures/`. Host 0 writes, the others don't.
+    """Rows of metrics into `log.jsonl` and TensorBoard, images into `images/`. Host 0 writes, the others don't.
 
     A context manager. Rows beyond `first_step`, which a resumed run makes again, are taken out of `log.jsonl`.
     """
 
     def __init__(self, workdir: epath.Path, first_step: int) -> None:
-        self._pictures = workdir / "pictures"
+        self._overlays = workdir / "images"
         self._active = jax.process_index() == 0
         if self._active:
             self._rows = LineFile(workdir / "log.jsonl", _rows_until(workdir / "log.jsonl", first_step))
@@ -87,12 +87,12 @@ class MetricWriter:
         for name, value in row.items():
             self._board.add_scalar(f"{group}/{name}", value, step)
 
-    def picture(self, step: int, image: np.ndarray) -> None:
-        """An (h, w, 3) uint8 picture."""
+    def image(self, step: int, image: np.ndarray) -> None:
+        """An (h, w, 3) uint8 image."""
         if not self._active:
             return
-        self._pictures.mkdir(parents=True, exist_ok=True)
-        with (self._pictures / f"step_{step:07d}.png").open("wb") as file:
+        self._overlays.mkdir(parents=True, exist_ok=True)
+        with (self._overlays / f"step_{step:07d}.png").open("wb") as file:
             Image.fromarray(image).save(file, format="PNG")
         self._board.add_image("predictions", image, step, dataformats="HWC")
 

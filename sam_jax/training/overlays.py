@@ -1,4 +1,4 @@
-"""Pictures of predictions for people who watch a run: prompt, truth and answer side by side."""
+"""Images of predictions for people who watch a run: prompt, truth and answer side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _COLOURS = np.array([[230, 60, 60], [60, 160, 240], [250, 200, 40]], np.float32)
 def predict_clicks(
     model: Sam, config: TrainConfig, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One click into each mask: the points (B, N, 2) in the input frame, the most confident masks (B, N, S/4, S/4)."""
+    """One click into each mask: the points (B, N, 2) in the input frame, and of the masks that answer it those of highest
+    predicted IoU (B, N, S/4, S/4)."""
     variables = model_variables(config, state)
     embeddings = image_embeddings(model, variables, batch)
     targets = reduce_masks(batch["masks"], finer_than_decoder(batch["masks"], embeddings))
@@ -33,19 +34,19 @@ def predict_clicks(
 
 
 def draw(batch: dict[str, np.ndarray], points: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8: a row for each of the first images, with the photo, its masks, and what one click each gave."""
+    """(h, w, 3) uint8: a row for each of the first images, with the image, its masks, and what one click each gave."""
     rows = []
     for b in range(min(ROWS, len(batch["image"]))):
-        photo = batch["image"][b].astype(np.float32)
+        image = batch["image"][b].astype(np.float32)
         count = min(MASKS, int(batch["mask_valid"][b].sum()))
-        truth, answer = photo.copy(), photo.copy()
+        truth, answer = image.copy(), image.copy()
         for n in range(count):
             for canvas, mask in ((truth, batch["masks"][b, n]), (answer, masks[b, n])):
-                stride = len(photo) // len(mask)
+                stride = len(image) // len(mask)
                 inside = mask.repeat(stride, 0).repeat(stride, 1)
                 canvas[inside] = canvas[inside] * 0.45 + _COLOURS[n] * 0.55
             x, y = points[b, n].astype(int)
-            side = max(2, photo.shape[0] // 100)
+            side = max(2, image.shape[0] // 100)
             answer[max(0, y - side) : y + side, max(0, x - side) : x + side] = 255
-        rows.append(np.concatenate([photo, truth, answer], axis=1))
+        rows.append(np.concatenate([image, truth, answer], axis=1))
     return np.concatenate(rows).astype(np.uint8)

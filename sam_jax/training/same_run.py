@@ -28,7 +28,8 @@ FREE_TO_CHANGE = frozenset(
         "eval_images",
         "log_every",
         "eval_every",
-        "picture_every",
+        "overlay_every",
+        "picture_every",  # the former name of it
         "checkpoint_every",
         "data.num_workers",
         "data.prefetch",

@@ -1,10 +1,10 @@
-"""Prompts of many photos: our own form, COCO's two, and what each mistake is told."""
+"""Prompts of many images: our own form, COCO's two, and what each mistake is told."""
 
 import json
 
 import pytest
 
-from sam_jax.batch.image_list import Photo
+from sam_jax.batch.image_list import ImageFile
 from sam_jax.batch.prompt_files import ObjectPrompt, PromptFileError, read_prompts
 
 
@@ -23,8 +23,8 @@ def read(tmp_path):
     return call
 
 
-def photo(file_name, path=None):
-    return Photo(path or f"p/{file_name}", file_name, file_name.rpartition(".")[0], 1)
+def image(file_name, path=None):
+    return ImageFile(path or f"p/{file_name}", file_name, file_name.rpartition(".")[0], 1)
 
 
 def test_our_own_form(read):
@@ -35,19 +35,19 @@ def test_our_own_form(read):
             "p/with path.jpg": [],
         }
     )
-    one, two = table.of(photo("dog.jpg")).objects
+    one, two = table.of(image("dog.jpg")).objects
     assert one == ObjectPrompt(((275.0, 149.0),), (1,))
     assert two == ObjectPrompt(((1.0, 2.0), (3.5, 4.0)), (1, 0), extra={"category_id": 3})
-    assert table.of(photo("sub/cat.jpg")).objects == (ObjectPrompt(box=(10, 20, 30, 40), extra={"score": 0.5}),)
-    assert table.of(photo("cat.jpg")).objects[0].box == (10, 20, 30, 40)  # its bare name is enough
-    assert table.of(photo("with path.jpg")).objects == ()
-    assert table.of(photo("mouse.jpg")).objects == ()
+    assert table.of(image("sub/cat.jpg")).objects == (ObjectPrompt(box=(10, 20, 30, 40), extra={"score": 0.5}),)
+    assert table.of(image("cat.jpg")).objects[0].box == (10, 20, 30, 40)  # its bare name is enough
+    assert table.of(image("with path.jpg")).objects == ()
+    assert table.of(image("mouse.jpg")).objects == ()
 
 
-def test_a_bare_name_that_two_photos_have_is_no_name(read):
+def test_a_bare_name_that_two_images_have_is_no_name(read):
     table = read({"a/cat.jpg": [{"box": [0, 0, 1, 1]}], "b/cat.jpg": [{"box": [0, 0, 2, 2]}]})
-    assert table.of(photo("a/cat.jpg")).objects[0].box[2] == 1
-    assert table.of(photo("cat.jpg")).objects == ()
+    assert table.of(image("a/cat.jpg")).objects[0].box[2] == 1
+    assert table.of(image("cat.jpg")).objects == ()
 
 
 IMAGES = [{"id": 5, "file_name": "cat.jpg"}, {"id": 9, "file_name": "sub/dog.jpg"}]
@@ -60,36 +60,36 @@ def detection(image_id, bbox=(1, 2, 30, 40), **more):
 def test_coco_instances(read):
     annotations = [detection(9, category_id=2), detection(5, iscrowd=1), detection(5, (1, 2, 0, 4)), detection(9)]
     table = read({"images": IMAGES, "annotations": annotations})
-    dog = table.of(photo("sub/dog.jpg"))
+    dog = table.of(image("sub/dog.jpg"))
     assert dog.image_id == 9
     assert [prompt.box for prompt in dog.objects] == [(1, 2, 31, 42)] * 2
     assert [prompt.extra for prompt in dog.objects] == [{"category_id": 2}, {}]
-    assert table.of(photo("cat.jpg")).objects == ()
-    assert table.of(photo("cat.jpg")).image_id == 5
+    assert table.of(image("cat.jpg")).objects == ()
+    assert table.of(image("cat.jpg")).image_id == 5
     assert table.left_out == 2
 
 
 def test_coco_results_know_images_by_number(read):
     table = read([detection(139, score=0.5, category_id=1), detection("cat")])
-    assert table.of(photo("000000000139.jpg")).image_id == 139
-    assert table.of(photo("val/sa_139.jpg")).objects[0].extra == {"score": 0.5, "category_id": 1}
-    assert table.of(photo("cat.jpg")).objects[0].box == (1, 2, 31, 42)
-    assert table.of(photo("140.jpg")).objects == ()
+    assert table.of(image("000000000139.jpg")).image_id == 139
+    assert table.of(image("val/sa_139.jpg")).objects[0].extra == {"score": 0.5, "category_id": 1}
+    assert table.of(image("cat.jpg")).objects[0].box == (1, 2, 31, 42)
+    assert table.of(image("140.jpg")).objects == ()
 
 
 def test_coco_results_with_names_from_elsewhere(read):
     table = read([detection(9, score=0.5)], images={"images": IMAGES})
-    assert table.of(photo("sub/dog.jpg")).objects[0].extra == {"score": 0.5}
-    assert table.of(photo("cat.jpg")).image_id == 5
+    assert table.of(image("sub/dog.jpg")).objects[0].extra == {"score": 0.5}
+    assert table.of(image("cat.jpg")).image_id == 5
 
 
-def test_prompts_for_none_of_the_photos_are_a_mistake(read):
+def test_prompts_for_none_of_the_images_are_a_mistake(read):
     table = read({"dog.jpg": [{"box": [0, 0, 1, 1]}]})
-    table.check([photo("cat.jpg"), photo("dog.jpg")])
-    with pytest.raises(PromptFileError, match=r"for none of the photos: it names 'dog[.]jpg', and there is"):
-        table.check([photo("cat.jpg")])
+    table.check([image("cat.jpg"), image("dog.jpg")])
+    with pytest.raises(PromptFileError, match=r"for none of the images: it names 'dog[.]jpg', and there is"):
+        table.check([image("cat.jpg")])
     with pytest.raises(PromptFileError, match="it is empty"):
-        read({}).check([photo("cat.jpg")])
+        read({}).check([image("cat.jpg")])
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from sam_jax.batch.image_list import Photo
-from sam_jax.batch.prompt_files import ObjectPrompt, PhotoObjects
+from sam_jax.batch.image_list import ImageFile
+from sam_jax.batch.prompt_files import ImageObjects, ObjectPrompt
 from sam_jax.batch.result_files import OutputError, ResultFiles
 from sam_jax.ops.rle import encode_mask
 
 SIZE = (20, 30)
-PHOTO = Photo("p/sub/cat.jpg", "sub/cat.jpg", "sub/cat", 7)
+IMAGE_FILE = ImageFile("p/sub/cat.jpg", "sub/cat.jpg", "sub/cat", 7)
 IMAGE = np.zeros((*SIZE, 3), np.uint8)
 
 
@@ -29,8 +29,8 @@ def record(x0, x1, **more):
     } | more
 
 
-def write(files, records, photo=PHOTO, objects=None):
-    files.write(photo, objects, SIZE, records, IMAGE)
+def write(files, records, image_file=IMAGE_FILE, objects=None):
+    files.write(image_file, objects, SIZE, records, IMAGE)
 
 
 def names(folder):
@@ -39,7 +39,7 @@ def names(folder):
 
 def test_what_is_written(tmp_path):
     files = ResultFiles(tmp_path / "out", ["png", "overlay"], {"points": 3})
-    assert not files.is_finished(PHOTO)
+    assert not files.is_finished(IMAGE_FILE)
     write(files, [record(2, 8), record(10, 12, stability_score=0.8)])
     assert names(tmp_path / "out") == [
         "sub/cat.json",
@@ -56,9 +56,9 @@ def test_what_is_written(tmp_path):
     assert mask.sum() == 10 * 255
 
 
-def finished(tmp_path, formats=("json",), settings=None, photo=PHOTO, objects=None):
+def finished(tmp_path, formats=("json",), settings=None, image_file=IMAGE_FILE, objects=None):
     """As the next run sees it."""
-    return ResultFiles(tmp_path, formats, settings or {"points": 3}).is_finished(photo, objects)
+    return ResultFiles(tmp_path, formats, settings or {"points": 3}).is_finished(image_file, objects)
 
 
 def test_finished_is_what_this_very_run_would_write(tmp_path):
@@ -67,8 +67,8 @@ def test_finished_is_what_this_very_run_would_write(tmp_path):
     assert finished(tmp_path, ["json", "coco", "png"])
     assert not finished(tmp_path, ["overlay"])
     assert not finished(tmp_path, settings={"points": 4})
-    assert not finished(tmp_path, objects=PhotoObjects((ObjectPrompt(box=(0, 0, 1, 1)),)))
-    assert not finished(tmp_path, photo=Photo("p/sub/cat.png", "sub/cat.png", "sub/cat", 7))
+    assert not finished(tmp_path, objects=ImageObjects((ObjectPrompt(box=(0, 0, 1, 1)),)))
+    assert not finished(tmp_path, image_file=ImageFile("p/sub/cat.png", "sub/cat.png", "sub/cat", 7))
 
 
 def test_half_a_file_is_not_finished(tmp_path):
@@ -124,10 +124,10 @@ def test_a_full_disk_leaves_no_json(tmp_path, monkeypatch):
 
 def test_the_coco_file(tmp_path):
     files = ResultFiles(tmp_path, ["coco"], {})
-    other = Photo("p/dog.jpg", "dog.jpg", "dog", 8)
+    other = ImageFile("p/dog.jpg", "dog.jpg", "dog", 8)
     write(files, [record(2, 8, category_id=3, score=0.4), record(0, 30, stability_score=0.7)])
     write(files, [record(4, 5)], other)
-    path = files.write_coco([PHOTO, other, Photo("p/bad.jpg", "bad.jpg", "bad", 9)])
+    path = files.write_coco([IMAGE_FILE, other, ImageFile("p/bad.jpg", "bad.jpg", "bad", 9)])
     first, second, third = json.loads(path.read_text())
     assert first == {
         "image_id": 7,
@@ -142,7 +142,9 @@ def test_the_coco_file(tmp_path):
     assert (second["category_id"], second["score"], second["stability_score"]) == (1, 0.9, 0.7)
     assert (third["image_id"], third["bbox"]) == (8, [4, 5, 1, 5])
     assert json.loads(files.write_coco([]).read_text()) == []
-    assert {item["image_id"] for item in json.loads(files.write_coco([PHOTO], lambda photo: 70).read_text())} == {70}
+    assert {
+        item["image_id"] for item in json.loads(files.write_coco([IMAGE_FILE], lambda image_file: 70).read_text())
+    } == {70}
 
 
 def test_pycocotools_reads_the_coco_file(tmp_path, capsys):
@@ -153,15 +155,15 @@ def test_pycocotools_reads_the_coco_file(tmp_path, capsys):
     truth = COCO()
     truth.dataset = {"images": [{"id": 7}], "annotations": [], "categories": [{"id": 1}]}
     truth.createIndex()
-    assert len(truth.loadRes(str(files.write_coco([PHOTO]))).anns) == 2
+    assert len(truth.loadRes(str(files.write_coco([IMAGE_FILE]))).anns) == 2
     capsys.readouterr()
 
 
 def test_failures(tmp_path):
     files = ResultFiles(tmp_path, ["json"], {})
-    path = files.write_failures([(PHOTO, "broken"), (PHOTO, "gone")], "failures.jsonl")
+    path = files.write_failures([(IMAGE_FILE, "broken"), (IMAGE_FILE, "gone")], "failures.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines == [{"photo": "p/sub/cat.jpg", "error": error} for error in ("broken", "gone")]
+    assert lines == [{"image": "p/sub/cat.jpg", "error": error} for error in ("broken", "gone")]
     assert not files.write_failures([], "failures.jsonl").exists()
 
 

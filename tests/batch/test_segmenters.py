@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_jax.batch.prompt_files import ObjectPrompt, PhotoObjects
+from sam_jax.batch.prompt_files import ImageObjects, ObjectPrompt
 from sam_jax.batch.segmenters import EverythingSegmenter, PromptedSegmenter
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.predictor import SamPredictor
@@ -20,7 +20,7 @@ ALL = dict(points_per_side=2, points_per_batch=4, pred_iou_thresh=-100.0, stabil
 
 
 @pytest.fixture(scope="module")
-def photo():
+def image():
     return np.random.default_rng(0).integers(0, 256, (H, W, 3), np.uint8)
 
 
@@ -29,26 +29,26 @@ def model():
     return Sam(TINY)
 
 
-def test_everything_is_what_the_generator_finds(model, variables, photo):
+def test_everything_is_what_the_generator_finds(model, variables, image):
     segmenter = EverythingSegmenter(model, variables, **ALL)
-    records = segmenter.records(segmenter.find(photo), (H, W))
-    expected = SamAutomaticMaskGenerator(model, variables, **ALL, output_mode="coco_rle").generate(photo)
+    records = segmenter.records(segmenter.find(image), (H, W))
+    expected = SamAutomaticMaskGenerator(model, variables, **ALL, output_mode="coco_rle").generate(image)
     assert records == expected
     assert records
     json.dumps(records)
-    assert segmenter.records(segmenter.find(Image.fromarray(photo)), (H, W)) == records
+    assert segmenter.records(segmenter.find(Image.fromarray(image)), (H, W)) == records
     other = segmenter.on_device(jax.local_devices()[3])
-    found = other.find(photo)
+    found = other.find(image)
     assert found.pixels[0][0]["bits"].devices() == {jax.local_devices()[3]}
     assert other.records(found, (H, W)) == records
 
 
-def test_tiles(model, variables, photo):
+def test_tiles(model, variables, image):
     whole = EverythingSegmenter(model, variables, **ALL)
     tiled = EverythingSegmenter(model, variables, tile=96, **ALL)
-    assert tiled.records(tiled.find(photo), (H, W)) == whole.records(whole.find(photo), (H, W))
+    assert tiled.records(tiled.find(image), (H, W)) == whole.records(whole.find(image), (H, W))
     tiled = EverythingSegmenter(model, variables, tile=64, tile_overlap=16, **ALL).on_device(jax.local_devices()[1])
-    records = tiled.records(tiled.find(photo), (H, W))
+    records = tiled.records(tiled.find(image), (H, W))
     assert records
     for record in records:
         mask = decode_mask(record["segmentation"])
@@ -63,7 +63,7 @@ def same(record, mask, iou):
     assert record["area"] == mask.sum()
 
 
-def test_prompts_are_what_the_predictor_says(model, variables, photo):
+def test_prompts_are_what_the_predictor_says(model, variables, image):
     prompts = (
         ObjectPrompt(box=(10.0, 5.0, 50.0, 30.0), extra={"category_id": 3, "score": 0.25}),
         ObjectPrompt(((50.0, 37.0),), (1,)),
@@ -73,11 +73,11 @@ def test_prompts_are_what_the_predictor_says(model, variables, photo):
         ObjectPrompt(box=(40.5, 20.0, 90.0, 59.0)),
     )
     segmenter = PromptedSegmenter(model, variables).on_device(jax.local_devices()[1])
-    records = segmenter.records(segmenter.find(photo, PhotoObjects(prompts)), (H, W))
+    records = segmenter.records(segmenter.find(image, ImageObjects(prompts)), (H, W))
     assert len(records) == len(prompts)
     json.dumps(records)
     predictor = SamPredictor(model, variables)
-    predictor.set_image(photo)
+    predictor.set_image(image)
     for record, prompt in zip(records, prompts, strict=True):
         single = len(prompt.points) == 1 and prompt.box is None
         predicted = predictor.predict(
@@ -93,24 +93,24 @@ def test_prompts_are_what_the_predictor_says(model, variables, photo):
         assert {key: record[key] for key in ("category_id", "score") if key in record} == prompt.extra
 
 
-def test_more_objects_than_go_at_once(model, variables, photo, monkeypatch):
+def test_more_objects_than_go_at_once(model, variables, image, monkeypatch):
     prompts = tuple(ObjectPrompt(box=(2.0 * i, i, 40.0 + i, 50.0)) for i in range(5))
     segmenter = PromptedSegmenter(model, variables)
-    together = segmenter.records(segmenter.find(photo, PhotoObjects(prompts)), (H, W))
+    together = segmenter.records(segmenter.find(image, ImageObjects(prompts)), (H, W))
     monkeypatch.setattr("sam_jax.batch.segmenters.OBJECTS_AT_ONCE", 2)
-    apart = segmenter.records(segmenter.find(photo, PhotoObjects(prompts)), (H, W))
+    apart = segmenter.records(segmenter.find(image, ImageObjects(prompts)), (H, W))
     assert [record["box"] for record in apart] == [record["box"] for record in together]
     assert [record["segmentation"] for record in apart] == [record["segmentation"] for record in together]
 
 
 def test_no_prompts_cost_nothing(model):
-    assert PromptedSegmenter(model, None).find(np.zeros((5, 5, 3), np.uint8), PhotoObjects()) == []
+    assert PromptedSegmenter(model, None).find(np.zeros((5, 5, 3), np.uint8), ImageObjects()) == []
 
 
-def test_prompts_outside_the_photo(model, variables, photo):
+def test_prompts_outside_the_image(model, variables, image):
     segmenter = PromptedSegmenter(model, variables)
-    with pytest.raises(ValueError, match="box 100,5,120,30 lies outside the photo"):
-        segmenter.find(photo, PhotoObjects((ObjectPrompt(box=(100.0, 5.0, 120.0, 30.0)),)))
+    with pytest.raises(ValueError, match="box 100,5,120,30 lies outside the image"):
+        segmenter.find(image, ImageObjects((ObjectPrompt(box=(100.0, 5.0, 120.0, 30.0)),)))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Many photos through the threads: in order, each once, whatever goes wrong with some. The model is stood in for."""
+"""Many images through the threads: in order, each once, whatever goes wrong with some. The model is stood in for."""
 
 import itertools
 import re
@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_jax.batch.image_list import find_photos
+from sam_jax.batch.image_list import find_images
 from sam_jax.batch.result_files import OutputError
 from sam_jax.batch.segmenters import EverythingSegmenter
-from sam_jax.batch.stream import Hooks, Timings, segment_photos
+from sam_jax.batch.stream import Hooks, Timings, segment_images
 from sam_jax.models.sam import Sam
 from tests.tiny import TINY
 
 
 class Stub:
-    """Finds a picture's mean. Remembers which device's copy did which picture, and how many were under way."""
+    """Finds an image's mean. Remembers which device's copy did which image, and how many were under way."""
 
     def __init__(self, log=None, device=None, seconds=0.0):
         self.log, self.device, self.seconds = [] if log is None else log, device, seconds
@@ -43,7 +43,7 @@ class Stub:
 
 
 def read_number(path):
-    """A picture of one value, from its name; "bad" cannot be read."""
+    """An image of one value, from its name; "bad" cannot be read."""
     number = int(path)
     if number == 11:
         raise ValueError(f"{path} is broken")
@@ -55,14 +55,14 @@ NAMES = [str(i) for i in range(20)]
 
 def run(names=NAMES, segmenter=None, **options):
     hooks = options.pop("hooks", None) or Hooks(read=read_number)
-    return list(segment_photos(names, segmenter or Stub(), hooks=hooks, **options))
+    return list(segment_images(names, segmenter or Stub(), hooks=hooks, **options))
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_order_and_errors_stay_with_their_photo(devices, workers):
+def test_results_come_in_order_and_errors_stay_with_their_image(devices, workers):
     results = run(devices=jax.local_devices()[:devices], workers=workers)
-    assert [result.photo.path for result in results] == NAMES
+    assert [result.file.path for result in results] == NAMES
     for number, result in enumerate(results):
         if number in (11, 13, 17):
             assert result.records == []
@@ -81,7 +81,7 @@ def test_every_device_works_with_its_own_copy():
     assert sorted(number for _, number, _ in stub.log) == [n for n in range(20) if n not in (11, 13)]
 
 
-def test_hooks_see_each_photo_once():
+def test_hooks_see_each_image_once():
     finished, read = [], []
     prompts = {"3": "three"}
 
@@ -91,9 +91,9 @@ def test_hooks_see_each_photo_once():
 
     hooks = Hooks(
         read=read_and_note,
-        prompts=lambda photo: prompts.get(photo.path),
-        is_finished=lambda photo, objects: int(photo.path) < 3 or objects == "three",
-        finish=lambda result, objects, image: finished.append((result.photo.path, objects, image.max())),
+        prompts=lambda image_file: prompts.get(image_file.path),
+        is_finished=lambda image_file, objects: int(image_file.path) < 3 or objects == "three",
+        finish=lambda result, objects, image: finished.append((result.file.path, objects, image.max())),
     )
     results = run(NAMES[:8], hooks=hooks)
     assert [result.is_skipped for result in results] == [True] * 4 + [False] * 4
@@ -110,9 +110,9 @@ def test_hooks_may_read_images_of_pillow():
     assert shapes == [(3, 4, 3)] * 2
 
 
-def test_an_error_of_finish_is_the_photos_own():
+def test_an_error_of_finish_is_the_images_own():
     def finish(result, objects, image):
-        if result.photo.path == "2":
+        if result.file.path == "2":
             raise OSError(36, "File name too long")
 
     results = run(NAMES[:5], hooks=Hooks(read=read_number, finish=finish))
@@ -121,12 +121,12 @@ def test_an_error_of_finish_is_the_photos_own():
 
 def test_a_full_disk_ends_the_run():
     def finish(result, objects, image):
-        if result.photo.path == "4":
+        if result.file.path == "4":
             raise OutputError("full")
 
     before = threading.active_count()
-    results = segment_photos(NAMES, Stub(), hooks=Hooks(read=read_number, finish=finish))
-    assert [next(results).photo.path for _ in range(4)] == ["0", "1", "2", "3"]
+    results = segment_images(NAMES, Stub(), hooks=Hooks(read=read_number, finish=finish))
+    assert [next(results).file.path for _ in range(4)] == ["0", "1", "2", "3"]
     with pytest.raises(OutputError, match="full"):
         next(results)
     assert threading.active_count() == before
@@ -135,14 +135,14 @@ def test_a_full_disk_ends_the_run():
 def test_who_stops_listening_stops_the_run():
     stub = Stub(seconds=0.01)
     before = threading.active_count()
-    results = segment_photos(map(str, itertools.count()), stub, hooks=Hooks(read=lambda path: np.ones((2, 2, 3))))
-    assert [next(results).photo.path for _ in range(5)] == ["0", "1", "2", "3", "4"]
+    results = segment_images(map(str, itertools.count()), stub, hooks=Hooks(read=lambda path: np.ones((2, 2, 3))))
+    assert [next(results).file.path for _ in range(5)] == ["0", "1", "2", "3", "4"]
     results.close()
     assert threading.active_count() == before
     assert len(stub.log) < 30
 
 
-def test_no_more_than_a_few_photos_are_under_way():
+def test_no_more_than_a_few_images_are_under_way():
     """A reader that runs ahead would fill memory: the listener takes its time here."""
     started = []
 
@@ -150,7 +150,7 @@ def test_no_more_than_a_few_photos_are_under_way():
         started.append(path)
         return np.full((100, 1000, 10, 3), 1, np.uint8)
 
-    results = segment_photos(map(str, range(60)), Stub(), hooks=Hooks(read=read), devices=jax.local_devices()[:1])
+    results = segment_images(map(str, range(60)), Stub(), hooks=Hooks(read=read), devices=jax.local_devices()[:1])
     tracemalloc.start()
     try:
         for number, _ in enumerate(results):
@@ -166,16 +166,16 @@ def resident_megabytes():
 
 @pytest.mark.slow
 def test_memory_stays_flat(variables):
-    """A thousand photos of 0.3 megabytes each, through the tiny model: none is kept."""
+    """A thousand images of 0.3 megabytes each, through the tiny model: none is kept."""
 
     def read(path):
         return np.random.default_rng(int(path)).integers(0, 256, (300, 400, 3), np.uint8)
 
     options = dict(points_per_side=2, points_per_batch=4, pred_iou_thresh=-100.0, stability_score_thresh=0.0)
     segmenter = EverythingSegmenter(Sam(TINY), variables, **options)
-    photos, devices = map(str, range(1000)), jax.local_devices()[:1]
+    images, devices = map(str, range(1000)), jax.local_devices()[:1]
     memory = []
-    for result in segment_photos(photos, segmenter, hooks=Hooks(read=read), devices=devices):
+    for result in segment_images(images, segmenter, hooks=Hooks(read=read), devices=devices):
         assert result.error is None
         memory.append(resident_megabytes())
     assert min(memory[-50:]) < min(memory[50:100]) + 20
@@ -184,10 +184,10 @@ def test_memory_stays_flat(variables):
 def test_timings():
     timings = Timings()
     run(NAMES[:10], segmenter=Stub(seconds=0.01), timings=timings, devices=jax.local_devices()[:1])
-    assert timings.photos == {"read": 10, "encode": 10, "decode": 10, "records": 10, "write": 10, "waited": 9}
+    assert timings.images == {"read": 10, "encode": 10, "decode": 10, "records": 10, "write": 10, "waited": 9}
     assert timings.seconds["decode"] >= 0.1
     header, *lines, waited = timings.table().splitlines()
-    assert header.split() == ["stage", "photos", "busy", "s", "ms/photo"]
+    assert header.split() == ["stage", "images", "busy", "s", "ms/image"]
     assert [line.split()[:2] for line in lines] == [[s, "10"] for s in ("read", "encode", "decode", "records", "write")]
     assert waited.startswith("devices waited ")
 
@@ -196,23 +196,23 @@ def test_encoder_and_decoder_are_told_apart(variables):
     timings, options = Timings(), dict(points_per_side=2, points_per_batch=4)
     hooks = Hooks(read=lambda path: np.full((30, 40, 3), 99, np.uint8))
     segmenter = EverythingSegmenter(Sam(TINY), variables, **options)
-    for result in segment_photos("ab", segmenter, hooks=hooks, timings=timings, devices=jax.local_devices()[:1]):
+    for result in segment_images("ab", segmenter, hooks=hooks, timings=timings, devices=jax.local_devices()[:1]):
         assert result.error is None
-    assert timings.photos["encode"] == timings.photos["decode"] == 2
+    assert timings.images["encode"] == timings.images["decode"] == 2
     assert timings.seconds["encode"] > 0
     assert timings.seconds["decode"] > 0
 
 
-def test_photos_from_disk(tmp_path):
+def test_images_from_disk(tmp_path):
     for value in (5, 6):
         Image.fromarray(np.full((4, 5, 3), value, np.uint8)).save(tmp_path / f"{value}.png")
-    (tmp_path / "7.png").write_text("no picture")
-    five, six, seven = segment_photos(find_photos([str(tmp_path)]), Stub())
+    (tmp_path / "7.png").write_text("no image")
+    five, six, seven = segment_images(find_images([str(tmp_path)]), Stub())
     assert [result.records[0]["found"] for result in (five, six)] == [5, 6]
-    assert "is not a picture" in str(seven.error)
+    assert "is not an image" in str(seven.error)
 
 
-def test_no_photos():
+def test_no_images():
     assert run([]) == []
 
 

@@ -13,7 +13,7 @@ H, W = 90, 130
 
 
 class Colours:
-    """Finds each colour of a picture's first channel, and what `also` adds: groups of colours. Knows all by heart."""
+    """Finds each colour of an image's first channel, and what `also` adds: groups of colours. Knows all by heart."""
 
     config = types.SimpleNamespace(crop_nms_thresh=0.7)
 
@@ -45,7 +45,7 @@ class Colours:
         }
 
 
-def picture(*boxes, size=(H, W)):
+def draw(*boxes, size=(H, W)):
     """Rectangles x0, y0, x1, y1 of the colours 1, 2, ..., later ones on top."""
     image = np.zeros((*size, 3), np.uint8)
     for colour, (x0, y0, x1, y1) in enumerate(boxes, 1):
@@ -68,7 +68,7 @@ def whole(image, *groups):
 
 @pytest.mark.parametrize("size", [(90, 130), (40, 41), (41, 200), (100, 30), (161, 161)])
 @pytest.mark.parametrize(("tile", "overlap"), [(40, 10), (40, 1), (41, 20)])
-def test_tiles_cover_the_picture_and_overlap_enough(size, tile, overlap):
+def test_tiles_cover_the_image_and_overlap_enough(size, tile, overlap):
     layout = TileLayout(size, tile, overlap)
     seen = np.zeros(size, int)
     for x0, y0, x1, y1 in layout.boxes:
@@ -88,7 +88,7 @@ def test_tiles_cover_the_picture_and_overlap_enough(size, tile, overlap):
 
 def test_what_borders_cut_is_put_together():
     """Something within a tile, in an overlap, over one border, over a corner, over everything; and the rest."""
-    image = picture((0, 0, W, H), (5, 5, 20, 15), (31, 5, 37, 12), (10, 20, 90, 28), (55, 50, 80, 75), (3, 60, 8, 89))
+    image = draw((0, 0, W, H), (5, 5, 20, 15), (31, 5, 37, 12), (10, 20, 90, 28), (55, 50, 80, 75), (3, 60, 8, 89))
     generator = Colours()
     records = merged(generator, image)
     assert len(generator.sizes) == 3 * 4
@@ -110,13 +110,13 @@ def test_what_borders_cut_is_put_together():
 
 
 def test_parts_and_wholes_stay_apart():
-    image = picture((10, 5, 120, 18), (10, 18, 120, 33), size=(40, W))
+    image = draw((10, 5, 120, 18), (10, 18, 120, 33), size=(40, W))
     records = merged(Colours(also=[(1, 2)]), image)
     assert masks_of(records) == whole(image, (1,), (2,), (1, 2))
 
 
 def test_an_object_that_one_tile_sees_alone():
-    image = picture((2, 2, 12, 12))
+    image = draw((2, 2, 12, 12))
     (record,) = merged(Colours(), image)
     assert record["crop_box"] == [0, 0, 40, 40]
     assert len(record["point_coords"]) == 1
@@ -124,7 +124,7 @@ def test_an_object_that_one_tile_sees_alone():
 
 def test_of_complete_views_the_best_stands_for_all():
     """A square in the overlap of two tiles; the left one sees a row less of it and is surer."""
-    image = picture((31, 10, 37, 20))
+    image = draw((31, 10, 37, 20))
 
     class Careless(Colours):
         def records(self, found, size):
@@ -152,7 +152,7 @@ def test_a_cut_piece_that_the_neighbour_does_not_confirm():
             return super().records(found, size) if self.seen != self.blind else []
 
     layout = TileLayout((40, 70), 40, 10)
-    image = picture((33, 10, 50, 20), size=(40, 70))
+    image = draw((33, 10, 50, 20), size=(40, 70))
     generator = Blind()
     generator.blind = 2
     assert merge_tiles(find_in_tiles(generator, image, layout), layout, 0.5, 0.7) == []
@@ -160,7 +160,7 @@ def test_a_cut_piece_that_the_neighbour_does_not_confirm():
     generator.blind = 1
     (record,) = merge_tiles(find_in_tiles(generator, image, layout), layout, 0.5, 0.7)
     assert record["bbox"] == [33, 10, 16, 9]
-    image = picture((20, 10, 50, 20), size=(40, 70))  # neither sees it whole: what is found is kept
+    image = draw((20, 10, 50, 20), size=(40, 70))  # neither sees it whole: what is found is kept
     generator = Blind()
     generator.blind = 2
     (record,) = merge_tiles(find_in_tiles(generator, image, layout), layout, 0.5, 0.7)
@@ -168,7 +168,7 @@ def test_a_cut_piece_that_the_neighbour_does_not_confirm():
 
 
 def test_disagreement_is_not_united():
-    image = picture((10, 10, 60, 30), size=(40, 70))
+    image = draw((10, 10, 60, 30), size=(40, 70))
 
     class Shifted(Colours):
         def records(self, found, size):
@@ -183,12 +183,12 @@ def test_disagreement_is_not_united():
     assert len(merge_tiles(find_in_tiles(Shifted(), image, layout), layout, 0.5, 0.7)) == 2
 
 
-def test_an_empty_picture():
-    assert merged(Colours(), picture()) == []
+def test_an_empty_image():
+    assert merged(Colours(), draw()) == []
 
 
 def test_two_masks_of_one_tile_never_become_one_object():
     """Two bars in the right tile join, within the overlap, what the left tile takes for one each; links go by IoU."""
-    image = picture((30, 10, 60, 16), (30, 16, 60, 22), size=(40, 70))
+    image = draw((30, 10, 60, 16), (30, 16, 60, 22), size=(40, 70))
     records = merged(Colours(also=[(1, 2)]), image)
     assert masks_of(records) == whole(image, (1,), (2,), (1, 2))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.oracle
 
 
 @pytest.fixture(scope="module")
-def photo():
+def scene():
     """A red pear on grass: (180, 240, 3) uint8, and where it is."""
     shape = Image.new("L", (240, 180))
     ImageDraw.Draw(shape).ellipse((70, 70, 170, 160), fill=1)
@@ -29,21 +29,21 @@ def photo():
     return np.clip(image, 0, 255).astype(np.uint8), pear
 
 
-def test_finds_what_stands_out(photo):
-    image, pear = photo
+def test_finds_what_stands_out(scene):
+    image, pear = scene
     found = find_grabcut_regions(np.random.default_rng(1), image, 40)
     assert 1 <= len(found) <= 3
     assert found.dtype == bool
     assert max((pear & region).sum() / (pear | region).sum() for region in found) > 0.95
 
 
-def test_finds_nothing_in_noise(photo):
+def test_finds_nothing_in_noise(scene):
     noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
     assert find_grabcut_regions(np.random.default_rng(0), noise, 10).shape == (0, 120, 160)
 
 
-def test_a_labelled_pool_trains_on_its_regions(photo, tmp_path, monkeypatch, capsys):
-    image, pear = photo
+def test_a_labelled_pool_trains_on_its_regions(scene, tmp_path, monkeypatch, capsys):
+    image, pear = scene
     write_pool(tmp_path)
     for file in tmp_path.glob("background_*.png"):
         Image.fromarray(image).save(file)

@@ -14,7 +14,7 @@ def pool_dir(tmp_path_factory):
     return write_pool(tmp_path_factory.mktemp("pool"))
 
 
-def test_surfaces_do_not_overlap_and_cover_most_of_the_picture(pool_dir):
+def test_surfaces_do_not_overlap_and_cover_most_of_the_image(pool_dir):
     pool = load_pool(str(pool_dir), "train")
     for seed in range(20):
         image, masks = mosaic(np.random.default_rng(seed), pool, 40, 64)
@@ -28,7 +28,7 @@ def test_surfaces_do_not_overlap_and_cover_most_of_the_picture(pool_dir):
 
 
 def test_a_stage_can_ask_for_mosaics_alone(pool_dir):
-    """Every pixel that is in the picture belongs to at most one mask, which composites with parts do not keep to."""
+    """Every pixel that is in the image belongs to at most one mask, which composites with parts do not keep to."""
     plain = CompositeConfig(labelled=0, pseudo_regions=0, parts=1, degrade=0)
     data, stage = CompositeDataConfig(str(pool_dir), plain), StageConfig(64, 4, 16, num_steps=3, mosaics=1.0)
     batch = next(make_batches(data, stage, seed=0, first_step=0))

@@ -96,7 +96,7 @@ def test_shapes_and_dtypes(examples):
         assert example["image_id"] == index
 
 
-def test_masks_are_where_mask_valid_says_and_inside_the_picture(examples):
+def test_masks_are_where_mask_valid_says_and_inside_the_image(examples):
     for example in examples:
         h, w = example["input_size"]
         assert example["mask_valid"].any()
@@ -107,7 +107,7 @@ def test_masks_are_where_mask_valid_says_and_inside_the_picture(examples):
         assert (example["image"][:, w:] == PIXEL_MEAN_RGB).all()
 
 
-def test_pictures_of_every_orientation_occur_and_fill_the_longer_side(examples):
+def test_images_of_every_orientation_occur_and_fill_the_longer_side(examples):
     sizes = np.array([example["input_size"] for example in examples])
     assert (sizes.max(axis=1) == 128).all()
     assert {-1, 0, 1} <= set(np.sign(sizes[:, 0] - sizes[:, 1]).tolist())
@@ -136,7 +136,7 @@ def test_large_and_hollow_masks_are_kept_more_often():
 
 
 def test_a_mask_lies_on_its_object(pool):
-    """With one plain cut-out on a plain canvas the mask can be read off the picture."""
+    """With one plain cut-out on a plain canvas the mask can be read off the image."""
     scene = Scene(np.zeros((40, 60, 3), np.uint8))
     disc = Patch.from_rgba(pool.cutouts[4])
     scene.paste(disc, -20, 30)
@@ -187,9 +187,9 @@ def test_splits_share_no_file(pool):
 
 
 def test_split_of_is_stable_and_about_one_in_ten():
-    splits = [split_of(f"package/picture_{number}.png") for number in range(2000)]
+    splits = [split_of(f"package/image_{number}.png") for number in range(2000)]
     assert 150 < splits.count("val") < 250
-    assert splits == [split_of(f"package/picture_{number}.png") for number in range(2000)]
+    assert splits == [split_of(f"package/image_{number}.png") for number in range(2000)]
 
 
 def test_a_missing_pool_says_how_to_make_one(tmp_path):

@@ -114,8 +114,8 @@ def test_image_dir_and_pickling(tmp_path):
     ("segmentation", "message"),
     [
         ({"size": [WIDTH, HEIGHT], "counts": "a"}, "its size is"),
-        ({"size": [HEIGHT, WIDTH], "counts": [3, 4]}, "its runs do not fill the picture"),
-        ({"size": [HEIGHT, WIDTH], "counts": [-1, 241]}, "its runs do not fill the picture"),
+        ({"size": [HEIGHT, WIDTH], "counts": [3, 4]}, "its runs do not fill the image"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-1, 241]}, "its runs do not fill the image"),
         ([[*SQUARE, 3]], "not made of pairs of numbers"),
         ([SQUARE, [*SQUARE, float("nan"), 3]], "not finite"),
         (SQUARE, "not made of pairs of numbers"),

@@ -49,7 +49,7 @@ KINDS = {
     "one level up": (["train/a.png", "train/b.png"], ["../train/a.png", "../train/b.png"]),
     "in sub-folders": (["a.png", "b.png"], ["images/x/a.png", "images/y/z/b.png"]),
     "some in sub-folders": (["a.png", "b.png"], ["images/a.png", "images/y/b.png"]),
-    "in another folder": (["a.png", "b.png"], ["pictures/a.png", "pictures/b.png"]),
+    "in another folder": (["a.png", "b.png"], ["images/a.png", "images/b.png"]),
     "with a folder more": (["set/train/a.png", "set/val/a.png"], ["images/train/a.png", "images/val/a.png"]),
     "flat": (["set/train/a.png", "set/val/b.png"], ["images/a.png", "images/b.png"]),
     "of Windows": (["train\\a.png", ".\\val\\a.png"], ["images/train/a.png", "images/val/a.png"]),

@@ -83,7 +83,7 @@ def test_finer_cells_follow_the_same_statement(placement, stride):
     assert reduced.any()
 
 
-def test_a_picture_of_the_released_size():
+def test_an_image_of_the_released_size():
     rng = np.random.default_rng(1)
     placement = Placement((1500, 2250), (683, 1024))
     segmentations = [encode(smooth_field(rng, 1500, 2250, cells) > 0.5) for cells in (2, 9)]
@@ -152,7 +152,7 @@ GOOD = encode(np.eye(6, 8, dtype=bool))
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"size": [8, 6], "counts": GOOD["counts"]}, r"mask 1 has size \[8, 6\], but the picture is \[6, 8\]"),
+        ({"size": [8, 6], "counts": GOOD["counts"]}, r"mask 1 has size \[8, 6\], but the image is \[6, 8\]"),
         ({"size": [6, 8], "counts": GOOD["counts"][:-1]}, "mask 1 has runs of .* 6 x 8 = 48"),
         ({"size": [6, 8], "counts": GOOD["counts"] + "1"}, "mask 1 has runs of .* 6 x 8 = 48"),
         ({"size": [6, 8], "counts": [20, 27]}, "mask 1 has runs of 47 pixels"),

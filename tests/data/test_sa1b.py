@@ -319,7 +319,7 @@ def broken_folder(path):
         5: "sa_5.json: mask 1 has area 17, but its RLE covers 300 pixels",
         6: "sa_6.json: mask 1 has bbox [0, 0, 3, 3]",
         7: "sa_7.json: mask 1 has bbox None",
-        8: "sa_8.json: mask 0 has size [40, 60], but the picture is [44, 60]",
+        8: "sa_8.json: mask 0 has size [40, 60], but the image is [44, 60]",
     }
 
 
@@ -384,7 +384,7 @@ def test_measure_takes_images_from_all_over(tars):
     assert seen == [0, 2]
 
 
-def test_stats_writes_a_table_figures_and_a_picture(tars, tmp_path, capsys):
+def test_stats_writes_a_table_figures_and_an_image(tars, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["stats", str(tars), "--out", str(out), "--limit", "4"]) == 0
     figures = json.loads((out / "stats.json").read_text())
@@ -393,8 +393,8 @@ def test_stats_writes_a_table_figures_and_a_picture(tars, tmp_path, capsys):
     assert figures["concavity"]["largest"] == pytest.approx(0)
     assert sum(map(sum, figures["centres"]["counts"])) == sum(figures["relative_size"]["histogram"]["counts"]) == 8
     assert "4 images, 8 masks" in capsys.readouterr().out
-    with Image.open(out / "stats.png") as picture:
-        colours = {colour for _, colour in picture.getcolors(1 << 20)}
+    with Image.open(out / "stats.png") as image:
+        colours = {colour for _, colour in image.getcolors(1 << 20)}
     assert {(43, 108, 176), (13, 28, 66), (255, 232, 140)} <= colours  # bars, and both ends of the map
 
 

@@ -22,7 +22,7 @@ def iou(a, b):
 
 
 def squared_depth(region):
-    """(H, W) int: squared distance of each pixel to the nearest one outside; what lies beyond the photo is outside."""
+    """(H, W) int: squared distance of each pixel to the nearest one outside; what lies beyond the image is outside."""
     padded = np.pad(region, 1)
     depth = np.zeros(padded.shape, np.int64)
     inside, outside = np.argwhere(padded), np.argwhere(~padded)
@@ -59,15 +59,15 @@ def border(mask, ratio=0.02):
 
 
 class SlowSam:
-    """One photo and its prompts, one after the other."""
+    """One image and its prompts, one after the other."""
 
     def __init__(self, config, variables, image):
         self.model, self.variables, self.side = Sam(config), variables, config.image_size
         self.original = image.shape[:2]
         resized = resize_longest_side(image, self.side)
         self.input = resized.shape[:2]
-        picture, size = pad_to_square(resized, self.side)[None], np.array([self.input], np.int32)
-        self.encoded = encode_images(self.model, variables, picture, size)
+        frame, size = pad_to_square(resized, self.side)[None], np.array([self.input], np.int32)
+        self.encoded = encode_images(self.model, variables, frame, size)
 
     def predict(self, clicks=(), box=None, logits=None, slots=1):
         """Masks (4, H, W) bool, low-res logits (4, l, l) and predicted IoU (4,); the unambiguous mask first."""

@@ -7,13 +7,13 @@ from sam_jax.evaluation.clicks import Click, first_click, next_click
 from tests.evaluation import statement
 
 
-def picture(*rows):
+def image(*rows):
     """Rows of '#' and '.' as (H, W) bool."""
     return np.array([[letter == "#" for letter in row] for row in rows])
 
 
 def test_the_first_click_is_the_middle_of_the_thickest_part():
-    mask = picture(
+    mask = image(
         "..........",
         ".#######..",
         ".#####....",
@@ -25,16 +25,16 @@ def test_the_first_click_is_the_middle_of_the_thickest_part():
     assert first_click(mask) == Click(3, 3, 1)
 
 
-def test_the_photo_ends_at_its_border():
+def test_the_image_ends_at_its_border():
     """Were beyond the border still object, the corner would be deepest."""
-    mask = picture("#####..", "#####..", "#####..", "#####..", "#####..")
+    mask = image("#####..", "#####..", "#####..", "#####..", "#####..")
     assert first_click(mask) == Click(2, 2, 1)
     assert first_click(np.ones((3, 9), bool)) == Click(1, 1, 1)
 
 
 def test_of_equals_the_first_in_reading_order():
-    assert first_click(picture("....", ".##.", ".##.", "....")) == Click(1, 1, 1)
-    assert first_click(picture("#...#", ".....", "#...#")) == Click(0, 0, 1)
+    assert first_click(image("....", ".##.", ".##.", "....")) == Click(1, 1, 1)
+    assert first_click(image("#...#", ".....", "#...#")) == Click(0, 0, 1)
 
 
 def test_the_deeper_error_wins_not_the_larger():
@@ -62,15 +62,15 @@ def test_missed_and_surplus_side_by_side_are_two_errors():
 
 
 def test_no_pixel_is_clicked_twice():
-    true = picture("...", ".#.", "...")
+    true = image("...", ".#.", "...")
     click = first_click(true)
     assert next_click(true, np.zeros_like(true), [click]) is None
-    row = picture(".....", ".###.", ".....")
+    row = image(".....", ".###.", ".....")
     assert next_click(row, np.zeros_like(row), [Click(1, 1, 1), Click(2, 1, 0)]) == Click(3, 1, 1)
 
 
 def test_nothing_wrong_no_click():
-    mask = picture(".#.", "###")
+    mask = image(".#.", "###")
     assert next_click(mask, mask) is None
 
 

@@ -58,7 +58,7 @@ def test_a_report_of_two_sets(run, tmp_path):
 
 
 def check_page(page, report):
-    """Nothing from elsewhere, valid charts, names escaped, and pictures that open."""
+    """Nothing from elsewhere, valid charts, names escaped, and images that open."""
     assert "a &amp; b" in page
     assert "a & b" not in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
@@ -66,11 +66,11 @@ def check_page(page, report):
     charts = [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.S)]
     assert len(charts) == 2
     assert all(len(chart.findall("polyline")) == 2 for chart in charts)
-    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
-    assert len(pictures) == 6
-    for text in pictures:
-        with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
-            assert max(picture.size) <= 400
+    images = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+    assert len(images) == 6
+    for text in images:
+        with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+            assert max(image.size) <= 400
     for kind in ("best", "median", "worst"):
         assert page.count(f"<b>{kind}</b> IoU 0.") + page.count(f"<b>{kind}</b> IoU 1.") == 2
     assert f"{report['sets']['ADE20K']['miou']['box']['mean']:.3f}" in page
@@ -109,7 +109,7 @@ def test_sets_are_described(run):
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "python -m sam_jax.evaluation data/my_photos --checkpoint" in capsys.readouterr().out
+    assert "python -m sam_jax.evaluation data/my_images --checkpoint" in capsys.readouterr().out
 
 
 def test_mistakes_end_in_one_line(run, tmp_path):
@@ -146,11 +146,11 @@ def test_a_model_that_is_none(tmp_path, capsys, monkeypatch):
 
 def test_broken_images_are_reported_not_fatal(run, tmp_path):
     data = write_folder(tmp_path / "mine", 2)
-    (data / "sa_2.jpg").write_bytes(b"no picture")
+    (data / "sa_2.jpg").write_bytes(b"no image")
     code, _, _ = run(data, "--clicks", 1)
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert code == 0
     assert report["sets"]["mine"]["images"] == 1
-    assert "sa_2.jpg is not a picture" in report["sets"]["mine"]["skipped"][0]
-    assert "sa_2.jpg is not a picture" in (tmp_path / "out/report.html").read_text()
+    assert "sa_2.jpg is not an image" in report["sets"]["mine"]["skipped"][0]
+    assert "sa_2.jpg is not an image" in (tmp_path / "out/report.html").read_text()
     assert np.isfinite(report["sets"]["mine"]["miou"]["1 click"]["mean"])

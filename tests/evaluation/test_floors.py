@@ -13,7 +13,7 @@ H, W = 80, 120
 
 
 def draw(scale):
-    """A bright disc and a dark rectangle on grey noise, in a picture of `scale` times (H, W)."""
+    """A bright disc and a dark rectangle on grey noise, in an image of `scale` times (H, W)."""
     rng = np.random.default_rng(0)
     image = rng.integers(110, 130, (scale * H, scale * W, 3), np.uint8)
     y, x = (np.mgrid[: scale * H, : scale * W] + 0.5) / scale
@@ -59,7 +59,7 @@ def test_grabcut_finds_what_is_plain_to_see(scene):
 
 @pytest.mark.oracle
 def test_felzenszwalb_finds_what_is_plain_to_see():
-    result = evaluate_floors(draw(3))  # it smooths the picture first: a pixel of each outline goes to neither side
+    result = evaluate_floors(draw(3))  # it smooths the image first: a pixel of each outline goes to neither side
     assert (result.iou[:, list(result.columns).index(floors.FELZENSZWALB[1])] > 0.9).all()
 
 

@@ -43,7 +43,7 @@ def test_boundary_agrees_with_brute_force(seed):
     assert np.array_equal(mask_boundary(mask, 0.05), statement.border(mask, 0.05))
 
 
-def test_boundary_at_the_photos_edge_and_of_nothing():
+def test_boundary_at_the_images_edge_and_of_nothing():
     full = np.ones((100, 100), bool)
     ring = mask_boundary(full)
     assert ring[:3].all()

@@ -15,11 +15,11 @@ SIZES = ((60, 96), (150, 70), (33, 33))
 
 @pytest.fixture(scope="module")
 def scene(variables):
-    """A group of five objects in three photos of several sizes, and the photos."""
+    """A group of five objects in three images of several sizes, and the images."""
     from concurrent.futures import ThreadPoolExecutor
 
     rng = np.random.default_rng(0)
-    photos = [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
     targets = []
     for image in (0, 0, 0, 1, 2):
         h, w = SIZES[image]
@@ -29,16 +29,16 @@ def scene(variables):
         targets.append(Target(image, encode_mask(mask)))
     with ThreadPoolExecutor(2) as pool:
         engine = Engine(Sam(TINY), variables, pool)
-        yield ObjectGroup(engine, engine.encode(photos, batch=4), targets, (5, 2)), photos
+        yield ObjectGroup(engine, engine.encode(images, batch=4), targets, (5, 2)), images
 
 
 def check(scene, variables, predictions, low_res, **prompts):
     """Holds masks of a group to those of SamPredictor, but for pixels whose logit is zero but for rounding."""
-    group, photos = scene
-    masks, estimates = group.in_photo(low_res), group.gather(predictions.iou_predictions)
+    group, images = scene
+    masks, estimates = group.in_image(low_res), group.gather(predictions.iou_predictions)
     for number, target in enumerate(group.targets):
         predictor = SamPredictor(Sam(TINY), variables)
-        predictor.set_image(photos[target.image])
+        predictor.set_image(images[target.image])
         mine = {name: value[number] for name, value in prompts.items()}
         three = predictor.predict(**mine, multimask_output=True, return_logits=True)
         one = predictor.predict(**mine, multimask_output=False, return_logits=True)

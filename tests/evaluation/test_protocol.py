@@ -35,7 +35,7 @@ class Images:
         return found
 
 
-def labelled(image, *masks, name="photo"):
+def labelled(image, *masks, name="image"):
     return LabelledImage(name, image, tuple(map(encode_mask, masks)))
 
 
@@ -77,7 +77,7 @@ def test_agrees_with_the_slow_statement(mini, variables, one_by_one):
 def test_agrees_with_the_slow_statement_where_masks_are_taken_to_edges(mini, variables):
     config, images = dataclasses.replace(TINY, crf=True), Images([mini[number] for number in (0, 7, 9)])
     result = evaluate(Sam(config), variables, images, EvaluationOptions(clicks=COUNTS, images_per_batch=2))
-    # Sums over a picture's colours round as the number of masks beside has it: a logit near zero may change its sign.
+    # Sums over an image's colours round as the number of masks beside has it: a logit near zero may change its sign.
     check_against_statement(config, variables, images, result, stray_pixels=3)
 
 
@@ -91,13 +91,13 @@ def test_boundaries_agree_with_the_slow_statement(mini, one_by_one):
 
 
 def squares(seed, count, size=(60, 80)):
-    """A noisy photo with `count` rectangles, some within others."""
+    """A noisy image with `count` rectangles, some within others."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((count, *size), bool)
     for mask in masks:
         y, x = rng.integers(0, size[0] - 20), rng.integers(0, size[1] - 20)
         mask[y : y + rng.integers(4, 20), x : x + rng.integers(4, 20)] = True
-    return labelled(rng.integers(0, 256, (*size, 3), np.uint8), *masks, name=f"photo {seed}")
+    return labelled(rng.integers(0, 256, (*size, 3), np.uint8), *masks, name=f"image {seed}")
 
 
 @pytest.mark.long
@@ -129,7 +129,7 @@ def test_a_right_mask_ends_the_clicking(variables, monkeypatch):
     def perfect(self, low_res_masks, boxes=None):
         return [np.repeat(target.mask[None], low_res_masks.shape[2], axis=0) for target in self.targets]
 
-    monkeypatch.setattr("sam_jax.evaluation.objects.ObjectGroup.in_photo", perfect)
+    monkeypatch.setattr("sam_jax.evaluation.objects.ObjectGroup.in_image", perfect)
     result = evaluate(Sam(TINY), variables, Images([squares(0, 2)]), EvaluationOptions(clicks=(1, 2, 9)))
     assert (result.iou == 1).all()
     assert (result.boundary_iou == 1).all()
@@ -155,7 +155,7 @@ def test_what_cannot_be_read_is_left_out(variables, caplog):
     images = Images([DataError("one.jpg is broken"), empty, squares(0, 2), empty])
     result = evaluate(Sam(TINY), variables, images, EvaluationOptions(clicks=(1,), boxes=False))
     assert result.skipped == ("one.jpg is broken",)
-    assert result.images == ("photo 0",)
+    assert result.images == ("image 0",)
     assert result.indices.tolist() == [2]
     assert "one.jpg is broken" in caplog.text
     with pytest.raises(DataError, match=r"memory: no mask in 2 images.*one\.jpg"):

@@ -17,7 +17,7 @@ from tests.tiny import TINY
 
 FILE = Path(__file__).with_name("official.npz")
 SIDE, LOW = TINY.image_size, TINY.image_size // 4
-# name: size of the photo, and its size in the input frame.
+# name: size of the image, and its size in the input frame.
 POSTPROCESS = {"smaller": ((37, 53), (56, 80)), "larger": ((149, 113), (80, 61))}
 
 

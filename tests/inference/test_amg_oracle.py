@@ -15,8 +15,8 @@ from tests.tiny import TINY
 
 pytestmark = pytest.mark.oracle
 SHAPES = [(70, 110), (120, 90), (40, 40), (300, 200)]
-PHOTOS = sorted((Path(__file__).parents[1] / "devset_mini").glob("*.jpg"))
-# Noise as the random model's masks are spreads over the whole picture. Of its peaks alone many boxes are small; the
+IMAGES = sorted((Path(__file__).parents[1] / "devset_mini").glob("*.jpg"))
+# Noise as the random model's masks are spreads over the whole image. Of its peaks alone many boxes are small; the
 # official class fails where no crop finds anything.
 THRESHOLD = 0.7
 OPTIONS = dict(
@@ -92,10 +92,10 @@ def test_records_are_those_of_the_official_generator(pair, shape, layers, region
 
     official, model, variables = pair
     options = OPTIONS | {"crop_n_layers": layers, "min_mask_region_area": region}
-    photo = np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8)
-    expected = build_generator(official, **options).generate(photo)
+    image = np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8)
+    expected = build_generator(official, **options).generate(image)
     assert len(expected) > 1
-    compare(SamAutomaticMaskGenerator(model, variables, **options).generate(photo), expected)
+    compare(SamAutomaticMaskGenerator(model, variables, **options).generate(image), expected)
 
 
 @pytest.mark.parametrize(("shape", "layers"), [((1, 60), 0), ((60, 1), 0), ((60, 2), 1), ((60, 3), 1), ((3, 60), 1)])
@@ -122,9 +122,9 @@ def test_run_lengths_are_those_of_the_official_generator(pair, mode):
     from tests.oracle import build_generator
 
     official, model, variables = pair
-    photo = np.random.default_rng(1).integers(0, 255, (70, 110, 3), np.uint8)
-    expected = build_generator(official, **OPTIONS, output_mode=mode).generate(photo)
-    found = SamAutomaticMaskGenerator(model, variables, **OPTIONS, output_mode=mode).generate(photo)
+    image = np.random.default_rng(1).integers(0, 255, (70, 110, 3), np.uint8)
+    expected = build_generator(official, **OPTIONS, output_mode=mode).generate(image)
+    found = SamAutomaticMaskGenerator(model, variables, **OPTIONS, output_mode=mode).generate(image)
     assert [record["segmentation"] for record in found] == [record["segmentation"] for record in expected]
     for record, other in zip(found, expected, strict=True):
         assert list(record) == list(other)
@@ -146,10 +146,10 @@ def bundled():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("layers", [0, 1, 2])
 @pytest.mark.parametrize("region", [0, 100])
-def test_records_on_photos(bundled, photo, layers, region):
+def test_records_on_images(bundled, path, layers, region):
     """Thresholds are low, so that a weak model's masks pass, too."""
     from tests.oracle import build_generator
 
@@ -162,7 +162,7 @@ def test_records_on_photos(bundled, photo, layers, region):
         crop_n_points_downscale_factor=2,
         min_mask_region_area=region,
     )
-    image = read_image(photo)
+    image = read_image(path)
     expected = build_generator(official, **options).generate(image)
     assert len(expected) > 10
     compare(SamAutomaticMaskGenerator(model, variables, **options).generate(image), expected)

@@ -36,7 +36,7 @@ def discs():
 
 
 @pytest.fixture(scope="module")
-def photo():
+def image():
     return np.random.default_rng(0).integers(0, 255, (70, 110, 3), np.uint8)
 
 
@@ -45,11 +45,11 @@ def generator(**options):
 
 
 @pytest.fixture(scope="module")
-def records(photo):
-    return generator().generate(photo)
+def records(image):
+    return generator().generate(image)
 
 
-def test_records_describe_their_masks(records, photo):
+def test_records_describe_their_masks(records, image):
     assert len(records) > 3
     for record in records:
         mask = record["segmentation"]
@@ -66,9 +66,9 @@ def test_records_describe_their_masks(records, photo):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_output_modes_hold_the_same_masks(records, photo):
+def test_output_modes_hold_the_same_masks(records, image):
     for other in ("coco_rle", "uncompressed_rle", "low_res"):
-        found = generator(output_mode=other).generate(photo)
+        found = generator(output_mode=other).generate(image)
         assert [r["bbox"] for r in found] == [r["bbox"] for r in records]
         for record, expected in zip(found, records, strict=True):
             segmentation, mask = record["segmentation"], expected["segmentation"]
@@ -80,37 +80,37 @@ def test_output_modes_hold_the_same_masks(records, photo):
             np.testing.assert_array_equal(coco.decode(segmentation), mask)
 
 
-def test_the_size_of_batches_and_chunks_changes_nothing(records, photo, monkeypatch):
+def test_the_size_of_batches_and_chunks_changes_nothing(records, image, monkeypatch):
     monkeypatch.setattr(mask_candidates, "CHUNK_PIXELS", 128 * 128 * 2)
-    found = generator(points_per_batch=16).generate(photo)
+    found = generator(points_per_batch=16).generate(image)
     assert [r["bbox"] for r in found] == [r["bbox"] for r in records]
     for record, expected in zip(found, records, strict=True):
         np.testing.assert_array_equal(record["segmentation"], expected["segmentation"])
         np.testing.assert_allclose(record["predicted_iou"], expected["predicted_iou"], atol=1e-5)
 
 
-def test_nothing_passes_is_an_empty_list(photo):
-    assert generator(pred_iou_thresh=1e6).generate(photo) == []
+def test_nothing_passes_is_an_empty_list(image):
+    assert generator(pred_iou_thresh=1e6).generate(image) == []
     assert (
-        generator(pred_iou_thresh=1e6, crop_n_layers=1, min_mask_region_area=5, mask_nms_thresh=0.5).generate(photo)
+        generator(pred_iou_thresh=1e6, crop_n_layers=1, min_mask_region_area=5, mask_nms_thresh=0.5).generate(image)
         == []
     )
-    assert generator(stability_score_thresh=1.1).generate(photo) == []
+    assert generator(stability_score_thresh=1.1).generate(image) == []
 
 
-def test_thresholds_are_the_models_own_unless_given(records, photo):
+def test_thresholds_are_the_models_own_unless_given(records, image):
     iou, stability = (np.median([r[name] for r in records]) for name in ("predicted_iou", "stability_score"))
     own = dataclasses.replace(TINY, pred_iou_thresh=float(iou), stability_score_thresh=float(stability) - 0.05)
     variables = random_variables(TINY)
-    found = SamAutomaticMaskGenerator(Sam(own), variables, points_per_side=4, points_per_batch=5).generate(photo)
+    found = SamAutomaticMaskGenerator(Sam(own), variables, points_per_side=4, points_per_batch=5).generate(image)
     assert 0 < len(found) < len(records)
     assert all(r["predicted_iou"] > iou and r["stability_score"] >= stability - 0.05 for r in found)
-    told = SamAutomaticMaskGenerator(Sam(own), variables, **LOOSE).generate(photo)
+    told = SamAutomaticMaskGenerator(Sam(own), variables, **LOOSE).generate(image)
     assert [r["bbox"] for r in told] == [r["bbox"] for r in records]
 
 
-def test_crops_stay_in_their_boxes_and_need_not_include_the_whole(photo):
-    found = generator(crop_n_layers=1, skip_full_image=True).generate(np.tile(photo, (4, 4, 1)))
+def test_crops_stay_in_their_boxes_and_need_not_include_the_whole(image):
+    found = generator(crop_n_layers=1, skip_full_image=True).generate(np.tile(image, (4, 4, 1)))
     assert found
     for record in found:
         x, y, w, h = record["crop_box"]
@@ -118,7 +118,7 @@ def test_crops_stay_in_their_boxes_and_need_not_include_the_whole(photo):
         outside = record["segmentation"].copy()
         outside[y : y + h + 1, x : x + w + 1] = False
         assert not outside.any()
-    both = generator(crop_n_layers=1).generate(photo)
+    both = generator(crop_n_layers=1).generate(image)
     assert any(record["crop_box"] == [0, 0, 110, 70] for record in both)
 
 
@@ -151,23 +151,23 @@ def test_an_image_of_pillow_is_treated_as_its_file():
     assert expected[0]["segmentation"]["size"] == [110, 70]
 
 
-def test_our_own_filters(records, photo):
+def test_our_own_filters(records, image):
     areas = [record["area"] for record in records]
     low, high = np.quantile(areas, [0.3, 0.8])
-    found = generator(min_mask_area=int(low), max_mask_area=int(high)).generate(photo)
+    found = generator(min_mask_area=int(low), max_mask_area=int(high)).generate(image)
     assert 0 < len(found) < len(records)
     assert all(int(low) <= record["area"] <= high for record in found)
-    assert all(record["area"] <= 0.3 * 7700 for record in generator(max_mask_cover=0.3).generate(photo))
-    apart = generator(mask_nms_thresh=0.3).generate(photo)
+    assert all(record["area"] <= 0.3 * 7700 for record in generator(max_mask_cover=0.3).generate(image))
+    apart = generator(mask_nms_thresh=0.3).generate(image)
     assert 1 < len(apart) < len(records)
     for one, other in itertools.combinations([record["segmentation"] for record in apart], 2):
         assert (one & other).sum() / (one | other).sum() <= 0.3
 
 
-def test_small_regions_go(photo):
+def test_small_regions_go(image):
     from scipy import ndimage
 
-    found = generator(min_mask_region_area=30).generate(photo)
+    found = generator(min_mask_region_area=30).generate(image)
     assert found
     for record in found:
         for area in (record["segmentation"], ~record["segmentation"]):
@@ -193,11 +193,11 @@ def test_wrong_options(options, message):
         generator(**options)
 
 
-def test_own_points(photo):
-    found = generator(points_per_side=None, point_grids=[np.array([[0.5, 0.25]])]).generate(photo)
+def test_own_points(image):
+    found = generator(points_per_side=None, point_grids=[np.array([[0.5, 0.25]])]).generate(image)
     assert {tuple(record["point_coords"][0]) for record in found} == {(55.0, 17.5)}
 
 
-def test_a_picture_of_another_type_is_refused():
+def test_an_image_of_another_type_is_refused():
     with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8"):
         generator().generate(np.zeros((5, 5)))

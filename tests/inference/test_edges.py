@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from sam_jax.batch.prompt_files import ObjectPrompt, PhotoObjects
+from sam_jax.batch.prompt_files import ImageObjects, ObjectPrompt
 from sam_jax.batch.segmenters import PromptedSegmenter
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.predictor import SamPredictor
@@ -22,7 +22,7 @@ BOX = np.array([10.0, 12.0, 70.0, 44.0])
 
 
 @pytest.fixture(scope="module")
-def photo():
+def image():
     """Patches of plain colours and a little noise, wider than high."""
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 256, (4, 6, 3)).repeat(15, axis=0).repeat(16, axis=1)
@@ -30,25 +30,25 @@ def photo():
 
 
 @pytest.fixture(scope="module")
-def pair(variables, photo):
+def pair(variables, image):
     """The predictor of the same weights, without and with."""
     pair = [SamPredictor(Sam(config), variables) for config in (TINY, WITH)]
     for predictor in pair:
-        predictor.set_image(photo)
+        predictor.set_image(image)
     return pair
 
 
 @pytest.fixture(scope="module")
-def expected_logits(photo):
-    """Low-resolution logits (M, l, l) and a box in the input frame -> logits of the photo (M, H, W)."""
-    resized = resize_longest_side(photo, SIDE)
+def expected_logits(image):
+    """Low-resolution logits (M, l, l) and a box in the input frame -> logits of the image (M, H, W)."""
+    resized = resize_longest_side(image, SIDE)
     size = np.array(resized.shape[:2])
     frame = normalize_batch(pad_to_square(resized, SIDE)[None], size[None], TINY.pixel_mean, TINY.pixel_std)
     pixels = picture_pixels(frame[0], size, PATCH)
 
     def refine(low_res, box=None):
         refined = refine_masks(low_res[None], pixels, None if box is None else np.float32(box)[None], PATCH)[0]
-        return np.asarray(postprocess_masks(refined, resized.shape[:2], photo.shape[:2], (SIDE, SIDE)))
+        return np.asarray(postprocess_masks(refined, resized.shape[:2], image.shape[:2], (SIDE, SIDE)))
 
     return refine
 
@@ -82,7 +82,7 @@ def test_a_point_on_the_object_outside_its_box_lets_the_mask_reach_it(pair):
     assert 70 < rightmost(1) <= 90
 
 
-def test_many_objects_are_those_of_one_by_one(pair, photo):
+def test_many_objects_are_those_of_one_by_one(pair, image):
     boxes = np.array([BOX, [0, 0, 30, 30], [40, 5, 96, 60]])
     together = pair[1].predict_many(boxes=boxes)
     for number, box in enumerate(boxes):
@@ -95,20 +95,20 @@ def test_what_is_fed_back_is_the_models_own_mask(pair):
     np.testing.assert_allclose(again[0].low_res_masks, again[1].low_res_masks, atol=1e-5)
 
 
-def test_prompted_segmenters_give_the_predictors_masks(pair, variables, photo):
+def test_prompted_segmenters_give_the_predictors_masks(pair, variables, image):
     segmenter = PromptedSegmenter(Sam(WITH), variables).on_device(jax.devices()[0])
-    (found,) = segmenter.find(photo, PhotoObjects((ObjectPrompt(box=tuple(BOX)),)))
+    (found,) = segmenter.find(image, ImageObjects((ObjectPrompt(box=tuple(BOX)),)))
     mask = np.unpackbits(found.bits, axis=1, count=96).astype(bool)
     assert_nearly_all(mask, pair[1].predict(box=BOX, multimask_output=False).masks[0])
 
 
 @pytest.fixture(scope="module")
-def everything(variables, photo):
+def everything(variables, image):
     """Records without and with, and those with as logits."""
 
     def generate(config, **options):
         loose = dict(points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0)
-        return SamAutomaticMaskGenerator(Sam(config), variables, **loose, **options).generate(photo)
+        return SamAutomaticMaskGenerator(Sam(config), variables, **loose, **options).generate(image)
 
     return generate(TINY), generate(WITH), generate(WITH, output_mode="low_res")
 

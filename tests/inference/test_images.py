@@ -1,4 +1,4 @@
-"""Photos as people have them come out upright and RGB; everything else is one line that says what to do."""
+"""Images as people have them come out upright and RGB; everything else is one line that says what to do."""
 
 import contextlib
 import io
@@ -15,8 +15,8 @@ from sam_jax.inference.images import ImageError, read_image, read_mask_input
 RGB = np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8)
 
 
-def saved(path, picture, **options):
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def saved(path, pixels, **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(path, **options)
     return path
 
@@ -96,7 +96,7 @@ def test_exif_orientation(tmp_path, orientation):
 
 
 def test_exif_rotated_jpeg(tmp_path):
-    """A telephone held upright: the sensor's left side is the photo's top."""
+    """A telephone held upright: the sensor's left side is the image's top."""
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = np.zeros((32, 64, 3), np.uint8)
@@ -108,9 +108,9 @@ def test_exif_rotated_jpeg(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(90, 1), (1, 90), (1, 1)])
-def test_thin_photos(tmp_path, size):
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    assert_reads(saved(tmp_path / "thin.png", picture), picture)
+def test_thin_images(tmp_path, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    assert_reads(saved(tmp_path / "thin.png", pixels), pixels)
 
 
 def png(width, height):
@@ -124,8 +124,8 @@ def png(width, height):
 
 
 def jpeg():
-    buffer, picture = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    Image.fromarray(picture).save(buffer, "JPEG", quality=90)
+    buffer, pixels = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
@@ -143,8 +143,8 @@ def assert_refused(path, message, **options):
     [
         (jpeg()[:1500], "is broken .*truncated.*fetch or export it again"),
         (jpeg()[:20], r"fetch or export it again|convert it to JPEG or PNG"),
-        (b"This is a letter.\n", "is not a picture that PIL can read; convert it to JPEG or PNG"),
-        (b"", "is not a picture that PIL can read"),
+        (b"This is a letter.\n", "is not an image that PIL can read; convert it to JPEG or PNG"),
+        (b"", "is not an image that PIL can read"),
         (png(64, 64), "is broken"),
         (png(64, 64)[:40], "PIL can read|is broken"),
         (png(20_000, 20_000), "has 20000x20000 = 400,000,000 pixels, more than the limit of .*shrink it, or raise max"),
@@ -152,14 +152,14 @@ def assert_refused(path, message, **options):
     ],
 )
 def test_broken_files(tmp_path, content, message):
-    path = tmp_path / "photo.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(content)
     assert_refused(path, message)
 
 
-def test_paths_that_are_no_photo(tmp_path):
-    assert_refused(tmp_path / "nowhere.jpg", "does not exist; expected a photo")
-    assert_refused(tmp_path, "is a directory; expected a photo")
+def test_paths_that_are_no_image(tmp_path):
+    assert_refused(tmp_path / "nowhere.jpg", "does not exist; expected an image")
+    assert_refused(tmp_path, "is a directory; expected an image")
 
 
 def test_max_pixels(tmp_path):
@@ -170,14 +170,14 @@ def test_max_pixels(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # it tells of every odd tag
 def test_damaged_bytes_are_never_another_error(tmp_path):
-    """Files with random bytes overwritten: a picture or an ImageError, nothing else."""
+    """Files with random bytes overwritten: an image or an ImageError, nothing else."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
     buffers = []
     for kind, options in (("JPEG", {"exif": exif}), ("PNG", {"exif": exif}), ("TIFF", {}), ("GIF", {}), ("WEBP", {})):
         buffers.append(io.BytesIO())
         Image.fromarray(RGB).save(buffers[-1], kind, **options)
-    rng, path = np.random.default_rng(0), tmp_path / "photo"
+    rng, path = np.random.default_rng(0), tmp_path / "image"
     for content in (buffer.getvalue() for buffer in buffers):
         for _ in range(40):
             damaged = np.frombuffer(content, np.uint8).copy()

@@ -1,4 +1,4 @@
-"""Files on disk appear whole or not at all; pictures show what the masks say."""
+"""Files on disk appear whole or not at all; images show what the masks say."""
 
 import json
 
@@ -13,14 +13,14 @@ from sam_jax.inference.overlays import (
     mask_record,
     overlay_masks,
     side_by_side,
-    write_picture,
+    write_image,
     write_records,
 )
 from sam_jax.ops.rle import decode_mask
 
 
 @pytest.fixture
-def photo():
+def pixels():
     return np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
 
@@ -54,11 +54,11 @@ def test_write_records(tmp_path):
     assert content == {"image": {"file_name": "a.jpg", "width": 60, "height": 40}, "annotations": records}
 
 
-def test_write_picture(tmp_path, photo):
-    write_picture(tmp_path / "a.png", photo)
-    write_picture(tmp_path / "mask.png", photo[..., 0])
-    write_picture(tmp_path / "a.JPG", photo)
-    for name, expected in (("a.png", photo), ("mask.png", photo[..., 0])):
+def test_write_image(tmp_path, pixels):
+    write_image(tmp_path / "a.png", pixels)
+    write_image(tmp_path / "mask.png", pixels[..., 0])
+    write_image(tmp_path / "a.JPG", pixels)
+    for name, expected in (("a.png", pixels), ("mask.png", pixels[..., 0])):
         with Image.open(tmp_path / name) as image:
             np.testing.assert_array_equal(image, expected)
     with Image.open(tmp_path / "a.JPG") as image:
@@ -66,15 +66,15 @@ def test_write_picture(tmp_path, photo):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_overlay_leaves_everything_else_alone(photo):
-    masks, before = [rectangle(5, 10, 20, 30), rectangle(15, 25, 35, 50)], photo.copy()
-    out = overlay_masks(photo, masks)
+def test_overlay_leaves_everything_else_alone(pixels):
+    masks, before = [rectangle(5, 10, 20, 30), rectangle(15, 25, 35, 50)], pixels.copy()
+    out = overlay_masks(pixels, masks)
     assert out.dtype == np.uint8
-    assert out.shape == photo.shape
-    np.testing.assert_array_equal(photo, before)  # the caller's own
+    assert out.shape == pixels.shape
+    np.testing.assert_array_equal(pixels, before)  # the caller's own
     covered = masks[0] | masks[1]
-    np.testing.assert_array_equal(out[~covered], photo[~covered])
-    assert (out[covered] != photo[covered]).any(axis=-1).mean() > 0.98
+    np.testing.assert_array_equal(out[~covered], pixels[~covered])
+    assert (out[covered] != pixels[covered]).any(axis=-1).mean() > 0.98
 
 
 def test_overlay_tints_and_outlines():
@@ -89,7 +89,7 @@ def test_overlay_tints_and_outlines():
     assert abs(rim[0] - (0.4 * colour + 0.6 * 255)).max() <= 1
 
 
-def test_a_mask_that_is_cut_by_the_photo_has_no_outline_there():
+def test_a_mask_that_is_cut_by_the_image_has_no_outline_there():
     out = overlay_masks(np.zeros((40, 60, 3), np.uint8), [np.ones((40, 60), bool)])
     assert (out == out[20, 30]).all()
 
@@ -107,15 +107,15 @@ def test_small_masks_lie_above_large_ones(order):
     assert abs(out[10, 15] - (of_small * 0.4 + 153)).max() <= 1  # its outline is whole
 
 
-def test_overlay_of_no_mask_and_of_an_empty_one(photo):
-    np.testing.assert_array_equal(overlay_masks(photo, []), photo)
-    np.testing.assert_array_equal(overlay_masks(photo, [np.zeros((40, 60), bool)]), photo)
+def test_overlay_of_no_mask_and_of_an_empty_one(pixels):
+    np.testing.assert_array_equal(overlay_masks(pixels, []), pixels)
+    np.testing.assert_array_equal(overlay_masks(pixels, [np.zeros((40, 60), bool)]), pixels)
 
 
-def test_more_masks_than_colours(photo):
+def test_more_masks_than_colours(pixels):
     count = len(overlays.COLOURS) + 2
     masks = [rectangle(4 * i, 0, 4 * i + 3, 60) for i in range(count)]
-    assert (overlay_masks(photo, masks)[~np.any(masks, axis=0)] == photo[~np.any(masks, axis=0)]).all()
+    assert (overlay_masks(pixels, masks)[~np.any(masks, axis=0)] == pixels[~np.any(masks, axis=0)]).all()
 
 
 def test_draw_prompts():
@@ -152,8 +152,8 @@ def test_caption_keeps_the_size(shape):
     ],
 )
 def test_side_by_side(size, count, expected):
-    pictures = [np.full((*size, 3), 50 * i, np.uint8) for i in range(count)]
-    out = side_by_side(pictures, longest_side=100)
+    images = [np.full((*size, 3), 50 * i, np.uint8) for i in range(count)]
+    out = side_by_side(images, longest_side=100)
     assert out.shape == (*expected, 3)
     assert (out[0, 0] == 0).all()
     assert (out[-1, -1] == 50 * (count - 1)).all()

@@ -25,12 +25,12 @@ H, W = 60, 96  # wide, and larger than the frame of 80
 GRID, LOW = 5, 20
 
 
-def photo(h, w, seed=0):
+def make_image(h, w, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
 
 
 def points(n, p, seed=0, size=(H, W)):
-    """(N, P, 2) points inside a photo and their labels (N, P)."""
+    """(N, P, 2) points inside an image and their labels (N, P)."""
     rng = np.random.default_rng(seed)
     return rng.random((n, p, 2)) * (size[1], size[0]), rng.integers(0, 2, (n, p))
 
@@ -46,9 +46,9 @@ def logits(n, seed=0):
 
 @pytest.fixture(scope="module")
 def predictor(variables):
-    """With a photo that no test takes away."""
+    """With an image that no test takes away."""
     predictor = SamPredictor(Sam(TINY), variables)
-    predictor.set_image(photo(H, W))
+    predictor.set_image(make_image(H, W))
     return predictor
 
 
@@ -93,7 +93,7 @@ def test_logits_are_those_of_the_masks(predictor):
 
 def test_mask_threshold_is_the_configs(variables, predictor):
     strict = SamPredictor(Sam(dataclasses.replace(TINY, mask_threshold=0.7)), variables)
-    strict.set_image(photo(H, W))
+    strict.set_image(make_image(H, W))
     raw = predictor.predict(box=boxes(1)[0], return_logits=True).masks
     expected = raw > 0.7
     assert (expected != (raw > 0)).mean() > 0.05
@@ -101,7 +101,7 @@ def test_mask_threshold_is_the_configs(variables, predictor):
 
 
 def test_image_embedding_is_the_models_channels_first(predictor, variables):
-    resized = resize_longest_side(photo(H, W), 80)
+    resized = resize_longest_side(make_image(H, W), 80)
     padded = pad_to_square(resized, 80)[None]
     images = normalize_batch(padded, np.array([resized.shape[:2]]), TINY.pixel_mean, TINY.pixel_std)
     expected = jitted(TINY, "encode_image")(variables, images)
@@ -112,15 +112,15 @@ def test_image_embedding_is_the_models_channels_first(predictor, variables):
 
 def test_bgr_is_rgb_turned_round(variables, predictor):
     other = SamPredictor(Sam(TINY), variables)
-    other.set_image(photo(H, W)[..., ::-1], "BGR")
+    other.set_image(make_image(H, W)[..., ::-1], "BGR")
     np.testing.assert_array_equal(other.get_image_embedding(), predictor.get_image_embedding())
-    other.set_image(photo(H, W)[..., ::-1], image_format="RGB")
+    other.set_image(make_image(H, W)[..., ::-1], image_format="RGB")
     assert abs(other.get_image_embedding() - predictor.get_image_embedding()).max() > 1e-3
 
 
-def test_views_and_read_only_photos_are_taken(variables, predictor):
-    picture = photo(H, W)
-    tall = np.ascontiguousarray(picture.transpose(1, 0, 2))
+def test_views_and_read_only_images_are_taken(variables, predictor):
+    image = make_image(H, W)
+    tall = np.ascontiguousarray(image.transpose(1, 0, 2))
     tall.flags.writeable = False
     other = SamPredictor(Sam(TINY), variables)
     other.set_image(tall.transpose(1, 0, 2))
@@ -128,10 +128,10 @@ def test_views_and_read_only_photos_are_taken(variables, predictor):
 
 
 @pytest.mark.parametrize("size", [(80, 80), (130, 60), (23, 31), (120, 1), (1, 7)])
-def test_photos_of_any_shape(variables, size):
+def test_images_of_any_shape(variables, size):
     """Square, tall, smaller than the frame, and one pixel thin."""
     predictor = SamPredictor(Sam(TINY), variables)
-    predictor.set_image(photo(*size))
+    predictor.set_image(make_image(*size))
     h, w = size
     masks, ious, low_res = predictor.predict(np.array([[w / 2, h / 2], [0, 0], [w, h]]), np.array([1, 0, 1]))
     assert masks.shape == (3, h, w)
@@ -139,8 +139,8 @@ def test_photos_of_any_shape(variables, size):
     assert np.isfinite(low_res).all()
 
 
-def test_coordinates_are_the_photos_own(variables):
-    """The same place of the same picture, whatever its size: constant colours resize without a trace."""
+def test_coordinates_are_the_images_own(variables):
+    """The same place of the same image, whatever its size: constant colours resize without a trace."""
     predictors = [SamPredictor(Sam(TINY), variables) for _ in range(2)]
     plain = np.full((40, 80, 3), (200, 90, 30), np.uint8)
     predictors[0].set_image(plain)
@@ -156,29 +156,29 @@ def test_coordinates_are_the_photos_own(variables):
 def test_reset_image(variables):
     predictor = SamPredictor(Sam(TINY), variables)
     assert not predictor.is_image_set
-    predictor.set_image(photo(H, W))
+    predictor.set_image(make_image(H, W))
     assert predictor.is_image_set
     assert (predictor.original_size, predictor.input_size) == ((H, W), (50, 80))
     predictor.reset_image()
     assert not predictor.is_image_set
-    with pytest.raises(RuntimeError, match=r"no photo is set; call set_image\(image\) first"):
+    with pytest.raises(RuntimeError, match=r"no image is set; call set_image\(image\) first"):
         predictor.predict(box=boxes(1)[0])
 
 
-def test_a_second_photo_takes_the_place_of_the_first(variables, predictor):
+def test_a_second_image_takes_the_place_of_the_first(variables, predictor):
     other = SamPredictor(Sam(TINY), variables)
-    other.set_image(photo(31, 23, seed=1))
+    other.set_image(make_image(31, 23, seed=1))
     other.predict(box=np.array([1, 1, 20, 30]))
-    other.set_image(photo(H, W))
+    other.set_image(make_image(H, W))
     assert_same(other.predict(box=boxes(1)[0]), predictor.predict(box=boxes(1)[0]))
 
 
-def test_a_refused_photo_leaves_the_present_one(variables):
+def test_a_refused_image_leaves_the_present_one(variables):
     predictor = SamPredictor(Sam(TINY), variables)
-    predictor.set_image(photo(H, W))
+    predictor.set_image(make_image(H, W))
     before = predictor.predict(box=boxes(1)[0])
     with pytest.raises(ValueError, match="dtype float64"):
-        predictor.set_image(photo(H, W) / 255.0)
+        predictor.set_image(make_image(H, W) / 255.0)
     assert_same(predictor.predict(box=boxes(1)[0]), before)
 
 
@@ -338,25 +338,25 @@ def test_twenty_interactive_calls_compile_six_programs(variables):
     jax.clear_caches()
     predictor = SamPredictor(Sam(TINY), variables)
     with count_programs() as names:
-        predictor.set_image(photo(H, W))
+        predictor.set_image(make_image(H, W))
         for call in interactive_calls():
             predictor.predict(**call)
         predictor.predict(box=boxes(1)[0])
         predictor.predict()
     assert 3 <= len(names) <= 6, names
     with count_programs() as names:
-        predictor.set_image(photo(H, W, seed=1))
+        predictor.set_image(make_image(H, W, seed=1))
         for call in interactive_calls():
             predictor.predict(**call)
     assert names == []
 
 
-def test_another_photo_size_compiles_one_small_program(variables):
+def test_another_image_size_compiles_one_small_program(variables):
     predictor = SamPredictor(Sam(TINY), variables)
-    predictor.set_image(photo(H, W))
+    predictor.set_image(make_image(H, W))
     predictor.predict(box=boxes(1)[0])
     with count_programs() as names:
-        predictor.set_image(photo(71, 43))
+        predictor.set_image(make_image(71, 43))
         predictor.predict(box=np.array([1, 2, 30, 60]))
     assert len(names) == 1, names
 
@@ -375,23 +375,23 @@ def assert_plain(failure, *words):
 @pytest.mark.parametrize(
     ("image", "options", "words"),
     [
-        (photo(9, 9) / 255, {}, ["float64", "(9, 9, 3)", "expected (H, W, 3) uint8 in 0..255"]),
-        (photo(9, 9).astype(np.int32), {}, ["int32", "uint8"]),
-        (photo(9, 9) > 9, {}, ["bool", "uint8"]),
-        (photo(9, 9)[..., 0], {}, ["(9, 9)", "sam_jax.read_image reads grey, RGBA"]),
-        (photo(9, 9)[..., :1], {}, ["(9, 9, 1)", "sam_jax.read_image"]),
+        (make_image(9, 9) / 255, {}, ["float64", "(9, 9, 3)", "expected (H, W, 3) uint8 in 0..255"]),
+        (make_image(9, 9).astype(np.int32), {}, ["int32", "uint8"]),
+        (make_image(9, 9) > 9, {}, ["bool", "uint8"]),
+        (make_image(9, 9)[..., 0], {}, ["(9, 9)", "sam_jax.read_image reads grey, RGBA"]),
+        (make_image(9, 9)[..., :1], {}, ["(9, 9, 1)", "sam_jax.read_image"]),
         (np.zeros((9, 9, 4), np.uint8), {}, ["(9, 9, 4)", "sam_jax.read_image"]),
-        (photo(9, 9).transpose(2, 0, 1), {}, ["(3, 9, 9)", "(H, W, 3)"]),
-        (photo(9, 9)[None], {}, ["(1, 9, 9, 3)"]),
+        (make_image(9, 9).transpose(2, 0, 1), {}, ["(3, 9, 9)", "(H, W, 3)"]),
+        (make_image(9, 9)[None], {}, ["(1, 9, 9, 3)"]),
         (np.zeros((0, 9, 3), np.uint8), {}, ["(0, 9, 3)"]),
         ([[[1, 2, 3]]], {}, ["list", "numpy array"]),
-        ("photo.jpg", {}, ["str", "numpy array"]),
+        ("image.jpg", {}, ["str", "numpy array"]),
         (None, {}, ["NoneType", "numpy array"]),
-        (photo(9, 9), {"image_format": "HSV"}, ["'HSV'", "'RGB' or 'BGR'"]),
-        (photo(9, 9), {"image_format": "bgr"}, ["'bgr'", "'RGB' or 'BGR'"]),
+        (make_image(9, 9), {"image_format": "HSV"}, ["'HSV'", "'RGB' or 'BGR'"]),
+        (make_image(9, 9), {"image_format": "bgr"}, ["'bgr'", "'RGB' or 'BGR'"]),
     ],
 )
-def test_wrong_photos(variables, image, options, words):
+def test_wrong_images(variables, image, options, words):
     predictor = SamPredictor(Sam(TINY), variables)
     with pytest.raises(ValueError, match="expected") as failure:
         predictor.set_image(image, **options)
@@ -403,7 +403,7 @@ def test_an_image_of_pillow_is_treated_as_its_file(variables, tmp_path):
     """Turned upright by its EXIF, and RGB."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(photo(40, 60)).convert("RGBA").save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(make_image(40, 60)).convert("RGBA").save(tmp_path / "turned.png", exif=exif)
     predictor = SamPredictor(Sam(TINY), variables)
     predictor.set_image(read_image(tmp_path / "turned.png"))
     expected = predictor.get_image_embedding()
@@ -426,7 +426,7 @@ def test_an_image_of_pillow_is_treated_as_its_file(variables, tmp_path):
 def test_predict_before_set_image(variables):
     predictor = SamPredictor(Sam(TINY), variables)
     for call in (predictor.get_image_embedding, predictor.predict, predictor.predict_many):
-        with pytest.raises(RuntimeError, match=r"no photo is set; call set_image\(image\) first"):
+        with pytest.raises(RuntimeError, match=r"no image is set; call set_image\(image\) first"):
             call()
 
 
@@ -434,7 +434,7 @@ P, L = "point_coords", "point_labels"
 NAN = np.nan
 INSIDE = "which is 96x60 pixels"
 WRONG = {
-    "right of the photo": ({P: [[96.5, 3]], L: [1]}, ["point 96.5,3 lies outside the photo", INSIDE]),
+    "right of the image": ({P: [[96.5, 3]], L: [1]}, ["point 96.5,3 lies outside the image", INSIDE]),
     "below": ({P: [[5, 3], [50, 61]], L: [1, 1]}, ["point 50,61 lies outside", INSIDE]),
     "left": ({P: [[-1, 3]], L: [0]}, ["point -1,3 lies outside", INSIDE]),
     "swapped": ({P: [[10, 90]], L: [1]}, ["point 10,90 lies outside", INSIDE]),
@@ -456,7 +456,7 @@ WRONG = {
     "words": ({P: [["a", "b"]], L: [1]}, ["point_coords"]),
     "box x": ({"box": [50, 5, 50, 9]}, ["box 50,5,50,9 is empty", "x0 < x1 and y0 < y1", "corners"]),
     "box y": ({"box": [10, 9, 50, 5]}, ["box 10,9,50,5 is empty", "x0 < x1 and y0 < y1"]),
-    "box right": ({"box": [96, 5, 120, 9]}, ["box 96,5,120,9 lies outside the photo", INSIDE]),
+    "box right": ({"box": [96, 5, 120, 9]}, ["box 96,5,120,9 lies outside the image", INSIDE]),
     "box above": ({"box": [5, -9, 50, 0]}, ["box 5,-9,50,0 lies outside", INSIDE]),
     "box below": ({"box": [5, 60, 50, 70]}, ["box 5,60,50,70 lies outside", INSIDE]),
     "box NaN": ({"box": [5, NAN, 50, 9]}, ["box 5,nan,50,9"]),
@@ -533,7 +533,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
-def test_vit_b_on_a_large_photo_stays_below_four_gigabytes():
+def test_vit_b_on_a_large_image_stays_below_four_gigabytes():
     run = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(run.stdout) * unit < 4e9

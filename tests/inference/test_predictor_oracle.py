@@ -1,4 +1,4 @@
-"""Our predictor against the live official one, photo in, masks out: `pytest -m oracle`; ViT-B `-m "oracle or slow"`."""
+"""Our predictor against the live official one, image in, masks out: `pytest -m oracle`; ViT-B `-m "oracle or slow"`."""
 
 import gc
 import inspect
@@ -25,17 +25,17 @@ ODD = SamConfig(
 )
 CONFIGS = {"odd": ODD, "vit_b": vit_b()}
 # (h, w) for a frame of 1024; others scale with theirs. A sliver is one pixel wide, before and after resizing.
-PHOTOS = {"square": (1200, 1200), "wide": (700, 1500), "tall": (1500, 1001), "small": (333, 480), "sliver": (1500, 0)}
+IMAGES = {"square": (1200, 1200), "wide": (700, 1500), "tall": (1500, 1001), "small": (333, 480), "sliver": (1500, 0)}
 KINDS = ("nothing", "one_point", "three_points", "box", "box_negative", "refined_point", "mask_alone")
 
 
-def photo(name, side):
-    """Something like a photo (h, w, 3) uint8: smooth colours, hard edges and grain."""
-    rng, (h, w) = np.random.default_rng(len(name)), (max(1, length * side // 1024) for length in PHOTOS[name])
+def make_image(name, side):
+    """Something like an image (h, w, 3) uint8: smooth colours, hard edges and grain."""
+    rng, (h, w) = np.random.default_rng(len(name)), (max(1, length * side // 1024) for length in IMAGES[name])
     smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((w, h), Image.Resampling.BICUBIC)
     hard = Image.fromarray(rng.integers(0, 80, (5, 7, 3), np.uint8)).resize((w, h), Image.Resampling.NEAREST)
-    picture = np.asarray(smooth) * 0.6 + np.asarray(hard) + rng.integers(0, 20, (h, w, 3))
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image = np.asarray(smooth) * 0.6 + np.asarray(hard) + rng.integers(0, 20, (h, w, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module", params=["odd", pytest.param("vit_b", marks=pytest.mark.slow)])
@@ -51,17 +51,17 @@ def predictors(request):
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module", params=PHOTOS)
+@pytest.fixture(scope="module", params=IMAGES)
 def pair(request, predictors):
-    """Both with the same photo, and its (h, w)."""
-    picture = photo(request.param, predictors[0].model.config.image_size)
+    """Both with the same image, and its (h, w)."""
+    image = make_image(request.param, predictors[0].model.config.image_size)
     for predictor in predictors:
-        predictor.set_image(picture)
-    return *predictors, picture.shape[:2]
+        predictor.set_image(image)
+    return *predictors, image.shape[:2]
 
 
 def make_prompt(ours, size, kind):
-    """Arguments of `predict`, in the photo's pixels and off the pixel grid."""
+    """Arguments of `predict`, in the image's pixels and off the pixel grid."""
     h, w = size
     rng = np.random.default_rng(1)
     points = rng.random((3, 2)) * (w, h)
@@ -111,9 +111,9 @@ def test_shapes_and_dtypes(pair, options):
 
 
 def test_bgr(predictors):
-    picture = photo("small", predictors[0].model.config.image_size)
+    image = make_image("small", predictors[0].model.config.image_size)
     for predictor in predictors:
-        predictor.set_image(picture[..., ::-1], image_format="BGR")
+        predictor.set_image(image[..., ::-1], image_format="BGR")
     ours, official = predictors
     np.testing.assert_allclose(ours.get_image_embedding(), official.get_image_embedding().numpy(), rtol=0, atol=1e-4)
 

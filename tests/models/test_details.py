@@ -82,7 +82,7 @@ def test_features_see_20_pixels_and_no_more():
 
 
 def test_a_pixel_moves_the_mask_at_its_own_place_most():
-    """The way from picture to mask is not scrambled anywhere: without ViT, neck and prompts, only details are left."""
+    """The way from image to mask is not scrambled anywhere: without ViT, neck and prompts, only details are left."""
     variables = random_variables(DETAILED)
     embeddings = jitted(DETAILED, "encode_image")(variables, IMAGES)
     moved = embeddings.at[:, 1, 3, DETAILED.prompt_embed_dim :].multiply(2.0)

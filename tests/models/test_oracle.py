@@ -34,22 +34,22 @@ ODD = SamConfig(
     prompt_embed_dim=64,
 )
 CONFIGS = {"tiny": TINY, "odd": ODD, "vit_b": vit_b(), "vit_l": vit_l(), "vit_h": vit_h()}
-# (h, w) of the photos at a native size of 1024: square, wide, tall, smaller than the frame. Others scale with theirs.
-PHOTOS = {"square": (1200, 1200), "wide": (700, 1500), "tall": (1500, 1001), "small": (333, 480)}
+# (h, w) of the images at a native size of 1024: square, wide, tall, smaller than the frame. Others scale with theirs.
+IMAGES = {"square": (1200, 1200), "wide": (700, 1500), "tall": (1500, 1001), "small": (333, 480)}
 KINDS = ("one_point", "three_points", "box", "box_negative", "refined_point")
 
 
-def photo(name, side):
-    """Something like a photo (h, w, 3) uint8: smooth colours, hard edges and grain."""
-    rng, (h, w) = np.random.default_rng(len(name)), (length * side // 1024 for length in PHOTOS[name])
+def make_image(name, side):
+    """Something like an image (h, w, 3) uint8: smooth colours, hard edges and grain."""
+    rng, (h, w) = np.random.default_rng(len(name)), (length * side // 1024 for length in IMAGES[name])
     smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((w, h), Image.Resampling.BICUBIC)
     hard = Image.fromarray(rng.integers(0, 80, (5, 7, 3), np.uint8)).resize((w, h), Image.Resampling.NEAREST)
-    picture = np.asarray(smooth) * 0.6 + np.asarray(hard) + rng.integers(0, 20, (h, w, 3))
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image = np.asarray(smooth) * 0.6 + np.asarray(hard) + rng.integers(0, 20, (h, w, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 class Encoded(NamedTuple):
-    """A photo's sizes, and its image embeddings from both sides (1, h, w, C) and (1, C, h, w)."""
+    """An image's sizes, and its image embeddings from both sides (1, h, w, C) and (1, C, h, w)."""
 
     original_size: tuple[int, int]
     input_size: tuple[int, int]
@@ -66,18 +66,18 @@ class Pair:
         self.config = config
         self.official = build_official(config)
         self.variables = to_variables(config, dict(self.official.state_dict()))
-        self.photos = {name: self._encode(photo(name, config.image_size)) for name in PHOTOS}
+        self.images = {name: self._encode(make_image(name, config.image_size)) for name in IMAGES}
 
     @functools.cached_property
     def apply(self):
         model = Sam(self.config)
         return jax.jit(lambda *args: model.apply(*args, method="predict_masks"))
 
-    def _encode(self, picture):
+    def _encode(self, image):
         import torch
 
         side = self.config.image_size
-        resized = transforms.resize_longest_side(picture, side)
+        resized = transforms.resize_longest_side(image, side)
         size = resized.shape[:2]
         padded = transforms.pad_to_square(resized, side)[None]
         images = transforms.normalize_batch(padded, np.array([size]), self.config.pixel_mean, self.config.pixel_std)
@@ -85,7 +85,7 @@ class Pair:
         with torch.no_grad():
             planes = torch.from_numpy(resized.copy()).permute(2, 0, 1)[None]
             official = self.official.image_encoder(self.official.preprocess(planes))
-        return Encoded(picture.shape[:2], size, np.asarray(ours), official)
+        return Encoded(image.shape[:2], size, np.asarray(ours), official)
 
     @functools.cached_property
     def _encoder(self):
@@ -121,7 +121,7 @@ def official_decode(official, embeddings, prompts, multimask):
 
 
 def make_prompts(pair, encoded, kind):
-    """Two prompts of a kind inside a photo, in the input frame, without the image axis."""
+    """Two prompts of a kind inside an image, in the input frame, without the image axis."""
     h, w = encoded.input_size
     rng = np.random.default_rng(0)
     points = (rng.random((2, 3, 2)) * (w, h)).astype(np.float32)
@@ -139,19 +139,19 @@ def make_prompts(pair, encoded, kind):
     return one_point | {"mask_inputs": masks[np.arange(2), ious.argmax(axis=1)]}
 
 
-@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_image_embeddings(pair, name):
-    encoded = pair.photos[name]
+    encoded = pair.images[name]
     np.testing.assert_allclose(encoded.ours, encoded.official.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_and_scores(pair, name, kind):
-    """End to end: each side decodes its own embeddings. The masks are compared as logits and at the photo's size."""
+    """End to end: each side decodes its own embeddings. The masks are compared as logits and at the image's size."""
     import torch
 
-    encoded = pair.photos[name]
+    encoded = pair.images[name]
     prompts = make_prompts(pair, encoded, kind)
     ours = pair.apply(pair.variables, encoded.ours, Prompts(**{key: value[None] for key, value in prompts.items()}))
     frame = (pair.config.image_size,) * 2
@@ -170,8 +170,8 @@ def test_masks_and_scores(pair, name, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pair", PUBLISHED, indirect=True)  # the kernels do not take smaller decoders
 def test_masks_with_the_decoders_kernels(pair, kind):
-    """The TPU kernels, interpreted, on the wide photo."""
-    encoded = pair.photos["wide"]
+    """The TPU kernels, interpreted, on the wide image."""
+    encoded = pair.images["wide"]
     prompts = make_prompts(pair, encoded, kind)
     decoder = dataclasses.replace(pair.config.mask_decoder, kernels="pallas")
     model = Sam(dataclasses.replace(pair.config, mask_decoder=decoder))

@@ -52,10 +52,10 @@ def test_box_iou():
     np.testing.assert_allclose(thin, [[1, 5 / 15, 0, 0]], rtol=1e-6)
 
 
-def test_near_crop_edge_forgives_the_edges_of_the_picture():
+def test_near_crop_edge_forgives_the_edges_of_the_image():
     crop, image = np.array([0, 50, 100, 200]), np.array([0, 0, 300, 200])
     boxes = np.array([[0, 60, 40, 100], [30, 5, 60, 60], [30, 60, 85, 149], [30, 60, 79, 149], [25, 25, 50, 50]])
-    # left edge of both; top of the crop; right of the crop; well inside but for the picture's bottom; inside
+    # left edge of both; top of the crop; right of the crop; well inside but for the image's bottom; inside
     assert near_crop_edge(boxes, crop, image).tolist() == [False, True, True, False, False]
 
 

@@ -1,4 +1,4 @@
-"""Masks at a picture's edges: the mean field against a plain statement, and what it must do to simple pictures."""
+"""Masks at an image's edges: the mean field against a plain statement, and what it must do to simple images."""
 
 import re
 
@@ -19,8 +19,8 @@ prepare = jax.jit(crf.picture_pixels, static_argnames="patch_size")
 refine = jax.jit(crf.refine_masks)
 
 
-def pixels_of(picture, size=WHOLE):
-    return prepare(jnp.asarray(picture, jnp.float32), jnp.asarray(size), patch_size=PATCH)
+def pixels_of(image, size=WHOLE):
+    return prepare(jnp.asarray(image, jnp.float32), jnp.asarray(size), patch_size=PATCH)
 
 
 def blob(y, x, radius, side=FIELD // 2):
@@ -31,9 +31,9 @@ def blob(y, x, radius, side=FIELD // 2):
 
 def two_colours(edge, left=-1.0, right=1.0):
     """A frame whose left `edge` columns are of one colour and the rest of another."""
-    picture = np.full((SIDE, SIDE, 3), right)
-    picture[:, :edge] = left
-    return picture
+    image = np.full((SIDE, SIDE, 3), right)
+    image[:, :edge] = left
+    return image
 
 
 def slow_refinement(logits, pixels, boxes):
@@ -86,9 +86,9 @@ def test_rounds_pad_what_is_in_memory():
 
 def test_weights_are_those_of_like_neighbours():
     rng = np.random.default_rng(1)
-    picture = rng.normal(size=(SIDE, SIDE, 3))
-    pixels = pixels_of(picture, (SIDE, 100))
-    small = picture.reshape(FIELD, 2, FIELD, 2, 3).mean(axis=(1, 3))
+    image = rng.normal(size=(SIDE, SIDE, 3))
+    pixels = pixels_of(image, (SIDE, 100))
+    small = image.reshape(FIELD, 2, FIELD, 2, 3).mean(axis=(1, 3))
     inside = np.arange(FIELD) < 50
     nearest = [
         ((small[y, x] - small[y + dy, x + dx]) ** 2).sum()
@@ -105,9 +105,9 @@ def test_weights_are_those_of_like_neighbours():
 
 
 def test_a_palette_parts_colours():
-    picture = two_colours(40)
-    picture[100:] = 0.0
-    pixels = pixels_of(picture)
+    image = two_colours(40)
+    image[100:] = 0.0
+    pixels = pixels_of(image)
     colours = np.asarray(pixels.colours)
     np.testing.assert_allclose(colours.sum(axis=0), 1, atol=1e-5)
     regions = [colours[:, 5, 5], colours[:, 5, 60], colours[:, 60, 5]]
@@ -143,16 +143,16 @@ def test_masks_end_at_their_box_and_at_the_padding():
 
 def test_padding_does_not_matter():
     rng = np.random.default_rng(2)
-    picture = rng.normal(size=(SIDE, SIDE, 3))
-    other = picture.copy()
+    image = rng.normal(size=(SIDE, SIDE, 3))
+    other = image.copy()
     other[96:] = 7.0
     logits = rng.normal(size=(1, 2, FIELD // 2, FIELD // 2)).astype(np.float32)
-    found = [np.asarray(refine(logits, pixels_of(one, (96, SIDE)))) for one in (picture, other)]
+    found = [np.asarray(refine(logits, pixels_of(one, (96, SIDE)))) for one in (image, other)]
     np.testing.assert_allclose(found[0][:, :, :46], found[1][:, :, :46], atol=1e-5)
 
 
 @pytest.mark.parametrize("level", [-30.0, 30.0])
-def test_empty_and_full_masks_of_a_plain_picture_stay_so(level):
+def test_empty_and_full_masks_of_a_plain_image_stay_so(level):
     pixels = pixels_of(np.zeros((SIDE, SIDE, 3)))
     found = np.asarray(refine(np.full((1, 1, FIELD // 2, FIELD // 2), level, np.float32), pixels))
     assert np.isfinite(found).all()

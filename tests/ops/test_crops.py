@@ -14,8 +14,8 @@ def test_layers_have_fewer_points():
         build_layer_grids(3, 2, 2)
 
 
-def test_crop_boxes_of_a_released_photo():
-    """Sizes of the crops that SA-1B's own records name for a photo of 2000 x 1500."""
+def test_crop_boxes_of_a_released_image():
+    """Sizes of the crops that SA-1B's own records name for an image of 2000 x 1500."""
     whole, first, second = generate_crop_boxes((1500, 2000), 2, 512 / 1500)
     assert whole == [(0, 0, 2000, 1500)]
     assert len(first) == 4

@@ -91,12 +91,12 @@ def test_kernels_are_quantised_once_and_give_the_same_embeddings():
 @pytest.mark.long
 def test_masks_of_the_bundled_model_stay():
     """int8 against float32, as everybody will use it; bfloat16 alone is held to 0.99."""
-    photo = np.random.default_rng(0).integers(0, 60, (240, 320, 3), np.uint8)
-    photo[60:180, 90:250] += 120
+    image = np.random.default_rng(0).integers(0, 60, (240, 320, 3), np.uint8)
+    image[60:180, 90:250] += 120
     masks = []
     for dtype in ("float32", "int8"):
         predictor = sam_jax.SamPredictor(*sam_jax.load_model(dtype=dtype))
-        predictor.set_image(photo)
+        predictor.set_image(image)
         masks.append(predictor.predict(box=np.array([90, 60, 250, 180]), multimask_output=False).masks[0])
     assert (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum() > 0.97
 

@@ -1,4 +1,4 @@
-"""Masks at the photo's size, against SAM's two resizes written out; and boxes around masks."""
+"""Masks at the image's size, against SAM's two resizes written out; and boxes around masks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,16 +7,16 @@ import pytest
 from sam_jax.ops.masks import axis_matrix, bands, bilinear_matrix, mask_to_box, postprocess_masks
 
 
-def bilinear(picture, size):
+def bilinear(image, size):
     """What torch's interpolate does with align_corners False, pixel by pixel in float64."""
-    (h, w), out = picture.shape, np.empty(size)
+    (h, w), out = image.shape, np.empty(size)
     for y, x in np.ndindex(size):
         v = max((y + 0.5) * h / size[0] - 0.5, 0)
         u = max((x + 0.5) * w / size[1] - 0.5, 0)
         top, left = int(v), int(u)
         bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
-        upper = picture[top, left] * (1 - u + left) + picture[top, right] * (u - left)
-        lower = picture[bottom, left] * (1 - u + left) + picture[bottom, right] * (u - left)
+        upper = image[top, left] * (1 - u + left) + image[top, right] * (u - left)
+        lower = image[bottom, left] * (1 - u + left) + image[bottom, right] * (u - left)
         out[y, x] = upper * (1 - v + top) + lower * (v - top)
     return out
 
@@ -29,7 +29,7 @@ def two_resizes(low_res, input_size, original_size, image_size):
 @pytest.mark.parametrize(
     ("low_res", "image_size", "input_size", "original_size"),
     [
-        ((12, 12), (48, 48), (31, 48), (13, 20)),  # a wide photo, smaller than the frame
+        ((12, 12), (48, 48), (31, 48), (13, 20)),  # a wide image, smaller than the frame
         ((12, 12), (48, 48), (31, 48), (71, 110)),  # larger
         ((12, 12), (48, 48), (48, 22), (97, 45)),  # tall
         ((8, 14), (32, 56), (32, 41), (60, 77)),  # a frame that is not square
@@ -66,7 +66,7 @@ def test_bands_hold_all_of_a_resizing_matrix(original, rows):
     np.testing.assert_array_equal(again, matrix)
 
 
-def test_bands_of_a_large_photo_are_narrow():
+def test_bands_of_a_large_image_are_narrow():
     assert bands(np.pad(axis_matrix(256, 1024, 683, 1500), ((0, 36), (0, 0))), 64)[1].shape == (24, 64, 16)
 
 

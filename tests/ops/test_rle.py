@@ -41,7 +41,7 @@ def test_views_are_encoded_as_they_look():
 
 @pytest.mark.parametrize("corner", [(0, 0), (3, 2), (1500, 0), (0, 7)])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_a_placed_crop_is_the_crop_in_an_empty_picture(corner, share):
+def test_a_placed_crop_is_the_crop_in_an_empty_image(corner, share):
     x0, y0 = corner
     crop = np.random.default_rng(0).random((13, 1100)) < share
     whole = np.zeros((20, 2600), bool)
@@ -49,6 +49,6 @@ def test_a_placed_crop_is_the_crop_in_an_empty_picture(corner, share):
     assert encode_placed(crop, corner, whole.shape) == encode_mask(whole)
 
 
-def test_a_placed_crop_may_be_the_picture():
+def test_a_placed_crop_may_be_the_image():
     for crop in (np.ones((5, 7), bool), np.zeros((5, 7), bool), np.eye(5, 7, dtype=bool)):
         assert encode_placed(crop, (0, 0), (5, 7)) == encode_mask(crop)

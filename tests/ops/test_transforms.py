@@ -44,7 +44,7 @@ def test_boxes_are_two_corners():
     np.testing.assert_allclose(out[..., 2:], transforms.to_input_frame(boxes[..., 2:], (50, 100), (512, 1024)))
 
 
-def test_resize_keeps_uint8_and_a_plain_picture_plain():
+def test_resize_keeps_uint8_and_a_plain_image_plain():
     image = np.full((30, 90, 3), (10, 100, 250), np.uint8)
     out = transforms.resize_longest_side(image, 64)
     assert out.shape == (21, 64, 3)
@@ -61,12 +61,12 @@ def test_shrinking_is_antialiased():
 
 def test_padding_is_zero_after_normalisation():
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, size, np.uint8) for size in ((5, 8, 3), (8, 3, 3))]
-    padded = np.stack([transforms.pad_to_square(picture, 8) for picture in pictures])
-    sizes = np.array([picture.shape[:2] for picture in pictures])
+    images = [rng.integers(0, 256, size, np.uint8) for size in ((5, 8, 3), (8, 3, 3))]
+    padded = np.stack([transforms.pad_to_square(image, 8) for image in images])
+    sizes = np.array([image.shape[:2] for image in images])
     out = np.asarray(transforms.normalize_batch(padded, sizes, MEAN, STD))
-    for picture, (h, w), frame in zip(pictures, sizes, out, strict=True):
-        np.testing.assert_allclose(frame[:h, :w], (picture - np.array(MEAN)) / np.array(STD), atol=1e-6)
+    for image, (h, w), frame in zip(images, sizes, out, strict=True):
+        np.testing.assert_allclose(frame[:h, :w], (image - np.array(MEAN)) / np.array(STD), atol=1e-6)
         assert (frame[h:] == 0).all()
         assert (frame[:, w:] == 0).all()
     # What the padding holds does not matter.

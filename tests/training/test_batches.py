@@ -18,7 +18,7 @@ STAGE = StageConfig(image_size=48, batch_size=4, masks_per_image=2, num_steps=10
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("photos"), 24)
+    return write_folder(tmp_path_factory.mktemp("images"), 24)
 
 
 def config_of(folder, **changes):
@@ -119,9 +119,9 @@ def test_of_every_small_set_something_is_held_out_and_something_is_not(count):
 
 
 def test_bad_images_are_named_and_replaced_up_to_a_share(tmp_path, caplog):
-    folder = write_folder(tmp_path / "photos", 24)
+    folder = write_folder(tmp_path / "images", 24)
     for number in (3, 7):
-        (folder / f"sa_{number}.jpg").write_bytes(b"no picture")
+        (folder / f"sa_{number}.jpg").write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
         batches = take(make_batches(config_of(folder, max_bad_share=0.5), STAGE, 0, 0), 6)
     assert "sa_3.jpg" in caplog.text
@@ -133,7 +133,7 @@ def test_bad_images_are_named_and_replaced_up_to_a_share(tmp_path, caplog):
     same(again[0], batches[2])
 
     for number in range(1, 20):
-        (folder / f"sa_{number}.jpg").write_bytes(b"no picture")
+        (folder / f"sa_{number}.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"images cannot be read, the last one: .*sa_"):
         take(make_batches(config_of(folder, max_bad_share=0.1), STAGE, 0, 0), 12)
 

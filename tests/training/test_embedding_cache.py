@@ -27,9 +27,9 @@ STAGE = StageConfig(image_size=80, batch_size=2, masks_per_image=2, num_steps=4)
 
 @pytest.fixture
 def data(tmp_path):
-    write_folder(tmp_path / "photos", 5)
-    (tmp_path / "photos" / "sa_3.jpg").write_bytes(b"broken")
-    return RecordDataConfig(str(tmp_path / "photos"), hold_out=0.0, max_bad_share=0.5)
+    write_folder(tmp_path / "images", 5)
+    (tmp_path / "images" / "sa_3.jpg").write_bytes(b"broken")
+    return RecordDataConfig(str(tmp_path / "images"), hold_out=0.0, max_bad_share=0.5)
 
 
 def open_cache(path, variables, stream, config=SMALLEST):
@@ -42,13 +42,13 @@ def test_embeddings_are_computed_once_and_batches_carry_them(data, tmp_path, mon
     stream = RecordStream(open_source(data), data, STAGE, seed=0)
     cache = open_cache(tmp_path / "cache", variables, stream)
     assert cache.fill(Sam(SMALLEST), variables, stream, batch_size=2)
-    keys = {image_key((tmp_path / "photos" / f"sa_{i}.jpg").read_bytes()) for i in (1, 2, 4, 5)}  # 3 cannot be decoded
+    keys = {image_key((tmp_path / "images" / f"sa_{i}.jpg").read_bytes()) for i in (1, 2, 4, 5)}  # 3 cannot be decoded
     assert {file.stem for file in cache.path.glob("*.npy")} == keys
     times = {file.name: file.stat().mtime for file in cache.path.glob("*.npy")}
     assert cache.fill(Sam(SMALLEST), variables, stream, batch_size=2)
     assert times == {file.name: file.stat().mtime for file in cache.path.glob("*.npy")}
 
-    with monkeypatch.context() as patch:  # nobody decodes a picture any more
+    with monkeypatch.context() as patch:  # nobody decodes an image any more
         patch.setattr(record_examples, "read_frame", None)
         batch = next(make_batches(data, STAGE, 0, 0, embeddings=str(cache.path)))
     assert "image" not in batch
@@ -115,7 +115,7 @@ def test_a_run_on_a_cache_shows_images_evaluates_and_stops_while_it_is_filled(da
         finetune=FinetuneConfig(frozen=("image_encoder/.*",), embedding_cache=str(tmp_path / "cache")),
         mesh=MeshConfig(data=1),
         eval_every=0,
-        picture_every=1,
+        overlay_every=1,
         init_from=str(tmp_path / "start"),
         workdir=str(tmp_path / "run"),
     )
@@ -127,7 +127,7 @@ def test_a_run_on_a_cache_shows_images_evaluates_and_stops_while_it_is_filled(da
             loop.train(config)
     assert len(list((tmp_path / "cache").rglob("*.npy"))) in (1, 2)
     loop.train(config)
-    assert [path.name for path in (tmp_path / "run" / "pictures").iterdir()] == ["step_0000001.png"]
+    assert [path.name for path in (tmp_path / "run" / "images").iterdir()] == ["step_0000001.png"]
     loop.train(config, loop.RunOptions(eval_only=True))
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "eval_loss" in row] == [1]

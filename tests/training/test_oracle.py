@@ -38,7 +38,7 @@ WIDE = dataclasses.replace(
 CASES = {"narrow": TrainConfig(sam=NARROW), "wide": TrainConfig(sam=WIDE)}
 # Of the weights: each of the three masks then fits some point's object best, so that all have gradients.
 SEEDS = {"narrow": 30, "wide": 14}
-# Objects in two pictures that leave a part of the frame free; the masks after the last object are padding.
+# Objects in two images that leave a part of the frame free; the masks after the last object are padding.
 INPUT_SIZES = np.array([[80, 63], [50, 80]], np.int32)
 MASK_VALID = np.arange(7) < np.array([[6], [5]])
 
@@ -60,7 +60,7 @@ class Step(NamedTuple):
 
 
 def make_batch(seed=1):
-    """Pictures of noise with objects of all sizes."""
+    """Images of noise with objects of all sizes."""
     rng, size = np.random.default_rng(seed), TINY.image_size
     masks = np.zeros((*MASK_VALID.shape, size // 4, size // 4), bool)
     batch = {"image": np.zeros((2, size, size, 3), np.uint8), "masks": masks}

@@ -23,16 +23,16 @@ DEVSET = Path(__file__).parents[1] / "devset_mini"
 pytestmark = pytest.mark.slow
 
 
-def test_eight_photos_are_learned_by_heart(tmp_path):
-    photos = tmp_path / "photos"
-    photos.mkdir()
+def test_eight_images_are_learned_by_heart(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
     for file in sorted(DEVSET.glob("*.json"))[:8]:
         for suffix in (".json", ".jpg"):
-            shutil.copy(file.with_suffix(suffix), photos)
+            shutil.copy(file.with_suffix(suffix), images)
     config = TrainConfig(
         sam=vit_tiny(),
         stages=(StageConfig(image_size=256, batch_size=8, masks_per_image=8, num_steps=300),),
-        data=RecordDataConfig(path=str(photos), hold_out=0.0),
+        data=RecordDataConfig(path=str(images), hold_out=0.0),
         interaction=InteractionConfig(num_points=0, num_mask_only_steps=0, box_probability=1.0, box_noise=0.0),
         loss=LossConfig(focal_alpha=0.75),
         optim=OptimConfig(

@@ -205,7 +205,7 @@ def test_padding_masks_do_not_count():
 
 
 def test_a_tiny_model_learns_one_batch():
-    """The prompts differ from step to step, the pictures do not; the loss is halved within 60 steps."""
+    """The prompts differ from step to step, the images do not; the loss is halved within 60 steps."""
     variables, batch = random_variables(SMALLEST), batch_of()
     optimizer = make_optimizer(CONFIG.optim, SMALLEST, 60)
     step = jax.jit(functools.partial(train_step, Sam(SMALLEST), CONFIG, optimizer), donate_argnums=0)

@@ -1,4 +1,4 @@
-"""SA-1B and whatever is laid out like it: pictures with a JSON of RLE masks each, in tars or in a folder.
+"""SA-1B and whatever is laid out like it: images with a JSON of RLE masks each, in tars or in a folder.
 
 `python -m sam_jax.data.sa1b index|check|stats PATH` prepares, verifies and describes a data set.
 """

@@ -4,10 +4,10 @@ PATH is a directory of tars as released (sa_000000.tar, ...), one such tar, a qu
 name.jpg + name.json pairs; local or gs://. Tars are read in place: nothing is unpacked.
 
   python -m sam_jax.data.sa1b index data/sa1b
-      finds where every picture lies in its tar and keeps that in sa_000000.tar.index.npz beside it. Training does so
+      finds where every image lies in its tar and keeps that in sa_000000.tar.index.npz beside it. Training does so
       by itself when it first meets a tar; doing it before saves the wait, and finds tars that are cut short.
   python -m sam_jax.data.sa1b check data/sa1b
-      reads every record: the picture decodes, the JSON parses, the runs of every mask fill the picture, its area and
+      reads every record: the image decodes, the JSON parses, the runs of every mask fill the image, its area and
       bbox are those of the mask. Lists what is wrong, one line a record. Exit code 1 if anything is.
   python -m sam_jax.data.sa1b stats data/sa1b --out out/sa1b
       masks per image, relative mask size, concavity and mask centres, as the SAM paper has them (section 5):
@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         return command
 
-    add("index", run_index, "find where every picture lies in its tar, and keep that beside the tar")
+    add("index", run_index, "find where every image lies in its tar, and keep that beside the tar")
     check = add("check", run_check, "read every record and list the bad ones; exit code 1 if there are any")
     check.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
     stats = add("stats", run_stats, "the paper's statistics: a table, stats.json and stats.png")

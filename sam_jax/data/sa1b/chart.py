@@ -15,7 +15,7 @@ _DARK, _BRIGHT = np.array([13, 28, 66.0]), np.array([255, 232, 140.0])
 
 
 def draw_chart(figures: dict[str, Any], title: str) -> Image.Image:
-    """(HEIGHT, WIDTH) RGB picture of what `statistics.summary` gives."""
+    """(HEIGHT, WIDTH) RGB image of what `statistics.summary` gives."""
     chart = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(chart)
     heading = f"{title}: {figures['images']:,} images, {figures['masks']:,} masks"

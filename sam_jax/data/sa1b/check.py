@@ -1,4 +1,4 @@
-"""Is every record whole? Pictures decode, JSONs parse, run lengths fill the picture, areas and boxes are theirs."""
+"""Is every record whole? Images decode, JSONs parse, run lengths fill the image, areas and boxes are theirs."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def check_record(source: Sa1bPairs, index: int) -> str | None:
 def _decoded_size(image: bytes, name: str) -> tuple[int, int]:
     """(h, w), after decoding all of it."""
     try:
-        with Image.open(io.BytesIO(image)) as picture:
-            picture.load()
-            return picture.height, picture.width
+        with Image.open(io.BytesIO(image)) as opened:
+            opened.load()
+            return opened.height, opened.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be decoded ({error})") from error
 

@@ -1,4 +1,4 @@
-"""A folder of pictures with a JSON each."""
+"""A folder of images with a JSON each."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Sa1bFolder(Sa1bPairs):
         pairs, unpaired = pair_up(file.name for file in folder.iterdir())
         if not pairs:
             raise DataError(f"{path} holds no name.jpg + name.json pair; expected {EXPECTED}")
-        ids = np.array([image_id_of(epath.Path(picture).stem) for picture, _ in pairs], np.int64)
+        ids = np.array([image_id_of(epath.Path(image).stem) for image, _ in pairs], np.int64)
         first = first_of_each(ids)
         self._files = [pairs[number] for number in first]
         super().__init__(str(path), ids[first], unpaired, len(pairs) - len(first))
 
     def name(self, index: int, suffix: str) -> str:
         """The file's path."""
-        picture, text = self._files[index]
-        return f"{self.path.rstrip('/')}/{text if suffix == '.json' else picture}"
+        image, text = self._files[index]
+        return f"{self.path.rstrip('/')}/{text if suffix == '.json' else image}"
 
     def read(self, index: int) -> tuple[bytes, bytes]:
-        """The encoded picture and the JSON text."""
+        """The encoded image and the JSON text."""
         return self._read(self.name(index, ".jpg")), self.read_json(index)
 
     def read_json(self, index: int) -> bytes:

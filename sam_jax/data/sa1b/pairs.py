@@ -1,4 +1,4 @@
-"""What tars and folders have in common: a picture and a JSON of one stem make a record.
+"""What tars and folders have in common: an image and a JSON of one stem make a record.
 
 Layout (SA-1B README): sa_<id>.jpg and sa_<id>.json, {"image": {"image_id", "width", "height", "file_name"},
 "annotations": [{"id", "segmentation": {"size": [h, w], "counts"}, "area", "bbox": [x, y, w, h], ...}]}.
@@ -19,7 +19,7 @@ import numpy as np
 
 from sam_jax.data.records import DataError, Record
 
-PICTURES = (".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".jpg", ".jpeg")
 EXPECTED = "a directory or glob of SA-1B tars (sa_000000.tar, ...), one such tar, or a directory of .jpg + .json pairs"
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Sa1bPairs(abc.ABC):
 
     Attributes:
         path: as given.
-        unpaired: pictures without a JSON and JSONs without a picture, left out.
+        unpaired: images without a JSON and JSONs without an image, left out.
         duplicates: pairs whose image id another pair has already, left out.
     """
 
@@ -59,7 +59,7 @@ class Sa1bPairs(abc.ABC):
         return Record(self.name(index, ".jpg"), int(self._image_ids[index]), image, masks)
 
     def annotations(self, index: int) -> list[dict[str, Any]]:
-        """All that the JSON says of each mask, without reading the picture."""
+        """All that the JSON says of each mask, without reading the image."""
         index = self._checked(index)
         return parse_annotations(self.read_json(index), self.name(index, ".json"))
 
@@ -74,7 +74,7 @@ class Sa1bPairs(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: int) -> tuple[bytes, bytes]:
-        """The encoded picture and the JSON text."""
+        """The encoded image and the JSON text."""
 
     @abc.abstractmethod
     def read_json(self, index: int) -> bytes:
@@ -101,21 +101,21 @@ def image_id_of(stem: str) -> int:
 
 
 def pair_up(names: Iterable[str]) -> tuple[list[tuple[str, str]], int]:
-    """Pairs of (picture, JSON) among file names, sorted by stem, and how many files have no partner.
+    """Pairs of (image, JSON) among file names, sorted by stem, and how many files have no partner.
 
-    Hidden files, and files that are neither, do not count. A stem with several pictures has its last one.
+    Hidden files, and files that are neither, do not count. A stem with several images has its last one.
     """
-    pictures, texts = dict[str, str](), dict[str, str]()
+    images, texts = dict[str, str](), dict[str, str]()
     for name in names:
         file = pathlib.PurePosixPath(name)
         if file.name.startswith("."):
             continue
-        if file.suffix.lower() in PICTURES:
-            pictures[file.stem] = name
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            images[file.stem] = name
         elif file.suffix.lower() == ".json":
             texts[file.stem] = name
-    paired = sorted(pictures.keys() & texts.keys())
-    return [(pictures[stem], texts[stem]) for stem in paired], len(pictures.keys() ^ texts.keys())
+    paired = sorted(images.keys() & texts.keys())
+    return [(images[stem], texts[stem]) for stem in paired], len(images.keys() ^ texts.keys())
 
 
 def first_of_each(image_ids: Sequence[int] | np.ndarray) -> np.ndarray:

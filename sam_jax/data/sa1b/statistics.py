@@ -57,7 +57,7 @@ def measure(source: Sa1bPairs, limit: int, progress: Callable[[np.ndarray], Iter
 def measure_image(annotations: list[dict[str, Any]]) -> np.ndarray:
     """(n, 4) float64: relative size, concavity, x and y of the centre, of the masks that are not empty."""
     if not annotations:
-        return np.zeros((0, 4))  # no mask tells the picture's size
+        return np.zeros((0, 4))  # no mask tells the image's size
     try:
         h, w = (int(side) for side in annotations[0]["segmentation"]["size"])
     except (KeyError, TypeError, ValueError):

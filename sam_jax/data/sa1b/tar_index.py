@@ -1,4 +1,4 @@
-"""Where each picture and JSON lies in a tar, found once and kept in a small file: sa_000000.tar.index.npz."""
+"""Where each image and JSON lies in a tar, found once and kept in a small file: sa_000000.tar.index.npz."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TarIndex:
         tar_size: () int64, bytes; another size means another tar.
         image_ids: (n,) int64.
         stems: (n,) bytes strings, names without ".jpg", UTF-8.
-        places: (n, 4) int64, bytes: where the picture begins, its length, where the JSON begins, its length.
+        places: (n, 4) int64, bytes: where the image begins, its length, where the JSON begins, its length.
         unpaired: () int64, files without a partner.
     """
 
@@ -93,12 +93,12 @@ def build_index(tar: epath.Path, tar_size: int) -> TarIndex:
     if not pairs:
         raise DataError(f"{tar} holds no name.jpg + name.json pair; expected a tar of SA-1B")
     pairs.sort(key=lambda pair: members[pair[0]])
-    stems = [epath.Path(picture).stem for picture, _ in pairs]
+    stems = [epath.Path(image).stem for image, _ in pairs]
     return TarIndex(
         tar_size=np.array(tar_size, np.int64),
         image_ids=np.array([image_id_of(stem) for stem in stems], np.int64),
         stems=np.array([stem.encode("utf-8", "surrogateescape") for stem in stems]),
-        places=np.array([members[picture] + members[text] for picture, text in pairs], np.int64),
+        places=np.array([members[image] + members[text] for image, text in pairs], np.int64),
         unpaired=np.array(unpaired, np.int64),
     )
 

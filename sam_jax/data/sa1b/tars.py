@@ -13,7 +13,7 @@ from sam_jax.data.sa1b.pairs import EXPECTED, Sa1bPairs, first_of_each
 from sam_jax.data.sa1b.tar_index import TarIndex, find_index
 
 _INDEX_THREADS = 8  # indices are small, but a store in the cloud answers slowly
-_MAX_GAP = 1 << 16  # bytes between picture and JSON that cost less than asking twice
+_MAX_GAP = 1 << 16  # bytes between image and JSON that cost less than asking twice
 
 
 class Sa1bTars(Sa1bPairs):
@@ -52,7 +52,7 @@ class Sa1bTars(Sa1bPairs):
         return f"{epath.Path(self._tars[self._tar_of[index]]).name}: {stem}{suffix}"
 
     def read(self, index: int) -> tuple[bytes, bytes]:
-        """The encoded picture and the JSON text."""
+        """The encoded image and the JSON text."""
         image, image_size, text, text_size = self._places[index].tolist()
         begin, end = min(image, text), max(image + image_size, text + text_size)
         if end - begin > image_size + text_size + _MAX_GAP:

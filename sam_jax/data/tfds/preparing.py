@@ -252,9 +252,9 @@ def _tar_examples(
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (it holds nothing but `file`)
             pairs = _list_pairs(tar)[:images]
         first, last = (len(pairs) * edge // parts for edge in span)
-        for picture, annotations in pairs[first:last]:
+        for jpg, annotations in pairs[first:last]:
             with _reading(path):
-                image, text = _read(tar, picture), _read(tar, annotations)
+                image, text = _read(tar, jpg), _read(tar, annotations)
             name = f"{path}: {annotations.name}"
             yield *_example(name, image, text), name
 
@@ -306,8 +306,8 @@ def _example(name: str, image: bytes, text: bytes) -> tuple[int, dict[str, Any]]
     """The image id and the example, as the official builder makes it of the same two files."""
     try:
         document = json.loads(text)
-        picture = document["image"]
-        height, width = picture["height"], picture["width"]
+        info = document["image"]
+        height, width = info["height"], info["width"]
         annotations = [
             {
                 **{key: annotation[key] for key in _COPIED},
@@ -317,8 +317,8 @@ def _example(name: str, image: bytes, text: bytes) -> tuple[int, dict[str, Any]]
             }
             for annotation in document["annotations"]
         ]
-        fields = {key: picture[key] for key in ("file_name", "height", "image_id", "width")}
-        return int(picture["image_id"]), {"image": {"content": image, **fields}, "annotations": annotations}
+        fields = {key: info[key] for key in ("file_name", "height", "image_id", "width")}
+        return int(info["image_id"]), {"image": {"content": image, **fields}, "annotations": annotations}
     except KeyError as error:
         raise DataError(f"{name}: not SA-1B's json: {error} is missing") from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -326,6 +326,6 @@ def _example(name: str, image: bytes, text: bytes) -> tuple[int, dict[str, Any]]
 
 
 def normalise_box(box: Sequence[float], height: int, width: int) -> np.ndarray:
-    """COCO's (x, y, w, h) in pixels to tensorflow-datasets' (ymin, xmin, ymax, xmax) in shares of the picture."""
+    """COCO's (x, y, w, h) in pixels to tensorflow-datasets' (ymin, xmin, ymax, xmax) in shares of the image."""
     x, y, w, h = box
     return np.array([y / height, x / width, (y + h) / height, (x + w) / width])

@@ -1,4 +1,4 @@
-"""The best, the median and the worst object of a set as small pictures."""
+"""The best, the median and the worst object of a set as small images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _QUALITY = 82
 
 @dataclass(frozen=True)
 class Case:
-    """One object in pictures.
+    """One object in images.
 
     Attributes:
       kind: "best", "median" or "worst".
       caption: scores and where the object is.
-      jpeg: the photo with the predicted mask tinted, the true one outlined in white, and the prompt.
+      jpeg: the image with the predicted mask tinted, the true one outlined in white, and the prompt.
     """
 
     kind: str
@@ -49,7 +49,7 @@ def pick_cases(result: EvaluationResult, column: str) -> dict[str, int]:
 
 
 def draw_cases(result: EvaluationResult, image_set: ImageSet, column: str) -> list[Case]:
-    """Pictures of `pick_cases`. The result must have kept its masks."""
+    """Images of `pick_cases`. The result must have kept its masks."""
     if result.masks is None:
         raise ValueError("this result kept no masks to draw; evaluate with keep_masks=True")
     place, cases = result.columns.index(column), []
@@ -57,18 +57,18 @@ def draw_cases(result: EvaluationResult, image_set: ImageSet, column: str) -> li
         image = image_set[int(result.indices[result.image_of[number]])]
         true = decode_mask(image.segmentations[result.mask_of[number]])
         predicted = decode_mask(result.masks[number][place])
-        picture = _draw(image.image, true, predicted, _prompt(result, number, column, true))
+        drawn = _draw(image.image, true, predicted, _prompt(result, number, column, true))
         estimate = result.predicted_iou[number, place]
         believed = "" if np.isnan(estimate) else f", predicted {estimate:.3f}"
         caption = f"IoU {result.iou[number, place]:.3f}{believed}: {image.name}, mask {result.mask_of[number]}"
-        cases.append(Case(kind, caption, picture))
+        cases.append(Case(kind, caption, drawn))
     return cases
 
 
 def _prompt(
     result: EvaluationResult, number: int, column: str, true: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """points (P, 2), labels (P,) and boxes (1, 4) of what was asked, in the photo."""
+    """points (P, 2), labels (P,) and boxes (1, 4) of what was asked, in the image."""
     if column in (BOX, REFINED):
         return None, None, mask_to_box(true)[None]
     clicks = result.clicks[number, : int(column.split()[0])]

@@ -74,7 +74,7 @@ def write_report(
 
 
 def html_page(report: Mapping[str, Any], cases: Mapping[str, Sequence[Case]], case_column: str) -> str:
-    """The report as one HTML page: tables, charts, and pictures of cases judged by `case_column`."""
+    """The report as one HTML page: tables, charts, and images of cases judged by `case_column`."""
     model = escape(str(report.get("checkpoint", "model")))
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>',
@@ -88,12 +88,12 @@ def html_page(report: Mapping[str, Any], cases: Mapping[str, Sequence[Case]], ca
     header, rows = _calibration_rows(report)
     if rows:
         parts += ["<h2>Predicted against true IoU</h2>", _html_table(header, rows)]
-    for name, pictures in cases.items():
+    for name, images in cases.items():
         parts.append(f'<h2>{escape(name)}: best, median and worst at {escape(case_column)}</h2><div class="row">')
         parts += [
             f'<figure><img src="{case.data_url}" alt="{case.kind} case">'
             f"<figcaption><b>{case.kind}</b> {escape(case.caption)}</figcaption></figure>"
-            for case in pictures
+            for case in images
         ]
         parts.append("</div>")
     skipped = [f"<li>{escape(text)}</li>" for one in report["sets"].values() for text in one["skipped"]]

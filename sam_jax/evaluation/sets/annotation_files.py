@@ -1,7 +1,7 @@
 """Annotation files that hold the masks of many images: COCO, LVIS, YouTube-VIS, VIA, VISOR, WoodScape.
 
-Each function lists pictures with their segmentations; `segmentations.to_rles` makes masks of those when an image's turn
-comes. Pictures are not opened here.
+Each function lists images with their segmentations; `segmentations.to_rles` makes masks of those when an image's turn
+comes. Images are not opened here.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from sam_jax.data.records import DataError
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """A picture and its labels: segmentations, or the path of what holds them.
+    """An image and its labels: segmentations, or the path of what holds them.
 
-    `member` is the picture's name inside `picture` where that is a zip.
+    `member` is the image's name inside `image` where that is a zip.
     """
 
-    picture: epath.Path
+    image: epath.Path
     labels: Any
     member: str | None = None
 
     @property
     def name(self) -> str:
         """For messages."""
-        return f"{self.picture}: {self.member}" if self.member else str(self.picture)
+        return f"{self.image}: {self.member}" if self.member else str(self.image)
 
     def read(self) -> bytes:
-        """The encoded picture. Raises DataError."""
+        """The encoded image. Raises DataError."""
         try:
             if self.member is None:
-                return self.picture.read_bytes()
-            with self.picture.open("rb") as file, zipfile.ZipFile(file) as archive:
+                return self.image.read_bytes()
+            with self.image.open("rb") as file, zipfile.ZipFile(file) as archive:
                 found = [name for name in archive.namelist() if name.rpartition("/")[2] == self.member]
                 return archive.read(found[0] if found else self.member)
         except (OSError, KeyError, zipfile.BadZipFile) as error:
@@ -85,8 +85,8 @@ def youtube_vis_files(path: epath.Path, frames: epath.Path) -> list[LabelledFile
     return files
 
 
-def via_files(path: epath.Path, pictures: epath.Path) -> list[LabelledFile]:
-    """Pictures of a VGG Image Annotator file: {key: {"filename", "regions": list or object of regions}}.
+def via_files(path: epath.Path, images: epath.Path) -> list[LabelledFile]:
+    """Images of a VGG Image Annotator file: {key: {"filename", "regions": list or object of regions}}.
 
     Polygons, polylines and rectangles are masks; other shapes have none.
     """
@@ -99,7 +99,7 @@ def via_files(path: epath.Path, pictures: epath.Path) -> list[LabelledFile]:
         regions = entry.get("regions") or []
         shapes = [region["shape_attributes"] for region in (regions.values() if isinstance(regions, dict) else regions)]
         if masks := [polygon for polygon in map(_via_polygon, shapes) if polygon]:
-            files.append(LabelledFile(pictures / entry["filename"], masks))
+            files.append(LabelledFile(images / entry["filename"], masks))
     return files
 
 
@@ -132,14 +132,14 @@ def visor_files(annotations: Sequence[epath.Path], frames: epath.Path) -> list[L
 
 
 def woodscape_segmentations(path: epath.Path) -> list[list[Any]]:
-    """Objects of one WoodScape file: {picture: {"annotation": [{"tags", "segmentation": [[x, y], ...]}]}}.
+    """Objects of one WoodScape file: {image: {"annotation": [{"tags", "segmentation": [[x, y], ...]}]}}.
 
     Those with several tags are left out, as by the authors' `image_annotator.parse_annotation`.
     """
     document = read_json(path)
     found = []
-    for picture in document.values() if isinstance(document, dict) else ():
-        if not isinstance(picture, dict) or not isinstance(picture.get("annotation"), list):
+    for image in document.values() if isinstance(document, dict) else ():
+        if not isinstance(image, dict) or not isinstance(image.get("annotation"), list):
             raise DataError(f"{path} has no list 'annotation'; expected a file of WoodScape's instance_annotations")
-        found += [[item["segmentation"]] for item in picture["annotation"] if len(item.get("tags", ())) == 1]
+        found += [[item["segmentation"]] for item in image["annotation"] if len(item.get("tags", ())) == 1]
     return found

@@ -22,13 +22,13 @@ from sam_jax.rgb import to_rgb
 
 ACCEPTED = (
     "SA-1B tars, a glob of them, a directory of .jpg + .json pairs, a directory that tensorflow-datasets prepared, "
-    "a COCO or LVIS .json, or a directory with images/ and labels/ (a picture of object numbers per image)"
+    "a COCO or LVIS .json, or a directory with images/ and labels/ (an image of object numbers per image)"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledImage:
-    """A photo with the masks of its objects.
+    """An image with the masks of its objects.
 
     Attributes:
       name: where it came from, for messages.
@@ -67,17 +67,17 @@ class RecordImages:
 
     def __getitem__(self, index: int) -> LabelledImage:
         record = self._source[index]
-        image = decode_picture(record.image, record.name)
+        image = decode_image(record.image, record.name)
         return _labelled(record.name, image, to_rles(record.segmentations, image.shape[:2], record.name))
 
 
 class FileImages:
-    """Pictures in files, with labels that a function reads.
+    """Images in files, with labels that a function reads.
 
     Args:
       name: of the set.
-      files: a picture and whatever its labels are.
-      read_masks: (labels, (H, W) of the picture) -> RLEs; raises DataError.
+      files: an image and whatever its labels are.
+      read_masks: (labels, (H, W) of the image) -> RLEs; raises DataError.
     """
 
     def __init__(self, name: str, files: Sequence[LabelledFile], read_masks: Callable[[Any, Size], list[Rle]]) -> None:
@@ -88,7 +88,7 @@ class FileImages:
 
     def __getitem__(self, index: int) -> LabelledImage:
         file = self._files[index]
-        image = decode_picture(file.read(), file.name)
+        image = decode_image(file.read(), file.name)
         try:
             return _labelled(file.name, image, self._read_masks(file.labels, image.shape[:2]))
         except DataError as error:
@@ -104,13 +104,13 @@ def _labelled(name: str, image: np.ndarray, rles: Sequence[Rle]) -> LabelledImag
     return LabelledImage(name, image, tuple(rle for rle, area in zip(rles, areas, strict=True) if area))
 
 
-def decode_picture(content: bytes, name: str) -> np.ndarray:
-    """An encoded picture -> (H, W, 3) uint8 RGB. Raises DataError."""
+def decode_image(content: bytes, name: str) -> np.ndarray:
+    """An encoded image -> (H, W, 3) uint8 RGB. Raises DataError."""
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return np.array(to_rgb(picture))
+        with Image.open(io.BytesIO(content)) as image:
+            return np.array(to_rgb(image))
     except UnidentifiedImageError:
-        raise DataError(f"{name} is not a picture that PIL can read; fetch the file again") from None
+        raise DataError(f"{name} is not an image that PIL can read; fetch the file again") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be decoded ({error}); fetch the file again") from error
 
@@ -123,7 +123,7 @@ def open_image_set(
     Args:
       path: local or gs://; see `ACCEPTED`.
       name: None means the last part of the path.
-      image_dir: where the pictures of a COCO or LVIS file lie; None means that they are looked for beside it.
+      image_dir: where the images of a COCO or LVIS file lie; None means that they are looked for beside it.
 
     Raises:
       DataError: it stands for none.
@@ -135,7 +135,7 @@ def open_image_set(
         folders = () if image_dir is None else (image_dir,)
         return FileImages(name, coco_files(place, folders), to_rles)
     if image_dir is not None:
-        raise DataError(f"{path}: a directory of pictures goes with a COCO or LVIS .json, and this is none")
+        raise DataError(f"{path}: a directory of images goes with a COCO or LVIS .json, and this is none")
     if (place / "images").is_dir() and (place / "labels").is_dir():
         return FileImages(name, paired_files(place), read_objects)
     try:
@@ -147,5 +147,5 @@ def open_image_set(
 
 
 def read_objects(path: epath.Path, size: Size) -> list[Rle]:
-    """A picture of object numbers -> one RLE per number but 0."""
+    """An image of object numbers -> one RLE per number but 0."""
     return split_label_map(read_label_map(path, size))

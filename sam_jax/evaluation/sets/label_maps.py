@@ -1,4 +1,4 @@
-"""Pictures whose pixels name objects: reading them, and one mask per name."""
+"""Images whose pixels name objects: reading them, and one mask per name."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from sam_jax.data.segmentations import Rle, Size
 from sam_jax.evaluation.sets.annotation_files import LabelledFile
 from sam_jax.ops.rle import encode_mask
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def read_label_map(path: epath.Path, size: Size) -> np.ndarray:
-    """A label picture -> (H, W) int64. Palette pictures give their indices, colours R + 256 G + 65536 B.
+    """A label image -> (H, W) int64. Palette images give their indices, colours R + 256 G + 65536 B.
 
     Args:
       path: PNG, or anything else without loss that PIL reads.
-      size: (H, W) of the photo, which it must have.
+      size: (H, W) of the image, which it must have.
 
     Raises:
       DataError: it is not there, not readable or of another size.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as picture:
-            values = np.asarray(picture).astype(np.int64)
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            values = np.asarray(image).astype(np.int64)
     except UnidentifiedImageError:
-        raise DataError(f"{path} is not a picture that PIL can read; expected a PNG of object numbers") from None
+        raise DataError(f"{path} is not an image that PIL can read; expected a PNG of object numbers") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: the labels cannot be read ({error})") from None
     if values.ndim == 3:
         values = values[..., :3] @ np.array([1, 256, 65536][: min(3, values.shape[2])])
     if values.shape != tuple(size):
         h, w = values.shape
-        raise DataError(f"{path} has {w}x{h} pixels, its photo {size[1]}x{size[0]}; labels must lie on the photo")
+        raise DataError(f"{path} has {w}x{h} pixels, its image {size[1]}x{size[0]}; labels must lie on the image")
     return values
 
 
@@ -62,14 +62,14 @@ def split_label_map(labels: np.ndarray, keep: Callable[[np.ndarray], np.ndarray]
 
 
 def paired_files(root: epath.Path) -> list[LabelledFile]:
-    """images/NAME.jpg (or another format) with labels/NAME.png. Raises DataError where a photo has no labels."""
-    pictures = sorted(file for file in (root / "images").iterdir() if file.suffix.lower() in PICTURES)
+    """images/NAME.jpg (or another format) with labels/NAME.png. Raises DataError where an image has no labels."""
+    images = sorted(file for file in (root / "images").iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     labels = {file.stem: file for file in (root / "labels").iterdir() if file.suffix.lower() == ".png"}
-    if not pictures:
-        raise DataError(f"{root / 'images'} holds no picture; expected NAME.jpg there and NAME.png in labels/")
-    missing = [file for file in pictures if file.stem not in labels]
+    if not images:
+        raise DataError(f"{root / 'images'} holds no image; expected NAME.jpg there and NAME.png in labels/")
+    missing = [file for file in images if file.stem not in labels]
     if missing:
         more = f", nor have {len(missing) - 1} others" if len(missing) > 1 else ""
         wanted = root / "labels" / f"{missing[0].stem}.png"
-        raise DataError(f"{missing[0]} has no {wanted}{more}; add it or remove the photo")
-    return [LabelledFile(file, labels[file.stem]) for file in pictures]
+        raise DataError(f"{missing[0]} has no {wanted}{more}; add it or remove the image")
+    return [LabelledFile(file, labels[file.stem]) for file in images]

@@ -1,4 +1,4 @@
-"""How published data sets lie on disk: functions that list pictures with their labels below a directory.
+"""How published data sets lie on disk: functions that list images with their labels below a directory.
 
 Each `..._in` takes what is particular to a data set and gives a function from its root to its files, for the table of
 `paper_sets`. Where a data set has been unpacked in several ways, patterns are tried in turn.
@@ -63,32 +63,32 @@ def _below(folder: epath.Path, parts: list[str]) -> Iterator[epath.Path]:
 
 
 def pairs_in(*patterns: str, swap: Sequence[tuple[str, str]], only: Sequence[str] = (), skip: bool = False) -> Finder:
-    """Pictures by pattern, the labels' path being the picture's with some text replaced.
+    """Images by pattern, the labels' path being the image's with some text replaced.
 
     Args:
-      patterns: of pictures, below the root.
-      swap: (text of the picture's path below the root, text of the label's), in turn.
+      patterns: of images, below the root.
+      swap: (text of the image's path below the root, text of the label's), in turn.
       only: file names must begin with one of these, in any case.
-      skip: pictures without labels are left out; otherwise they fail when they are read.
+      skip: images without labels are left out; otherwise they fail when they are read.
     """
 
     def find(root: epath.Path) -> list[LabelledFile]:
         files = []
-        for picture in matching(root, *patterns):
-            label = picture.relative_to(root).as_posix()
-            if only and not picture.name.lower().startswith(tuple(only)):
+        for image in matching(root, *patterns):
+            label = image.relative_to(root).as_posix()
+            if only and not image.name.lower().startswith(tuple(only)):
                 continue
             for old, new in swap:
                 label = label.replace(old, new)
             if not skip or (root / label).exists():
-                files.append(LabelledFile(picture, root / label))
+                files.append(LabelledFile(image, root / label))
         return files
 
     return find
 
 
 def coco_in(*patterns: str, images: str) -> Finder:
-    """COCO files by pattern, with pictures in a directory given from each file's own."""
+    """COCO files by pattern, with images in a directory given from each file's own."""
 
     def find(root: epath.Path) -> list[LabelledFile]:
         return [f for path in matching(root, *patterns) for f in coco_files(path, [path.parent / images])]
@@ -97,7 +97,7 @@ def coco_in(*patterns: str, images: str) -> Finder:
 
 
 def lvis_in(*patterns: str) -> Finder:
-    """The first LVIS file found; pictures in train2017/ and val2017/ at the root or above."""
+    """The first LVIS file found; images in train2017/ and val2017/ at the root or above."""
 
     def find(root: epath.Path) -> list[LabelledFile]:
         return coco_files(matching(root, *patterns)[0], [root, root / "coco", root.parent, root.parent / "coco"])
@@ -106,10 +106,10 @@ def lvis_in(*patterns: str) -> Finder:
 
 
 def via_in(*places: tuple[str, str]) -> Finder:
-    """(VIA file, directory of pictures) pairs below the root, all of them."""
+    """(VIA file, directory of images) pairs below the root, all of them."""
 
     def find(root: epath.Path) -> list[LabelledFile]:
-        return [file for path, pictures in places for file in via_files(root / path, root / pictures)]
+        return [file for path, images in places for file in via_files(root / path, root / images)]
 
     return find
 
@@ -131,23 +131,23 @@ def visor_in(split: str) -> Finder:
 
 
 def nonzero(path: epath.Path, size: Size) -> list[Rle]:
-    """One object: every pixel of the label picture that is not 0."""
+    """One object: every pixel of the label image that is not 0."""
     mask = read_label_map(path, size) != 0
     return [encode_mask(mask)] if mask.any() else []
 
 
 def classes(path: epath.Path, size: Size) -> list[Rle]:
-    """A semantic label picture: one mask per class but 0 (background) and 255 (not labelled)."""
+    """A semantic label image: one mask per class but 0 (background) and 255 (not labelled)."""
     return split_label_map(read_label_map(path, size), lambda values: (values != 0) & (values != VOID))
 
 
 def mask_files(path: epath.Path, size: Size) -> list[Rle]:
-    """All pictures in the directory where `path` would lie, one per object."""
+    """All images in the directory where `path` would lie, one per object."""
     folder = path.parent
     try:
         files = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error}); expected a picture per object there") from None
+        raise DataError(f"{folder} cannot be read ({error}); expected an image per object there") from None
     return [rle for file in files if file.suffix.lower() == ".png" for rle in nonzero(file, size)]
 
 
@@ -157,7 +157,7 @@ _THINGS = (24, 25, 26, 27, 28, 31, 32, 33)
 
 
 def cityscapes_segments(path: epath.Path, size: Size) -> list[Rle]:
-    """Panoptic segments of a Cityscapes instanceIds picture.
+    """Panoptic segments of a Cityscapes instanceIds image.
 
     A value below 1000 is a class, one above is class x 1000 + instance. Stuff classes are a segment each; things
     without an instance number are groups and left out, as classes are that Cityscapes does not evaluate.
@@ -194,7 +194,7 @@ def hypersim_instances(path: epath.Path, size: Size) -> list[Rle]:
     except (OSError, KeyError) as error:
         raise DataError(f"{path} cannot be read ({error}); expected HDF5 with a 'dataset'") from None
     if ids.shape != tuple(size):
-        raise DataError(f"{path} has shape {ids.shape}, its picture {tuple(size)}")
+        raise DataError(f"{path} has shape {ids.shape}, its image {tuple(size)}")
     return split_label_map(ids, lambda values: values > 0)
 
 

@@ -1,4 +1,4 @@
-"""The 23 sets of the SAM paper (table 7) as a table: where pictures and labels lie, which split, whose work.
+"""The 23 sets of the SAM paper (table 7) as a table: where images and labels lie, which split, whose work.
 
 Users bring the data. `mask_type`, `split`, `images` and `masks` are the paper's own words and counts; of sets with more
 than 15,000 masks the paper drew images at random until it had about 10,000 (`EvaluationOptions.max_masks`), and which
@@ -31,7 +31,7 @@ class PaperSet:
       mask_type, split: in the paper's words.
       images, masks: how many the paper sampled.
       layout: files below the root, for messages.
-      find: root -> pictures with labels.
+      find: root -> images with labels.
       read_masks: labels, size -> masks.
       certain: whether layout and meaning of the labels are known from the authors' own description or code.
       notes: what is not known, or was decided here.
@@ -58,7 +58,7 @@ PAPER_SETS: dict[str, PaperSet] = {
             *("images/ADE/validation/**/*.jpg", "images/validation/**/*.jpg"), swap=[(".jpg", "_seg.png")]
         ),
         layouts.ade20k_objects,
-        notes="Objects and parts, as in the paper; every colour of the label pictures is a mask. Amodal masks unused.",
+        notes="Objects and parts, as in the paper; every colour of the label images is a mask. Amodal masks unused.",
     ),
     "BBBC038v1": PaperSet(
         "Caicedo et al. 2019, Nature Methods; bbbc.broadinstitute.org/BBBC038",
@@ -118,7 +118,7 @@ PAPER_SETS: dict[str, PaperSet] = {
         layouts.pairs_in("Images/*.jpg", "*/Images/*.jpg", swap=[("Images/", "Masks/"), (".jpg", ".png")]),
         read_objects,
         certain=False,
-        notes="Folder names are known from other people's code for GTEA Gaze+. Each value of a mask picture is an "
+        notes="Folder names are known from other people's code for GTEA Gaze+. Each value of a mask image is an "
         "object; how the paper came to 1.85 hands an image, and which images are its train split, is not published.",
     ),
     "Hypersim": PaperSet(
@@ -140,7 +140,7 @@ PAPER_SETS: dict[str, PaperSet] = {
         paired_files,
         read_objects,
         certain=False,
-        notes="The release's own layout is not known here: bring its 2D train annotations as pictures of object "
+        notes="The release's own layout is not known here: bring its 2D train annotations as images of object "
         "numbers, or as a COCO file given directly as DATA.",
     ),
     "iShape": PaperSet(
@@ -218,10 +218,10 @@ PAPER_SETS: dict[str, PaperSet] = {
     "TimberSeg": PaperSet(
         "Fortin et al. 2022, IROS; data.mendeley.com/datasets/y5npsm3gkj",
         *("Instance", "N/A", 220, 2487),
-        "prescaled/coco_annotation.json and pictures beside it",
+        "prescaled/coco_annotation.json and images beside it",
         layouts.coco_in("prescaled/coco_annotation.json", "coco_annotation.json", images="."),
         to_rles,
-        notes="The smaller pictures, which its authors recommend; the paper does not say which it took.",
+        notes="The smaller images, which its authors recommend; the paper does not say which it took.",
     ),
     "TrashCan": PaperSet(
         "Hong et al. 2020, arXiv 2007.08097; doi.org/10.13020/g1gx-y834",

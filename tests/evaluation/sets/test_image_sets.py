@@ -22,7 +22,7 @@ def save(path, array):
     return path
 
 
-def photo(path, size=(H, W)):
+def save_image(path, size=(H, W)):
     return save(path, np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
 
 
@@ -55,7 +55,7 @@ def coco(images, annotations):
 
 
 def test_coco_with_every_form_of_mask(tmp_path):
-    photo(tmp_path / "images" / "a.png")
+    save_image(tmp_path / "images" / "a.png")
     rle, runs = encode_mask(ONE), {"size": [H, W], "counts": run_lengths(TWO)}
     found = [[POLYGON], rle, runs, [[1, 1, 2, 2]], None, [], encode_mask(np.zeros((H, W), bool))]
     annotations = [{"image_id": 7, "segmentation": segmentation} for segmentation in found]
@@ -67,12 +67,12 @@ def test_coco_with_every_form_of_mask(tmp_path):
     assert [np.array_equal(a, b) for a, b in zip(masks(images[0]), (TWO, ONE, TWO), strict=True)] == [True] * 3
 
 
-def test_lvis_names_pictures_by_url(tmp_path):
-    photo(tmp_path / "val2017" / "000000000139.jpg")
-    picture = {"id": 139, "height": H, "width": W, "coco_url": "http://images.cocodataset.org/val2017/000000000139.jpg"}
+def test_lvis_names_images_by_url(tmp_path):
+    save_image(tmp_path / "val2017" / "000000000139.jpg")
+    info = {"id": 139, "height": H, "width": W, "coco_url": "http://images.cocodataset.org/val2017/000000000139.jpg"}
     (tmp_path / "annotations").mkdir()
     file = tmp_path / "annotations" / "lvis_v1_val.json"
-    file.write_text(coco([picture], [{"image_id": 139, "segmentation": [POLYGON]}]))
+    file.write_text(coco([info], [{"image_id": 139, "segmentation": [POLYGON]}]))
     assert np.array_equal(masks(open_image_set(file)[0])[0], TWO)
     elsewhere = tmp_path / "lvis.json"
     elsewhere.write_bytes(file.read_bytes())
@@ -81,12 +81,12 @@ def test_lvis_names_pictures_by_url(tmp_path):
 
 def test_label_maps(tmp_path):
     root = tmp_path / "mine"
-    photo(root / "images" / "a.JPG".lower())
+    save_image(root / "images" / "a.JPG".lower())
     labels = np.zeros((H, W), np.uint8)
     labels[ONE], labels[TWO] = 9, 4
     save(root / "labels" / "a.png", labels)
-    images = open_image_set(root, name="my photos")
-    assert images.name == "my photos"
+    images = open_image_set(root, name="my images")
+    assert images.name == "my images"
     four, nine = masks(images[0])
     assert np.array_equal(nine, ONE & ~TWO)
     assert np.array_equal(four, TWO)
@@ -99,19 +99,19 @@ def test_label_maps_of_16_bits_palettes_and_colours(tmp_path):
     colours = np.zeros((H, W, 3), np.uint8)
     colours[ONE], colours[TWO] = (0, 1, 0), (0, 0, 1)
     for name, array in (("a", deep), ("b", colours)):
-        photo(root / "images" / f"{name}.png")
+        save_image(root / "images" / f"{name}.png")
         save(root / "labels" / f"{name}.png", array)
     palette = Image.fromarray(np.where(TWO, 3, np.where(ONE, 1, 0)).astype(np.uint8), "L").convert("P")
     palette.putpalette([0, 0, 0, 200, 10, 10, 5, 5, 5, 10, 200, 10])
     palette.save(root / "labels" / "c.png")
-    photo(root / "images" / "c.png")
+    save_image(root / "images" / "c.png")
     for image in open_image_set(root):
         first, second = masks(image)
         assert np.array_equal(first, ONE & ~TWO)
         assert np.array_equal(second, TWO)
 
 
-def test_a_photo_turned_by_exif_stays_as_stored(tmp_path):
+def test_an_image_turned_by_exif_stays_as_stored(tmp_path):
     root = tmp_path / "mine"
     save(root / "labels" / "a.png", ONE.astype(np.uint8))
     (root / "images").mkdir()
@@ -123,18 +123,18 @@ def test_a_photo_turned_by_exif_stays_as_stored(tmp_path):
 
 def test_what_cannot_be_opened_is_named(tmp_path):
     root = tmp_path / "mine"
-    photo(root / "images" / "a.png")
+    save_image(root / "images" / "a.png")
     (root / "labels").mkdir()
     with pytest.raises(DataError, match=r"a\.png has no .*labels/a\.png; add it"):
         open_image_set(root)
     save(root / "labels" / "a.png", np.zeros((H, W + 1), np.uint8))
-    with pytest.raises(DataError, match=r"labels/a\.png has 41x24 pixels, its photo 40x24"):
+    with pytest.raises(DataError, match=r"labels/a\.png has 41x24 pixels, its image 40x24"):
         open_image_set(root)[0]
-    (root / "labels" / "a.png").write_text("no picture")
-    with pytest.raises(DataError, match=r"a\.png is not a picture that PIL can read"):
+    (root / "labels" / "a.png").write_text("no image")
+    with pytest.raises(DataError, match=r"a\.png is not an image that PIL can read"):
         open_image_set(root)[0]
-    (root / "images" / "a.png").write_text("no picture")
-    with pytest.raises(DataError, match=r"images/a\.png is not a picture"):
+    (root / "images" / "a.png").write_text("no image")
+    with pytest.raises(DataError, match=r"images/a\.png is not an image"):
         open_image_set(root)[0]
     with pytest.raises(DataError, match="does not exist; expected SA-1B tars"):
         open_image_set(tmp_path / "nowhere")
@@ -173,18 +173,18 @@ def test_broken_annotation_files_are_named(tmp_path):
     ],
 )
 def test_broken_masks_are_refused(segmentation):
-    with pytest.raises(DataError, match=r"photo: mask 0 is neither polygons nor an RLE of 24 x 40"):
-        to_rles([segmentation], (H, W), "photo")
+    with pytest.raises(DataError, match=r"image: mask 0 is neither polygons nor an RLE of 24 x 40"):
+        to_rles([segmentation], (H, W), "image")
 
 
 def test_a_damaged_rle_is_refused_before_it_is_decoded(tmp_path):
-    photo(tmp_path / "images" / "a.png")
+    save_image(tmp_path / "images" / "a.png")
     annotation = {"image_id": 1, "segmentation": {"size": [H, W], "counts": "0"}}
     (tmp_path / "mine.json").write_text(coco([{"id": 1, "file_name": "a.png"}], [annotation]))
     with pytest.raises(DataError, match=r"a\.png: mask 0 has runs of"):
         open_image_set(tmp_path / "mine.json")[0]
 
 
-def test_a_missing_picture_says_where_it_was_expected(tmp_path):
+def test_a_missing_image_says_where_it_was_expected(tmp_path):
     with pytest.raises(DataError, match=r"gone\.jpg cannot be read"):
         LabelledFile(tmp_path / "gone.jpg", []).read()

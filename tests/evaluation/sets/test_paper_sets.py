@@ -1,4 +1,4 @@
-"""The paper's 23 sets, each in a miniature of its layout: two objects in every picture that should be found."""
+"""The paper's 23 sets, each in a miniature of its layout: two objects in every image that should be found."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from PIL import Image
 from sam_jax.data.records import DataError
 from sam_jax.evaluation import PAPER_SETS, open_paper_set
 from sam_jax.ops.rle import encode_mask
-from tests.evaluation.sets.test_image_sets import ONE, TWO, H, W, coco, masks, photo, save
+from tests.evaluation.sets.test_image_sets import ONE, TWO, H, W, coco, masks, save, save_image
 
 POINTS = [[15.0, 5.0], [30.0, 5.0], [30.0, 20.0], [15.0, 20.0]]
 CORNERS = [[3.0, 2.0], [9.0, 2.0], [9.0, 10.0], [3.0, 10.0]]
@@ -21,7 +21,7 @@ FIRST, SECOND = ONE & ~TWO, TWO
 
 
 def numbers(first, second, dtype=np.uint8):
-    """A label picture of both objects."""
+    """A label image of both objects."""
     labels = np.zeros((H, W), dtype)
     labels[ONE], labels[TWO] = first, second
     return labels
@@ -39,7 +39,7 @@ def write(path, text):
 
 def ade20k(root):
     folder = root / "images/ADE/validation/urban/street"
-    photo(folder / "ADE_val_00000001.jpg")
+    save_image(folder / "ADE_val_00000001.jpg")
     colours, parts = np.zeros((H, W, 3), np.uint8), np.zeros((H, W, 3), np.uint8)
     colours[ONE | TWO] = 10, 5, 1
     parts[ONE & ~TWO], parts[TWO] = (10, 7, 1), (10, 7, 2)
@@ -49,14 +49,14 @@ def ade20k(root):
 
 
 def bbbc038(root):
-    Image.fromarray(np.zeros((H, W, 4), np.uint8)).save(photo(root / "stage1_train/id1/images/id1.png"))
+    Image.fromarray(np.zeros((H, W, 4), np.uint8)).save(save_image(root / "stage1_train/id1/images/id1.png"))
     save(root / "stage1_train/id1/masks/a.png", ONE.astype(np.uint8) * 255)
     save(root / "stage1_train/id1/masks/b.png", TWO.astype(np.uint8) * 255)
     return [ONE, TWO]
 
 
 def cityscapes(root):
-    photo(root / "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png")
+    save_image(root / "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png")
     labels = numbers(26001, 7, np.uint16)
     labels[0, 0], labels[0, 2] = 26, 3  # a group of cars, and what is not evaluated
     save(root / "gtFine/val/lindau/lindau_000000_000019_gtFine_instanceIds.png", labels)
@@ -65,14 +65,14 @@ def cityscapes(root):
 
 def doors(root):
     for run in ("Te1_5000_b_2022-08-02 11.16.00", "Te2_5000_ub_2022-08-02 11.16.11"):
-        photo(root / "Regression" / run / "img" / "000001.png")
+        save_image(root / "Regression" / run / "img" / "000001.png")
         save(root / "Regression" / run / "Rock_all" / "000001.png", numbers(255, 128))
     return [ONE | TWO]
 
 
 def dram(root):
-    photo(root / "test/realism/monet/1.jpg")
-    photo(root / "test/realism/monet/without.jpg")
+    save_image(root / "test/realism/monet/1.jpg")
+    save_image(root / "test/realism/monet/without.jpg")
     labels = numbers(1, 9)
     labels[0] = 255
     save(root / "labels/realism/monet/1.png", labels)
@@ -81,26 +81,26 @@ def dram(root):
 
 def egohos(root):
     for name in ("ego4d_0001", "EGO4D_0002", "thu-read_1", "epic_0001"):
-        photo(root / "train/image" / f"{name}.jpg")
+        save_image(root / "train/image" / f"{name}.jpg")
         save(root / "train/label" / f"{name}.png", numbers(1, 2))
     return [FIRST, SECOND]
 
 
 def gtea(root):
-    photo(root / "Images/Ahmad_1.jpg")
+    save_image(root / "Images/Ahmad_1.jpg")
     save(root / "Masks/Ahmad_1.png", numbers(1, 2))
     return [FIRST, SECOND]
 
 
 def ibd(root):
-    photo(root / "images/roofs.jpg")
+    save_image(root / "images/roofs.jpg")
     save(root / "labels/roofs.png", numbers(1, 2))
     return [FIRST, SECOND]
 
 
 def ishape(root):
     for kind in ("antenna", "wire"):
-        photo(root / kind / "val/image/1.jpg")
+        save_image(root / kind / "val/image/1.jpg")
         rles = [{"image_id": 1, "segmentation": encode_mask(mask)} for mask in (ONE, TWO)]
         name = "coco_format-mask_encoding=rle-instances_2017.json"
         write(root / kind / "val" / name, coco([{"id": 1, "file_name": "1.jpg"}], rles))
@@ -108,7 +108,7 @@ def ishape(root):
 
 
 def lvis(root):
-    photo(root / "val2017/000000000139.jpg")
+    save_image(root / "val2017/000000000139.jpg")
     document = json.loads(coco_of("COCO_val2014_000000000139.jpg"))
     document["images"][0]["coco_url"] = "http://images.cocodataset.org/val2017/000000000139.jpg"
     write(root / "annotations/lvis_v0.5_val.json", json.dumps(document))
@@ -127,20 +127,20 @@ def via(*regions, key="1.jpg123", listed=True):
 
 def ndd20(root):
     for side in ("ABOVE", "BELOW"):
-        photo(root / side / "1.jpg")
+        save_image(root / side / "1.jpg")
         write(root / f"{side}_LABELS.json", via(CORNERS, POINTS))
     return [ONE, TWO]
 
 
 def ndispark(root):
-    photo(root / "train/imgs/60_100.jpg")
+    save_image(root / "train/imgs/60_100.jpg")
     write(root / "train/train_coco_annotations.json", coco_of("60_100.jpg"))
     return [ONE, TWO]
 
 
 def ovis(root):
-    photo(root / "train/2930398/img_0000001.jpg")
-    photo(root / "train/2930398/img_0000002.jpg")
+    save_image(root / "train/2930398/img_0000001.jpg")
+    save_image(root / "train/2930398/img_0000002.jpg")
     videos = [{"id": 1, "file_names": ["2930398/img_0000001.jpg", "2930398/img_0000002.jpg"]}]
     tracks = [{"video_id": 1, "segmentations": [encode_mask(mask), None]} for mask in (ONE, TWO)]
     write(root / "annotations_train.json", json.dumps({"videos": videos, "annotations": tracks}))
@@ -148,39 +148,39 @@ def ovis(root):
 
 
 def pidray(root):
-    photo(root / "hard/xray_hard00001.png")
+    save_image(root / "hard/xray_hard00001.png")
     write(root / "annotations/xray_test_hard.json", coco_of("xray_hard00001.png"))
     return [ONE, TWO]
 
 
 def plittersdorf(root):
     for split in ("train", "val", "test"):
-        photo(root / f"images/{split}1.jpg")
+        save_image(root / f"images/{split}1.jpg")
         write(root / f"{split}.json", coco_of(f"{split}1.jpg"))
     return [ONE, TWO]
 
 
 def ppdls(root):
-    photo(root / "Plant/Ara2012/ara2012_plant001_rgb.png")
-    photo(root / "Stack/Tobacco/without_rgb.png")
+    save_image(root / "Plant/Ara2012/ara2012_plant001_rgb.png")
+    save_image(root / "Stack/Tobacco/without_rgb.png")
     save(root / "Plant/Ara2012/ara2012_plant001_label.png", numbers(1, 2))
     return [FIRST, SECOND]
 
 
 def streets(root):
-    photo(root / "images/1.jpg")
+    save_image(root / "images/1.jpg")
     write(root / "annotations/vehicle-annotations.json", via(CORNERS, POINTS, listed=False))
     return [ONE, TWO]
 
 
 def timberseg(root):
-    photo(root / "prescaled/pile.png")
+    save_image(root / "prescaled/pile.png")
     write(root / "prescaled/coco_annotation.json", coco_of("pile.png"))
     return [ONE, TWO]
 
 
 def trashcan(root):
-    photo(root / "instance_version/train/vid_1.jpg")
+    save_image(root / "instance_version/train/vid_1.jpg")
     write(root / "instance_version/instances_train_trashcan.json", coco_of("vid_1.jpg"))
     return [ONE, TWO]
 
@@ -195,14 +195,14 @@ def visor(root):
             "annotations": [{"name": "hand", "segments": [CORNERS]}, {"name": "pan", "segments": [POINTS]}],
         }
         write(inner / f"annotations/val/{video}.json", json.dumps({"info": {}, "video_annotations": [entry]}))
-    photo(inner / "rgb_frames/val/P01/P01_103" / names[1])  # unpacked
+    save_image(inner / "rgb_frames/val/P01/P01_103" / names[1])  # unpacked
     with zipfile.ZipFile(inner / "rgb_frames/val/P01/P01_107.zip", "w") as archive:
         archive.write(inner / "rgb_frames/val/P01/P01_103" / names[1], names[0])
     return [ONE, TWO]
 
 
 def woodscape(root):
-    photo(root / "rgb_images/00000_FV.png")
+    save_image(root / "rgb_images/00000_FV.png")
     items = [{"tags": [tag], "segmentation": points} for tag, points in (("car", CORNERS), ("road_surface", POINTS))]
     items.append({"tags": ["car", "void"], "segmentation": POINTS})
     found = {"00000_FV.json": {"annotation": items, "image_width": W, "image_height": H}}
@@ -211,14 +211,14 @@ def woodscape(root):
 
 
 def zerowaste(root):
-    photo(root / "splits_final_deblurred/train/data/01_frame_000000.PNG")
+    save_image(root / "splits_final_deblurred/train/data/01_frame_000000.PNG")
     write(root / "splits_final_deblurred/train/labels.json", coco_of("01_frame_000000.PNG"))
     return [ONE, TWO]
 
 
 def hypersim(root):
     camera = root / "ai_001_001/images/scene_cam_00"
-    photo(camera.with_name("scene_cam_00_final_preview") / "frame.0000.tonemap.jpg")
+    save_image(camera.with_name("scene_cam_00_final_preview") / "frame.0000.tonemap.jpg")
     ids = numbers(1, 2, np.int16)
     ids[ids == 0] = -1
     folder = camera.with_name("scene_cam_00_geometry_hdf5")
@@ -228,7 +228,7 @@ def hypersim(root):
     return [FIRST, SECOND]
 
 
-# name: (what writes the miniature, pictures in it that count)
+# name: (what writes the miniature, images in it that count)
 MINIATURES = {
     "ADE20K": (ade20k, 1),
     "BBBC038v1": (bbbc038, 1),

@@ -1,0 +1,17 @@
+"""The former place of `sam_jax.batch.image_list`, and of its names; goes with version 0.3."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+_NEW_NAMES = {"find_photos": "find_images", "PhotoList": "ImageList", "Photo": "ImageFile"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEW_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _NEW_NAMES[name]
+    warnings.warn(f"{__name__}.{name} is sam_jax.batch.image_list.{new} now", FutureWarning, stacklevel=2)
+    return getattr(importlib.import_module("sam_jax.batch.image_list"), new)
