@@ -35,9 +35,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from convert.torch_to_flax import load_official
 from sam_jax import Prompts, Sam, SamAutomaticMaskGenerator, vit_b, vit_tiny
 from sam_jax.config import OptimConfig, SamConfig, TrainConfig
+from sam_jax.convert.torch_to_flax import load_official
 from sam_jax.inference import automatic_mask_generator
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import create_state, train_step

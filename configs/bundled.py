@@ -1,9 +1,9 @@
-"""The bundled vit_tiny: python train.py configs/bundled.py
+"""The bundled vit_tiny: sam-jax train bundled
 
 Trains 7 M parameters on composites made on the fly, on a CPU. Small images come first: prompts are learned at 128 px
 for a sixteenth of the cost, outlines at 256 px, and the last stage is at the native 512 px.
-The pool of cut-outs and images comes first: python -m sam_jax.composites.pool build --out data/pool
-and then what GrabCut finds in its images: python -m sam_jax.composites.pool label data/pool
+The pool of cut-outs and images comes first: sam-jax data pool data/pool
+and then what GrabCut finds in its images: sam-jax data pool-label data/pool
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Train the mask decoder alone, on embeddings computed once: python train.py configs/decoder_only.py --data.path DATA
+"""Train the mask decoder alone, on embeddings computed once: sam-jax train decoder_only --data.path DATA
 
 The first run through writes every training image's embedding into `finetune.embedding_cache` (2 MB per image at
 1024 px); from then on the image encoder does not run at all. The cheapest way to adapt SAM: it trains on a CPU too.

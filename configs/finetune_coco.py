@@ -1,4 +1,4 @@
-"""Fine-tune a converted SAM on your own objects: python train.py configs/finetune_coco.py --data.path instances.json
+"""Fine-tune a converted SAM on your own objects: sam-jax train finetune_coco --data.path instances.json
 
 --data.path is a COCO instances file with its images in `images/` beside it (or --data.image-dir). The image encoder
 learns through low-rank changes (LoRA), the rest in full, which fits one 16 GB chip. Less: configs/decoder_only.py.

@@ -1,4 +1,4 @@
-"""Fine-tune the bundled vit_tiny, on a CPU too: python train.py configs/finetune_tiny.py --data.path my_images
+"""Fine-tune the bundled vit_tiny, on a CPU too: sam-jax train finetune_tiny --data.path my_images
 
 --data.path is a folder of images with SA-1B's .json beside each, or a COCO instances file. A few hundred images and
 some minutes adapt it to one kind of object.
@@ -24,7 +24,7 @@ def get_config() -> TrainConfig:
         interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
         loss=LossConfig(focal_alpha=0.75, supervise_all_iou=True, supervise_all_outputs=True),
         optim=OptimConfig(learning_rate=3e-4, weight_decay=0.01, warmup_steps=20, cosine=True, clip_norm=1.0),
-        init_from="sam_jax/weights/vit_tiny",
+        init_from="vit_tiny",
         workdir="runs/finetune_tiny",
         eval_every=100,
         overlay_every=100,

@@ -1,8 +1,8 @@
-"""The published recipe for ViT-B: python train.py configs/sa1b_vit_b.py --data.path gs://BUCKET/sa1b
+"""The published recipe for ViT-B: sam-jax train sa1b_vit_b --data.path gs://BUCKET/sa1b
 
 SAM paper, appendix A: 180,000 steps at batch 128, learning rate 8e-4, layer decay .6, drop path .6,
 up to 64 masks per image.
-The encoder starts from MAE weights: python -m convert.mae_to_flax mae_pretrain_vit_base.pth checkpoints/mae_vit_b
+The encoder starts from MAE weights: sam-jax convert from-mae mae_pretrain_vit_base.pth checkpoints/mae_vit_b
 The paper does not say when ViT-B's learning rate drops; ViT-H's shares of the training are kept.
 """
 

@@ -1,8 +1,8 @@
-"""The published recipe for ViT-H: python train.py configs/sa1b_vit_h.py --data.path gs://BUCKET/sa1b
+"""The published recipe for ViT-H: sam-jax train sa1b_vit_h --data.path gs://BUCKET/sa1b
 
 SAM paper, appendix A: 90,000 steps at batch 256, learning rate 8e-4 (x 0.1 at steps 60,000 and 86,666), layer decay .8,
 drop path .4, up to 64 masks per image.
-The encoder starts from MAE weights: python -m convert.mae_to_flax mae_pretrain_vit_huge.pth checkpoints/mae_vit_h
+The encoder starts from MAE weights: sam-jax convert from-mae mae_pretrain_vit_huge.pth checkpoints/mae_vit_h
 """
 
 from sam_jax.config import MeshConfig, OptimConfig, RecordDataConfig, StageConfig, TrainConfig, for_training, vit_h

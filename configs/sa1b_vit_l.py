@@ -1,8 +1,8 @@
-"""The published recipe for ViT-L: python train.py configs/sa1b_vit_l.py --data.path gs://BUCKET/sa1b
+"""The published recipe for ViT-L: sam-jax train sa1b_vit_l --data.path gs://BUCKET/sa1b
 
 SAM paper, appendix A: 180,000 steps at batch 128, learning rate 4e-4, layer decay .8, drop path .4,
 up to 64 masks per image.
-The encoder starts from MAE weights: python -m convert.mae_to_flax mae_pretrain_vit_large.pth checkpoints/mae_vit_l
+The encoder starts from MAE weights: sam-jax convert from-mae mae_pretrain_vit_large.pth checkpoints/mae_vit_l
 The paper does not say when ViT-L's learning rate drops; ViT-H's shares of the training are kept.
 """
 

@@ -1,1 +1,1 @@
-"""The border of the house: everything that speaks PyTorch or Hugging Face. Nothing in `sam_jax` imports it."""
+"""Doors to `sam-jax convert`; the converters are in `sam_jax.convert`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ VARIABLES_DIR = "variables"
 _SCORES_FILE = "scores.json"
 _SMALLEST_SLICE = 2**20  # bytes
 FORMAT = "sam_jax.model.v1"
+BUNDLED = "vit_tiny"
 
 Variables = dict[str, Any]
 
@@ -52,7 +54,8 @@ def load_model(
     How the model runs is said here, whatever it was trained or saved with.
 
     Args:
-      path: a directory written by `convert.torch_to_flax` or by training, local or gs://; None means the bundled model.
+      path: a directory written by `sam-jax convert` or by training, local or gs://; None and "vit_tiny" are the bundled
+        model.
       dtype: compute dtype: "float32" (None means this), the faster "bfloat16", or "int8"; see `config.for_inference`.
       crf: edge refinement (CRF), in place of the config's; see `SamConfig.crf`.
       kernels: "auto", "xla" or "pallas", for attention and the mask decoder; see `ImageEncoderConfig.attention`.
@@ -63,7 +66,7 @@ def load_model(
       CheckpointError: there is no such directory, it is incomplete, or it does not fit its config.
       ValueError: dtype or kernels is none of these.
     """
-    root = epath.Path(path) if path is not None else bundled_model_path()
+    root = model_path(path)
     config = for_inference(load_config(root), dtype or "float32", kernels)
     if crf is not None:
         config = dataclasses.replace(config, crf=crf)
@@ -72,9 +75,11 @@ def load_model(
     return model, load_variables(root, shapes, None if shardings is None else shardings(shapes))
 
 
-def bundled_model_path() -> epath.Path:
-    """The directory of the model that ships inside the package."""
-    return epath.Path(str(importlib.resources.files("sam_jax") / "weights" / "vit_tiny"))
+def model_path(path: epath.PathLike | None) -> epath.Path:
+    """A model's directory: `path`, or that of the bundled model for None and for its name, "vit_tiny"."""
+    if path is None or (os.fspath(path) == BUNDLED and not epath.Path(path).exists()):
+        return epath.Path(str(importlib.resources.files("sam_jax") / "weights" / BUNDLED))
+    return epath.Path(path)
 
 
 def save_model(
@@ -135,13 +140,13 @@ def _write_model(target: epath.Path, config: SamConfig, variables: Variables, dt
 def load_config(path: epath.PathLike) -> SamConfig:
     """The SamConfig of a model directory, with how it runs at its defaults: directories of earlier versions hold what
     they were trained with. Raises CheckpointError that says what is missing or wrong."""
-    root = epath.Path(path)
+    root = model_path(path)
     file = root / CONFIG_FILE
     if not file.exists():
         found = "is a file, not a model directory" if root.is_file() else "has no config.json"
         raise CheckpointError(
             f"{root} {found if root.exists() else 'does not exist'}; expected a directory written by "
-            "convert.torch_to_flax or by training"
+            "`sam-jax convert from-torch` or by training"
         )
     try:
         content = json.loads(file.read_text())
@@ -166,7 +171,7 @@ def load_variables(path: epath.PathLike, expected: Variables, shardings: Any = N
     Raises:
       CheckpointError: leaves are missing, unknown or of another shape; all are named.
     """
-    source = epath.Path(path) / VARIABLES_DIR
+    source = model_path(path) / VARIABLES_DIR
     if not source.exists():
         raise CheckpointError(f"{path} holds a config but no {VARIABLES_DIR}/; it is incomplete, write it again")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

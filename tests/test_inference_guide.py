@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-import infer
+from sam_jax.cli import infer
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "inference.md").read_text()
@@ -36,21 +36,19 @@ def test_python_blocks_run(block, capsys):
 
 
 @pytest.mark.parametrize("command", [line for block in blocks("bash") for line in block.splitlines()])
-def test_commands_run(command, here, monkeypatch, capsys):
+def test_commands_run(command, here, capsys):
     words = shlex.split(command)
-    assert words[:2] == ["python", "infer.py"]
-    monkeypatch.setattr("sys.argv", words[1:])
-    assert infer.main() == 0, capsys.readouterr().out
+    assert words[:2] == ["sam-jax", "infer"]
+    assert infer.main(words[2:]) == 0, capsys.readouterr().out
     out = here / (words[words.index("--out") + 1] if "--out" in words else "sam_out")
     names = {path.name for path in out.iterdir()}
     assert any(name.endswith(".json") for name in names)
     assert ("coco_results.json" in names) == ("coco" in command)
 
 
-def test_every_option_that_is_named_exists(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["infer.py", "--help"])
+def test_every_option_that_is_named_exists(capsys):
     with pytest.raises(SystemExit):
-        infer.main()
+        infer.main(["--help"])
     known = set(re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out))
     commands_of_others = {"--zone", "--worker", "--command", "--help"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", GUIDE)) - commands_of_others <= known

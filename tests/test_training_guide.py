@@ -9,21 +9,22 @@ from pathlib import Path
 
 import pytest
 
-import train
+from sam_jax.cli import train
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "training.md").read_text()
 
 
 def commands():
-    """Each `python ...` of the bash blocks, as words; lines that end in a backslash go on."""
+    """Each `python train.py ...` and `sam-jax ...` of the bash blocks, as words of `sam-jax`."""
     text = "\n".join(re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)).replace("\\\n", " ")
-    found = [re.sub(r"\s+#.*", "", command) for command in re.findall(r"python ([^\"\n;]*)", text)]
+    text = text.replace("python train.py", "sam-jax train").replace("python infer.py", "sam-jax infer")
+    found = [re.sub(r"\s+#.*", "", command) for command in re.findall(r"sam-jax ([^\"\n;]*)", text)]
     return [shlex.split(command) for command in found]
 
 
 def is_about(program):
-    return [words for words in commands() if words[0] == program or words[:2] == ["-m", program]]
+    return [words for words in commands() if words[0] == program]
 
 
 @pytest.fixture
@@ -31,17 +32,16 @@ def parsed(monkeypatch):
     """What train.py understands of a command line, without doing it."""
     monkeypatch.chdir(ROOT)
     done = []
-    monkeypatch.setattr(train, "run", done.append)
+    monkeypatch.setattr(train, "run", lambda command, program: done.append(command) or 0)
 
     def parse(words):
-        monkeypatch.setattr(sys, "argv", words)
-        assert train.main() == 0
+        assert train.main(words[1:]) == 0
         return done[-1]
 
     return parse
 
 
-@pytest.mark.parametrize("words", is_about("train.py"), ids=" ".join)
+@pytest.mark.parametrize("words", is_about("train"), ids=" ".join)
 def test_training_commands_are_understood(words, parsed):
     command = parsed(words)
     assert command.config.data.path == words[words.index("--data.path") + 1]
@@ -56,7 +56,7 @@ SAID = [
     "configs/sa1b_vit_h.py --mesh.fsdp 8",
     "configs/finetune_coco.py --data.image-dir images",
     "configs/sa1b_vit_b.py --data.jitter 0.1 2.0 --data.max-images 100000 --data.hold-out 0.01",
-    "configs/sa1b_vit_b.py --data.max-bad-share 0.1 --eval-every 10 --image-every 10 --data.num-workers 8",
+    "configs/sa1b_vit_b.py --data.max-bad-share 0.1 --eval-every 10 --overlay-every 10 --data.num-workers 8",
     "configs/sa1b_vit_b.py --data.scaled-decode",
     "configs/sa1b_vit_b.py --profile-steps 20 25",
     "configs/sa1b_vit_b.py --eval-only",
@@ -68,7 +68,7 @@ SAID = [
 
 @pytest.mark.parametrize("text", SAID)
 def test_options_in_running_text_are_understood(text, parsed):
-    parsed(["train.py", *shlex.split(text)])
+    parsed(["train", *shlex.split(text)])
 
 
 def test_no_option_of_training_is_left_out_here():
@@ -83,16 +83,16 @@ def test_fields_that_are_named_exist():
     assert fields
     for room, name in fields:
         name_of_config = "finetune_coco" if room == "finetune" else "sa1b_vit_b"
-        config = train.load_config_file(str(ROOT / "configs" / f"{name_of_config}.py"))
+        config = train.load_config(name_of_config)
         assert hasattr(getattr(config, room), name), name
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("words", [words for words in commands() if words[0] == "-m"], ids=" ".join)
-def test_other_programs_understand_their_words(words, tmp_path):
+@pytest.mark.parametrize("words", is_about("convert") + is_about("data"), ids=" ".join)
+def test_converters_and_tools_understand_their_words(words, tmp_path):
     """Their files do not exist here, which is what they say, and not that they cannot read the command line."""
     done = subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, "-m", "sam_jax", *words],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from pycocotools import mask as coco
 
 from sam_jax.batch.image_list import ImageFile
 from sam_jax.batch.prompt_files import ImageObjects
 from sam_jax.files import write_atomically
+from sam_jax.inference.exports import to_coco
 from sam_jax.inference.overlays import overlay_masks, write_image
 from sam_jax.ops.rle import decode_mask
 
@@ -177,18 +177,9 @@ class ResultFiles:
     def _coco_results(self, images: Iterable[ImageFile], image_ids: Any) -> Iterator[dict[str, Any]]:
         for image_file in images:
             content = self.read(image_file)
-            for record in content["annotations"] if content else ():
-                rle = record["segmentation"]
-                yield {
-                    "image_id": image_file.image_id if image_ids is None else image_ids(image_file),
-                    "file_name": image_file.file_name,
-                    "category_id": record.get("category_id", 1),
-                    "segmentation": rle,
-                    "bbox": coco.toBbox(rle).tolist(),
-                    "area": record["area"],
-                    "score": record.get("score", record["predicted_iou"]),
-                    "predicted_iou": record["predicted_iou"],
-                } | ({"stability_score": record["stability_score"]} if "stability_score" in record else {})
+            image_id = image_file.image_id if image_ids is None else image_ids(image_file)
+            for entry in to_coco(content["annotations"] if content else (), image_id):
+                yield entry | {"file_name": image_file.file_name}
 
     def _path(self, image_file: ImageFile, suffix: str) -> epath.Path:
         return self.out / f"{image_file.name}.{suffix}"

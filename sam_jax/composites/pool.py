@@ -1,10 +1,9 @@
 """A pool of cut-outs, photographs and labelled images, gathered from public packages.
 
-`python -m sam_jax.composites.pool build --out DIR` writes the pool, `... label DIR` adds regions that GrabCut finds in
-its photographs; `load_pool(DIR, split)` reads it.
+`sam-jax data pool DIR` writes the pool, `sam-jax data pool-label DIR` adds regions that GrabCut finds in its
+photographs; `load_pool(DIR, split)` reads it.
 """
 
-import argparse
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -130,8 +129,7 @@ def read_listing(root: pathlib.Path) -> list[dict]:
     listing = root / "pool.json"
     if not listing.is_file():
         raise FileNotFoundError(
-            f"no cut-out pool at {root} (pool.json is missing); make one with "
-            f"`python -m sam_jax.composites.pool build --out {root}`"
+            f"no cut-out pool at {root} (pool.json is missing); make one with `sam-jax data pool {root}`"
         )
     return json.loads(listing.read_text())["files"]
 
@@ -298,37 +296,3 @@ def label_pool(root: str | pathlib.Path) -> int:
     added = [entry for entry in found if entry]
     _write_listing(root, entries + added)
     return len(added)
-
-
-def main() -> None:
-    """Command line: `build` writes a pool, `label` adds to it."""
-    parser = argparse.ArgumentParser(prog="python -m sam_jax.composites.pool", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    label = commands.add_parser("label", help="add the regions that GrabCut finds in the photographs of a pool")
-    label.add_argument("pool", metavar="DIR", help="the pool; needs `pip install opencv-python-headless`")
-    build = commands.add_parser("build", help="gather a pool from public Debian and npm packages and your own folders")
-    build.add_argument("--out", required=True, metavar="DIR", help="directory to write the pool to")
-    build.add_argument(
-        "--packages",
-        metavar="DIR",
-        help="directory that holds the .deb and .tgz files; without it they are fetched with "
-        "`apt-get download` and `npm pack` (about 550 MB)",
-    )
-    help_specs = "each as DIR or DIR=LICENCE"
-    build.add_argument("--photos", nargs="*", default=[], help=f"folders of background photos, {help_specs}")
-    build.add_argument(
-        "--labelled", nargs="*", default=[], help=f"folders of SA-1B-style jpg + json pairs, {help_specs}"
-    )
-    args = parser.parse_args()
-    try:
-        if args.command == "label":
-            print(f"{label_pool(args.pool)} photographs with regions in {args.pool}")
-            return
-        counts = build_pool(args.out, args.packages, tuple(args.photos), tuple(args.labelled))
-    except (ImportError, FileNotFoundError, RuntimeError) as error:
-        parser.exit(1, f"{error}\n")
-    print("\n".join(f"{kind:16} {count}" for kind, count in counts.items()))
-
-
-if __name__ == "__main__":
-    main()

@@ -97,7 +97,7 @@ class CompositeConfig:
 
 @dataclass(frozen=True)
 class CompositeDataConfig:
-    """Composites from a pool that `python -m sam_jax.composites.pool build` wrote.
+    """Composites from a pool that `sam-jax data pool` wrote.
 
     The stage's image size and masks per image take the place of those in `composite`.
 

@@ -231,7 +231,7 @@ class TrainConfig:
       workdir: local or gs://; receives `config.json`, `log.jsonl`, TensorBoard files, `images/`, `logs/` (one per
         host), `state/` (checkpoints) and, at the end, `model/` and, where evaluation found an earlier state better,
         `best/` (both for `load_model`).
-      init_from: a model directory to start from; None starts from scratch.
+      init_from: a model directory to start from, or "vit_tiny", the bundled one; None starts from scratch.
       storage_dtype: how the finished model's parameters are stored, "float32" or, at half the size, "float16".
       accumulate: split each batch into this many pieces, one after the other, and step once with their mean gradient.
       seed: seed of fresh weights, of the order of the data and of all that is drawn; from 0 to 2**32 - 1.

@@ -1,6 +1,6 @@
 """How good are the masks? The SAM paper's interactive protocol on anybody's labelled photographs.
 
-`python -m sam_jax.evaluation DATA... --checkpoint DIR --out report/` measures, prints and writes a report.
+`sam-jax evaluate DATA... --checkpoint DIR --out report/` measures, prints and writes a report.
 """
 
 from sam_jax.evaluation.options import EvaluationOptions

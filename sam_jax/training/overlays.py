@@ -20,8 +20,8 @@ _COLOURS = np.array([[230, 60, 60], [60, 160, 240], [250, 200, 40]], np.float32)
 def predict_clicks(
     model: Sam, config: TrainConfig, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One click into each mask: the points (B, N, 2) in the input frame, and of the masks that answer it those of highest
-    predicted IoU (B, N, S/4, S/4)."""
+    """One click into each mask: the points (B, N, 2) in the input frame, and the answers of highest predicted IoU
+    (B, N, S/4, S/4)."""
     variables = model_variables(config, state)
     embeddings = image_embeddings(model, variables, batch)
     targets = reduce_masks(batch["masks"], finer_than_decoder(batch["masks"], embeddings))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from sam_jax.composites import pool as cutout_pool
+from sam_jax.cli.data import main
 from sam_jax.composites.grabcut_regions import find_grabcut_regions
 from sam_jax.composites.pool import label_pool, load_pool
 from sam_jax.composites.source import CompositeSource
@@ -42,14 +42,13 @@ def test_finds_nothing_in_noise(scene):
     assert find_grabcut_regions(np.random.default_rng(0), noise, 10).shape == (0, 120, 160)
 
 
-def test_a_labelled_pool_trains_on_its_regions(scene, tmp_path, monkeypatch, capsys):
+def test_a_labelled_pool_trains_on_its_regions(scene, tmp_path, capsys):
     image, pear = scene
     write_pool(tmp_path)
     for file in tmp_path.glob("background_*.png"):
         Image.fromarray(image).save(file)
     assert not load_pool(tmp_path, "train").regions
-    monkeypatch.setattr("sys.argv", ["cutout_pool", "label", str(tmp_path)])
-    cutout_pool.main()
+    assert main(["pool-label", str(tmp_path)]) == 0
     pool = load_pool(tmp_path, "train")
     assert f"{len(pool.regions)} photographs" in capsys.readouterr().out
     assert len(pool.regions) == len(pool.backgrounds)
@@ -64,8 +63,6 @@ def test_a_labelled_pool_trains_on_its_regions(scene, tmp_path, monkeypatch, cap
     assert json.loads((tmp_path / "pool.json").read_text()) == json.loads(before)
 
 
-def test_says_what_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["cutout_pool", "label", str(tmp_path / "none")])
-    with pytest.raises(SystemExit):
-        cutout_pool.main()
+def test_says_what_is_missing(tmp_path, capsys):
+    assert main(["pool-label", str(tmp_path / "none")]) == 2
     assert "no cut-out pool at" in capsys.readouterr().err

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from convert.torch_to_flax import load_official
 from sam_jax.checkpoint import load_config, save_model
 from sam_jax.config import vit_h
+from sam_jax.convert.torch_to_flax import load_official
 from sam_jax.models.sam import Sam
 from sam_jax.structs import Prompts
 from tests.golden.make_key_lists import build_hugging_face, tiny_config

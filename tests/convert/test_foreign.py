@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from convert import mae_to_flax
-from convert.errors import ConversionError
-from convert.flax_to_torch import to_state_dict
-from convert.foreign import refuse_relatives, without_prefixes
-from convert.torch_to_flax import from_state_dict
+from sam_jax.convert import mae_to_flax
+from sam_jax.convert.errors import ConversionError
+from sam_jax.convert.flax_to_torch import to_state_dict
+from sam_jax.convert.foreign import refuse_relatives, without_prefixes
+from sam_jax.convert.torch_to_flax import from_state_dict
 from tests.golden.make_key_lists import read_key_list
 from tests.tiny import SMALLEST, random_variables
 

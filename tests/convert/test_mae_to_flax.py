@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from convert import mae_to_flax
-from convert.mae_to_flax import infer_size, load_mae
 from sam_jax.checkpoint import load_model
 from sam_jax.config import vit_b, vit_h, vit_l
+from sam_jax.convert import mae_to_flax
+from sam_jax.convert.mae_to_flax import infer_size, load_mae
 from sam_jax.models.image_encoder import Block, PatchEmbed
 from sam_jax.models.sam import Sam, init_variables
 from tests.tiny import TINY

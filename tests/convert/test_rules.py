@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from convert.errors import ConversionError
-from convert.rules import expected_leaves, official_key, official_name
-from convert.sizes import infer_config
 from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig, vit_b, vit_h, vit_l, vit_tiny
+from sam_jax.convert.errors import ConversionError
+from sam_jax.convert.rules import expected_leaves, official_key, official_name
+from sam_jax.convert.sizes import infer_config
 from tests.golden.make_key_lists import read_key_list, tiny_config
 
 UNUSUAL = SamConfig(

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from sam_jax.cli.data import main
 from sam_jax.data.records import DataError
 from sam_jax.data.sa1b import Sa1bFolder, Sa1bTars, open_sa1b, tar_index
-from sam_jax.data.sa1b.__main__ import main
 from sam_jax.data.sa1b.pairs import image_id_of
 from sam_jax.data.sa1b.statistics import measure, measure_image
 
@@ -354,7 +354,7 @@ def test_index_from_the_command_line(tars, capsys):
     assert len(list(tars.glob("*.index.npz"))) == 2
     assert "5 pairs" in capsys.readouterr().out
     assert main(["index", str(tars / "nowhere")]) == 2
-    assert capsys.readouterr().err.startswith("sa1b: ")
+    assert capsys.readouterr().err.startswith("sam-jax data index: ")
 
 
 def test_figures_of_known_shapes():
@@ -411,10 +411,3 @@ def test_wrong_numbers_are_refused(tars, capsys):
     assert main(["check", str(tars), "--threads", "0"]) == 2
     assert main(["stats", str(tars), "--limit", "-1"]) == 2
     assert "--limit must be 0 or more, not -1" in capsys.readouterr().err
-
-
-def test_help_teaches(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    text = capsys.readouterr().out
-    assert all(f"sa1b {command} data/sa1b" in text for command in ("index", "check", "stats"))

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from sam_jax.cli import data as command_line
 from sam_jax.data.records import DataError
 from sam_jax.data.tfds import TfdsSa1b, layout, prepared_directory, preparing, reading
-from sam_jax.data.tfds import __main__ as command_line
 from sam_jax.data.tfds.preparing import make_plan, normalise_box, prepare_tars
 
 # tensorflow-datasets asks protobuf's C code for deprecated attributes; as errors those turn up anywhere.
@@ -313,19 +313,17 @@ def test_other_formats_are_refused(prepared, tars, tmp_path):
 
 
 @pytest.mark.oracle
-def test_command_line(tars, tmp_path, monkeypatch, capsys):
-
+def test_command_line(tars, tmp_path, capsys):
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tfds", *map(os.fspath, arguments)])
-        command_line.main()
-        return capsys.readouterr().out
+        code = command_line.main(list(map(os.fspath, arguments)))
+        return code, capsys.readouterr().out
 
-    assert "6 images in" in run("prepare", tars, tmp_path, "--limit", "6", "--shards", "2")
-    assert run("index", tmp_path) == "6 images\n"
-    for wrong in (("prepare", tars, tmp_path), ("prepare", tars, tmp_path / "b", "--runner=x"), ("index", tars)):
-        with pytest.raises(SystemExit) as caught:
-            run(*wrong)
-        assert caught.value.code in (1, 2)
+    code, out = run("tfds", tars, tmp_path, "--limit", "6", "--shards", "2")
+    assert code == 0
+    assert "6 images in" in out
+    assert run("tfds-index", tmp_path) == (0, "6 images\n")
+    for wrong in (("tfds", tars, tmp_path), ("tfds", tars, tmp_path / "b", "--shards", "0"), ("tfds-index", tars)):
+        assert run(*wrong) == (2, "")
 
 
 @pytest.mark.oracle

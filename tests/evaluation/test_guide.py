@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sam_jax.evaluation.__main__ import make_parser
+from sam_jax.cli import main, parsing
+from sam_jax.cli.evaluate import Evaluate
 from sam_jax.evaluation.sets.paper_sets import PAPER_SETS
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +16,7 @@ COMMANDS = [
     line
     for block in re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith("python -m sam_jax.evaluation")
+    if line.startswith("sam-jax evaluate")
 ]
 
 
@@ -29,12 +30,14 @@ def test_python_blocks_run(block, monkeypatch, capsys):
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_parse(line):
-    args = make_parser().parse_args(shlex.split(line)[3:])
-    assert all(text.split("=")[0] in PAPER_SETS for text in args.set)
+    command = parsing.parse(Evaluate, "sam-jax evaluate", shlex.split(line)[2:])
+    assert all(text.split("=")[0] in PAPER_SETS for text in command.set)
 
 
-def test_every_option_of_the_guide_exists():
-    known = make_parser().format_help()
+def test_every_option_of_the_guide_exists(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["evaluate", "--help"])
+    known = capsys.readouterr().out
     for option in re.findall(r"`(--[a-z-]+)", GUIDE):
         assert option in known
 

@@ -74,7 +74,7 @@ def pair():
     """The official model and ours, with random weights and predicted IoUs around a half."""
     import torch
 
-    from convert.torch_to_flax import to_variables
+    from sam_jax.convert.torch_to_flax import to_variables
     from tests.oracle import build_official
 
     official = build_official(TINY)
@@ -136,7 +136,7 @@ def bundled():
     """The model that ships with the package, on both sides."""
     import torch
 
-    from convert.flax_to_torch import to_state_dict
+    from sam_jax.convert.flax_to_torch import to_state_dict
     from tests.oracle import build_official
 
     model, variables = load_model(dtype="float32")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.torch_to_flax import to_variables
 from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig, vit_b
+from sam_jax.convert.torch_to_flax import to_variables
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.models.sam import Sam
 

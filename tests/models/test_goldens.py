@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from convert.rules import expected_leaves, official_key
+from sam_jax.convert.rules import expected_leaves, official_key
 from sam_jax.models.layers import resize_pos_embed
 from sam_jax.models.sam import Sam
 from sam_jax.ops.masks import postprocess_masks

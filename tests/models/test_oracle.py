@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.torch_to_flax import to_variables
 from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig, vit_b, vit_h, vit_l
+from sam_jax.convert.torch_to_flax import to_variables
 from sam_jax.models.layers import resize_pos_embed, resize_rel_pos
 from sam_jax.models.sam import Sam
 from sam_jax.ops import transforms

@@ -15,12 +15,12 @@ import pytest
 from pycocotools import mask as coco
 
 import train
-from convert import mae_to_flax, torch_to_flax
-from convert.flax_to_torch import to_state_dict
 from sam_jax import sharding
 from sam_jax.checkpoint import load_config, save_model
 from sam_jax.config import MeshConfig, bare_network, sam_config_from_dict, to_dict
 from sam_jax.config.running import NETWORK
+from sam_jax.convert import mae_to_flax, torch_to_flax
+from sam_jax.convert.flax_to_torch import to_state_dict
 from sam_jax.training import loop
 from tests.tiny import SMALLEST, random_variables
 from tests.tiny_pool import write_pool

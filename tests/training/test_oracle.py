@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from convert.rules import official_key
-from convert.torch_to_flax import to_variables
 from sam_jax.config import MaskDecoderConfig, PromptEncoderConfig, TrainConfig
+from sam_jax.convert.rules import official_key
+from sam_jax.convert.torch_to_flax import to_variables
 from sam_jax.models.sam import Sam
 from sam_jax.ops.planes import join_subpixels
 from sam_jax.training import step

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_jax.checkpoint import bundled_model_path
+from sam_jax.checkpoint import model_path
 from sam_jax.config import (
     InteractionConfig,
     LossConfig,
@@ -38,7 +38,7 @@ def test_eight_images_are_learned_by_heart(tmp_path):
         optim=OptimConfig(
             learning_rate=2e-3, b2=0.98, weight_decay=0.0, warmup_steps=20, cosine=True, layer_decay=1.0, clip_norm=1.0
         ),
-        init_from=str(bundled_model_path()),
+        init_from=str(model_path(None)),
         workdir=str(tmp_path / "run"),
         log_every=1,
     )

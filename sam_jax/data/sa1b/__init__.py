@@ -1,6 +1,6 @@
 """SA-1B and whatever is laid out like it: images with a JSON of RLE masks each, in tars or in a folder.
 
-`python -m sam_jax.data.sa1b index|check|stats PATH` prepares, verifies and describes a data set.
+`sam-jax data index|check|stats PATH` prepares, verifies and describes a data set.
 """
 
 from sam_jax.data.sa1b.folder import Sa1bFolder

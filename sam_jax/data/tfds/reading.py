@@ -22,7 +22,7 @@ class TfdsSa1b:
 
     The format has no index of image ids, and the official builder shuffles. So the ids are read once from all records
     (10 TB for all of SA-1B, nothing decoded) and kept in image_ids.npy beside the data; `prepare` leaves that file, so
-    that only what the official builder wrote needs the pass. Run `python -m sam_jax.data.tfds index DATA` before a
+    that only what the official builder wrote needs the pass. Run `sam-jax data tfds-index DATA` before a
     run on many hosts, or each of them reads all the data first.
     Where the directory cannot be written to, the ids stay in memory and go along when the source is pickled.
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from convert.errors import ConversionError
+from sam_jax.convert.errors import ConversionError
 
 # Parts of the path of a tensor that wrappers put in, in front or further inside: DataParallel, torch.compile.
 WRAPPER_PARTS = ("module", "_orig_mod")

@@ -6,8 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 
-from convert.errors import ConversionError
 from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, PromptEncoderConfig, SamConfig
+from sam_jax.convert.errors import ConversionError
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -19,7 +19,7 @@ from sam_jax.models.sam import Sam
 from sam_jax.ops.rle import decode_mask
 from tests.tiny import TINY
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 H, W = 60, 96
 
 
@@ -191,7 +191,7 @@ POINT = ("--point", "50,37")
         (("--point", "50,"), ["'50,' is not of the form"]),
         (("--point", "97,3"), ["point 97,3 lies outside the image, which is 96x60 pixels"]),
         (("--point=-5,3",), ["point -5,3 lies outside"]),
-        (("--point", "-5,3"), ["--point", "expected one argument"]),
+        (("--point", "-5,3"), ["point -5,3 lies outside"]),
         (("--point", "nan,3"), ["point nan,3"]),
         (("--point", "inf,3"), ["point inf,3"]),
         (("--point", "50,37,2"), ["point label 2", "1 (on the object) nor 0 (off it)"]),
@@ -208,7 +208,7 @@ POINT = ("--point", "50,37")
         ((*POINT, "--mask-input", "."), ["not a .npy array"]),
         ((*POINT, "--format", "png"), ["--format does not go with --point"]),
         ((*POINT, "--points-per-side", "8"), ["--points-per-side does not go with --point"]),
-        ((*POINT, "other.png"), ["--point is for one image, not 2; use --prompts FILE"]),
+        (("other.png", *POINT), ["--point is for one image, not 2; use --prompts FILE"]),
     ],
 )
 def test_mistakes_in_prompts(run, image_path, tmp_path, arguments, words):

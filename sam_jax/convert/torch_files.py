@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from convert.errors import ConversionError
+from sam_jax.convert.errors import ConversionError
 
 if TYPE_CHECKING:
     import torch

@@ -1,15 +1,10 @@
-"""The script over many images, end to end: faults, stops, devices, hosts, full disks. On the tiny model."""
+"""The command over many images, end to end: faults, stops, devices, hosts, full disks. On the tiny model."""
 
 import errno
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,13 +17,8 @@ from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.models.sam import Sam
 from sam_jax.ops.rle import decode_mask
+from tests.many_images import LOOSE, OPTIONS, H, W, contents, failures, folder, noise, save
 from tests.tiny import TINY
-
-ROOT = Path(__file__).parents[1]
-H, W = 48, 80
-# The tiny model is random: everything passes, box NMS leaves a few.
-LOOSE = dict(points_per_side=2, points_per_batch=4, pred_iou_thresh=-100.0, stability_score_thresh=0.0)
-OPTIONS = [f"--{name.replace('_', '-')}={value}" for name, value in LOOSE.items()]
 
 
 @pytest.fixture
@@ -50,37 +40,6 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
         return code, captured.out, captured.err.splitlines()
 
     return call
-
-
-def noise(seed, shape=(H, W)):
-    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
-
-
-def save(path, seed, mode=None, shape=(H, W), **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(noise(seed, shape))
-    (image.convert(mode) if mode else image).save(path, **options)
-
-
-def folder(root, count, start=0):
-    for number in range(start, start + count):
-        save(root / ("sub" if number % 2 else "") / f"p{number}.png", number)
-    return root
-
-
-def contents(out, without=()):
-    """What lies below a directory: relative path -> bytes."""
-    files = (path for path in out.rglob("*") if path.is_file())
-    return {
-        path.relative_to(out).as_posix(): path.read_bytes()
-        for path in files
-        if not path.name.startswith(tuple(without))
-    }
-
-
-def failures(out, name="failures.jsonl"):
-    path = out / name
-    return {line["image"]: line["error"] for line in map(json.loads, path.read_text().splitlines())}
 
 
 def test_everything_is_the_default(run, tmp_path, variables):
@@ -295,7 +254,6 @@ def test_eight_devices_do_what_one_does(run, tmp_path):
         (("nowhere.png",), "nowhere.png does not exist; expected an image, a directory, a pattern"),
         (("{p}", "--format", "pgn"), "unknown format 'pgn'; expected some of json, png, overlay, coco"),
         (("{p}", "--points-per-side", "0"), "points_per_side must be positive, not 0"),
-        (("{p}", "--points-per-side", "many"), "argument --points-per-side: invalid int value: 'many'"),
         (("{p}", "--skip-full-image"), "set crop_n_layers"),
         (
             ("{p}", "--tile", "64", "--tile-overlap", "40"),
@@ -309,7 +267,7 @@ def test_eight_devices_do_what_one_does(run, tmp_path):
         (("{p}", "--host", "0"), "--host and --num-hosts go together"),
         (("{p}", "--host", "2", "--num-hosts", "2"), "host 2 of 2 does not exist; they count from 0"),
         (("{p}", "--coordinator", "localhost:1"), "--coordinator goes with --distributed"),
-        ((), "the following arguments are required: IMAGES"),
+        ((), "no images given; name files, directories, patterns or @LIST"),
     ],
 )
 def test_mistakes(run, tmp_path, arguments, words):
@@ -319,6 +277,19 @@ def test_mistakes(run, tmp_path, arguments, words):
     assert len(err) == 1
     assert err[0].startswith("infer.py: ")
     assert words in err[0]
+    assert not contents(tmp_path / "out")
+
+
+def test_words_that_are_not_understood(run, tmp_path):
+    inputs = folder(tmp_path / "p", 1)
+    for arguments, words in (
+        (("--points-per-side", "many"), "invalid literal for int() with base 10: 'many'"),
+        (("--point-per-side", "3"), "Perhaps you meant: --points-per-side"),
+        (("--dtype", "float16"), "invalid choice 'float16'"),
+    ):
+        code, out, err = run(inputs, *arguments, options=())
+        assert (code, out) == (2, "")
+        assert words in " ".join(" ".join(line.strip("│╭╰╮╯─ ") for line in err).split())
     assert not contents(tmp_path / "out")
 
 
@@ -389,84 +360,6 @@ def test_a_real_disk_that_is_full(run, tmp_path, small_disk):
     assert (code, err) == (0, [])
     assert f"finished before: {len(before)}" in out or not before
     assert set(contents(small_disk / "out")) == {f"{'sub/' if i % 2 else ''}p{i}.json" for i in range(6)}
-
-
-# The script in processes of its own, which can be killed and can be several hosts.
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Where these processes keep compiled programs."""
-    return tmp_path_factory.mktemp("compiled")
-
-
-def start(checkpoint, compiled, out, *arguments, devices=1):
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, ROOT / "infer.py", *arguments, *OPTIONS, "--checkpoint", checkpoint, "--out", out]
-    return subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def test_killed_and_started_again(checkpoint, compiled, tmp_path):
-    inputs = folder(tmp_path / "p", 60)
-    out = tmp_path / "out"
-    process = start(checkpoint, compiled, out, inputs, "--format", "png,coco")
-    while process.poll() is None and len(list(out.rglob("*.json"))) < 8:
-        time.sleep(0.01)
-    assert process.poll() is None, process.communicate()[0]
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
-    assert 8 <= len(before) < 60
-    for path in before:
-        json.loads(path.read_text())  # whole
-    process = start(checkpoint, compiled, out, inputs, "--format", "png,coco")
-    text = process.communicate()[0]
-    assert process.returncode == 0, text
-    assert f"finished before: {len(before)}" in text
-    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())  # no image twice
-    alone = tmp_path / "alone"
-    process = start(checkpoint, compiled, alone, inputs, "--format", "png,coco")
-    text = process.communicate()[0]
-    assert process.returncode == 0, text
-    assert contents(out) == contents(alone)  # none missing, none half
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def test_two_hosts_write_what_one_does(checkpoint, compiled, tmp_path):
-    inputs = folder(tmp_path / "p", 9)
-    (inputs / "bad.jpg").write_text("no image")
-    alone = start(checkpoint, compiled, tmp_path / "alone", inputs, "--format", "coco,png")
-    text = alone.communicate()[0]
-    assert alone.returncode == 1, text
-    port = free_port()
-    hosts = [
-        start(
-            *(checkpoint, compiled, tmp_path / "pair", inputs, "--format", "coco,png", "--distributed"),
-            *("--coordinator", f"localhost:{port}", "--num-hosts", 2, "--host", host),
-            devices=2,
-        )
-        for host in range(2)
-    ]
-    texts = [process.communicate()[0] for process in hosts]
-    assert sorted(process.returncode for process in hosts) == [0, 1], texts
-    assert contents(tmp_path / "pair", ["failures"]) == contents(tmp_path / "alone", ["failures"])
-    lists = [path.name for path in (tmp_path / "pair").glob("failures*")]
-    assert len(lists) == 1
-    assert lists[0] in ("failures_0.jsonl", "failures_1.jsonl")
-    assert failures(tmp_path / "pair", lists[0]) == failures(tmp_path / "alone")
 
 
 def test_hosts_that_do_not_know_each_other(run, tmp_path):

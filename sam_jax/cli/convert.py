@@ -1,0 +1,103 @@
+"""`sam-jax convert`: weights from and to PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from sam_jax.cli import parsing
+
+_TARGET = "model directory to write, local or gs://; must not exist yet"
+
+
+@dataclasses.dataclass(frozen=True)
+class FromTorch:
+    """SAM's weights from PyTorch to a model directory.
+
+    Reads official state dicts and those of the Hugging Face `SamModel`, as .pth or .safetensors, also where a wrapper
+    put a prefix before all names (`module.`, `model.`, `_orig_mod.`). The size is read off the tensors. Every tensor
+    of the file is used once and every leaf of the model filled, or nothing is written.
+    """
+
+    source: Annotated[
+        Positional[str], arg(metavar="SOURCE", help="official or Hugging Face SAM weights, .pth or .safetensors")
+    ]
+    target: Annotated[Positional[str], arg(metavar="TARGET", help=_TARGET)]
+    decoder_num_heads: Annotated[
+        int | None,
+        arg(help="attention heads of the mask decoder; None: config.json beside a Hugging Face file says, else 8"),
+    ] = None
+
+    def run(self) -> None:
+        """Converts."""
+        from sam_jax.convert import torch_to_flax
+
+        torch_to_flax.convert(self.source, self.target, self.decoder_num_heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromMae:
+    """The encoder of a masked autoencoder (MAE) to a model directory that training starts from.
+
+    What MAE lacks (relative positions, neck, prompt encoder, mask decoder) is fresh; what SAM lacks is dropped.
+    """
+
+    source: Annotated[
+        Positional[str],
+        arg(metavar="SOURCE", help="official MAE weights of ViT-B, ViT-L or ViT-H, .pth or .safetensors"),
+    ]
+    target: Annotated[Positional[str], arg(metavar="TARGET", help=_TARGET)]
+    seed: Annotated[int, arg(help="of the parts that MAE lacks")] = 0
+
+    def run(self) -> None:
+        """Converts."""
+        from sam_jax.convert import mae_to_flax
+
+        mae_to_flax.convert(self.source, self.target, self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToTorch:
+    """A model directory to a PyTorch file that the official code loads. Every value stays bit for bit what it is."""
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE", help="model directory, local or gs://")]
+    target: Annotated[Positional[str], arg(metavar="TARGET", help=".pth file to write; must not exist yet")]
+
+    def run(self) -> None:
+        """Converts."""
+        from sam_jax.convert import flax_to_torch
+
+        flax_to_torch.convert(self.source, self.target)
+
+
+COMMANDS = {"from-torch": FromTorch, "from-mae": FromMae, "to-torch": ToTorch}
+HELP = """Weights from and to PyTorch; needs pip install "sam_jax[convert]".
+
+    {program} from-torch sam_vit_b_01ec64.pth checkpoints/sam_vit_b        official or Hugging Face SAM
+    {program} from-mae mae_pretrain_vit_base.pth checkpoints/mae_vit_b     what training starts from
+    {program} to-torch checkpoints/sam_vit_b back.pth                      for the official code
+
+`{program} from-torch --help`, and so on, explains each."""
+
+
+def main(argv: Sequence[str] | None = None, program: str = "sam-jax convert") -> int:
+    """Runs one of the converters on the CPU, which leaves the accelerator alone."""
+    chosen = parsing.choose(COMMANDS, program, HELP, argv)
+    if isinstance(chosen, int):
+        return chosen
+    name = chosen[1]
+    command: Any = parsing.parse(*chosen)
+
+    def work() -> None:
+        import jax
+
+        from sam_jax.convert.errors import needs_torch
+
+        jax.config.update("jax_platforms", "cpu")
+        with needs_torch():
+            command.run()
+
+    return parsing.run(name, work)

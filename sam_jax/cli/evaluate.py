@@ -1,0 +1,87 @@
+"""`sam-jax evaluate`: how good are a model's masks on labelled images?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from sam_jax.cli import parsing
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a model with the SAM paper's interactive protocol, and write a report.
+
+    Examples:
+        sam-jax evaluate data/my_images --checkpoint checkpoints/sam_vit_b --out report/
+        sam-jax evaluate --set ADE20K=data/ADE20K_2021_17_01 --set OVIS=data/ovis --max-masks 10000
+
+    DATA is SA-1B tars or a folder of .jpg + .json pairs, a COCO or LVIS .json, or a directory with images/ and labels/
+    (a PNG of object numbers per image). --set reads one of the paper's 23 sets as it was published; --list-sets tells
+    what is expected where.
+
+    Written to --out: report.html (charts, and the best, median and worst cases as images) and report.json.
+    """
+
+    data: Annotated[Positional[tuple[str, ...]], arg(metavar="DATA", help="labelled images; local or gs://")] = ()
+    set: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="NAME=PATH", help="one of the paper's sets, as published")
+    ] = ()
+    list_sets: Annotated[bool, arg(help="describe the paper's sets and stop")] = False
+    images: Annotated[str | None, arg(metavar="DIR", help="where the images of COCO or LVIS files in DATA lie")] = None
+    checkpoint: Annotated[str | None, arg(metavar="DIR", help="model directory; None is the bundled vit_tiny")] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8"] | None, arg(help="compute type; None is float32; int8 is for TPUs")
+    ] = None
+    crf: Annotated[bool, arg(help="refine masks at the image's edges (CRF); vit_tiny does so unless told not to")] = (
+        False
+    )
+    no_crf: Annotated[bool, arg(help="no edge refinement")] = False
+    out: Annotated[str, arg(metavar="DIR", help="where the report goes")] = "report"
+    clicks: Annotated[tuple[int, ...], arg(help="score masks after so many clicks")] = (1, 2, 3, 5, 9)
+    no_boxes: Annotated[bool, arg(help="leave box prompts out")] = False
+    floors: Annotated[bool, arg(help="also score what needs no learning")] = False
+    limit: Annotated[int | None, arg(help="at most so many random images of each set")] = None
+    max_masks: Annotated[int | None, arg(help="random images of each set until so many masks are there")] = None
+    seed: Annotated[int, arg(help="of the random images and the bootstrap")] = 0
+    images_per_batch: Annotated[int, arg(help="images that the encoder sees at once; takes memory, saves time")] = 4
+    prompts_per_batch: Annotated[int, arg(help="objects that the decoder works on at once; the same")] = 32
+
+    def run(self) -> None:
+        """Evaluates, prints and writes."""
+        from sam_jax.checkpoint import load_model, model_path
+        from sam_jax.evaluation.options import EvaluationOptions
+        from sam_jax.evaluation.run import evaluate_sets, list_paper_sets, open_sets
+        from sam_jax.runtime import use_compilation_cache
+
+        if self.list_sets:
+            list_paper_sets()
+            return
+        refinement = parsing.edge_refinement(self.crf, self.no_crf)
+        options = EvaluationOptions(
+            clicks=self.clicks,
+            boxes=not self.no_boxes,
+            limit=self.limit,
+            max_masks=self.max_masks,
+            seed=self.seed,
+            images_per_batch=self.images_per_batch,
+            prompts_per_batch=self.prompts_per_batch,
+        )
+        use_compilation_cache()
+        sets = open_sets(self.data, self.set, self.images)
+        model, variables = load_model(self.checkpoint, self.dtype, refinement)
+        said = {name: getattr(self, name) for name in ("limit", "max_masks", "seed", "dtype")}
+        about = {
+            "checkpoint": str(self.checkpoint or model_path(None).name),
+            "options": said | {"crf": refinement},
+        }
+        evaluate_sets(model, variables, sets, options, about, self.out, self.floors)
+
+
+def main(argv: Sequence[str] | None = None, program: str = "sam-jax evaluate") -> int:
+    """Runs the command; bad input ends in one line on stderr and exit code 2."""
+    command = parsing.parse(Evaluate, program, argv)
+    return parsing.run(program, command.run)

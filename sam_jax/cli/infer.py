@@ -1,0 +1,297 @@
+"""`sam-jax infer`: what can be said, what goes together, and what it stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+import typing
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from sam_jax.cli import parsing
+from sam_jax.config import AmgConfig
+
+if TYPE_CHECKING:
+    from sam_jax.batch.one_image import ImagePrompts
+    from sam_jax.batch.run import RunOptions
+    from sam_jax.batch.segmenters import Segmenter
+    from sam_jax.models.sam import Sam
+
+MAX_TILED_PIXELS = 2**32 - 1
+_ONE = ("point", "box", "mask_input")
+_TILING = ("tile", "tile_overlap")
+_MANY = ("prompts", "image_ids", "format", "workers", "overwrite", "max_pixels")
+_HOSTS = ("distributed", "coordinator", "num_hosts", "host")
+_SOME_FAILED = 1
+
+
+def _field_help() -> dict[str, str]:
+    """Each field's first sentence, from the docstring of AmgConfig."""
+    texts: dict[str, str] = {}
+    for entry in re.split(r"\n      (?=\w)", (AmgConfig.__doc__ or "").partition("Attributes:")[2]):
+        names, _, text = " ".join(entry.split()).partition(": ")
+        texts |= dict.fromkeys(names.split(", "), re.split(r"(?<=\w)[.] |(?<=\w{6}); ", text)[0].rstrip("."))
+    return texts
+
+
+def _everything_options() -> list[tuple[str, Any, Any]]:
+    """The fields of AmgConfig but for the form of masks, which files prescribe, each with its help."""
+    texts, hints = _field_help(), typing.get_type_hints(AmgConfig)
+    return [
+        (field.name, Annotated[hints[field.name], arg(help=texts[field.name])], field.default)
+        for field in dataclasses.fields(AmgConfig)
+        if field.name != "output_mode"
+    ]
+
+
+if TYPE_CHECKING:
+    Everything = AmgConfig
+else:
+    Everything = dataclasses.make_dataclass("Everything", _everything_options(), frozen=True)
+_EVERYTHING = Everything()
+
+
+@dataclasses.dataclass(frozen=True)
+class Infer:
+    """Segment images: everything in them, or what prompts say.
+
+    One image, by prompts:
+        sam-jax infer IMAGE --point 500,375               one point: three masks, from part to whole
+        sam-jax infer IMAGE --point 500,375 --point 520,300,0    a second point that is off the object
+        sam-jax infer IMAGE --box 425,600,700,875 --box 75,275,1725,850    one object per box
+        sam-jax infer IMAGE --point 500,375 --mask-input logits.npy        refine an earlier mask
+
+    Any number of images:
+        sam-jax infer IMAGE --format overlay              everything mode: masks of all that is in the image
+        sam-jax infer images/ more/*.jpg @list.txt        of many images; again to go on after a stop
+        sam-jax infer images/ --prompts boxes.json        masks of what each image's boxes or points mean
+        sam-jax infer plan.tif --tile 1024                an image too large to be looked at at once
+        sam-jax infer gs://BUCKET/images --out gs://BUCKET/masks --distributed    the same command on every host
+
+    Coordinates are pixels of the image. Results go to --out. With --point, --box or --mask-input they are
+    IMAGE.masks.json (COCO RLE), a PNG per mask and an overlay. Otherwise IMAGE.json in SA-1B's format, for images of
+    sub-directories in the same sub-directories, and what --format adds. failures.jsonl lists images that cannot be
+    done. Exit codes: 0 all done, 1 some images are not, 2 wrong input.
+    """
+
+    images: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="IMAGES", help="files, directories, 'dir/*.jpg', @LIST; local or gs://"),
+    ]
+    checkpoint: Annotated[str | None, arg(metavar="DIR", help="model directory; None is the bundled vit_tiny")] = None
+    out: Annotated[str, arg(metavar="DIR", help="where results go")] = "sam_out"
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8"] | None, arg(help="compute type; None is float32; int8 is for TPUs")
+    ] = None
+    crf: Annotated[bool, arg(help="refine masks at the image's edges (CRF); vit_tiny does so unless told not to")] = (
+        False
+    )
+    no_crf: Annotated[bool, arg(help="no edge refinement")] = False
+
+    point: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="X,Y[,L]", help="of one image: label 1 on, 0 off the object")
+    ] = ()
+    box: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="X0,Y0,X1,Y1", help="of one image: an object each")
+    ] = ()
+    mask_input: Annotated[
+        str | None, arg(metavar="M.npy", help="of one image: (1, 4h, 4w) float logits of an earlier prediction")
+    ] = None
+
+    prompts: Annotated[
+        str | None, arg(metavar="FILE", help="JSON with prompts of each image, or COCO boxes (docs/inference.md)")
+    ] = None
+    image_ids: Annotated[
+        str | None, arg(metavar="FILE", help="COCO instances file that names the images of COCO results")
+    ] = None
+    format: Annotated[str, arg(metavar="F,F", help="json (always), png, overlay, coco: any, with commas between")] = (
+        "json"
+    )
+    overwrite: Annotated[bool, arg(help="do finished images again")] = False
+    workers: Annotated[int, arg(help="threads that read, and as many that write")] = 2
+    max_pixels: Annotated[int | None, arg(help="larger images are refused; None is 179 million, more with --tile")] = (
+        None
+    )
+
+    tile: Annotated[int | None, arg(metavar="PIXELS", help="look at tiles of this side and merge: for huge images")] = (
+        None
+    )
+    tile_overlap: Annotated[
+        int | None, arg(metavar="PIXELS", help="of neighbouring tiles; None is a quarter of the side")
+    ] = None
+    everything: Annotated[Everything, arg(name="")] = _EVERYTHING
+
+    distributed: Annotated[bool, arg(help="the hosts know each other: a pod slice, Slurm, ...")] = False
+    coordinator: Annotated[
+        str | None, arg(metavar="HOST:PORT", help="address of host 0, for hosts that cannot find out")
+    ] = None
+    num_hosts: Annotated[int | None, arg(help="how many hosts share the images")] = None
+    host: Annotated[int | None, arg(help="which of them this is, from 0")] = None
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of some options that are not at their defaults."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
+
+    @property
+    def given_everything(self) -> dict[str, Any]:
+        """Options of everything mode that are not at their defaults."""
+        return {
+            field.name: getattr(self.everything, field.name)
+            for field in dataclasses.fields(self.everything)
+            if getattr(self.everything, field.name) != field.default
+        }
+
+    @property
+    def edge_refinement(self) -> bool | None:
+        """What --crf and --no-crf say; None is the model's own choice."""
+        return parsing.edge_refinement(self.crf, self.no_crf)
+
+
+def check(command: Infer) -> None:
+    """Raises ValueError for what contradicts itself: it is refused, not ignored."""
+
+    def flag(name: str) -> str:
+        return f"--{name.replace('_', '-')}"
+
+    everything, many = command.given_everything, command.given(*_MANY, *_TILING, *_HOSTS)
+    one = list(command.given(*_ONE))
+    if not command.images:
+        raise ValueError("no images given; name files, directories, patterns or @LIST (see --help)")
+    if one and len(command.images) > 1:
+        raise ValueError(f"{flag(one[0])} is for one image, not {len(command.images)}; use --prompts FILE")
+    if one and (other := next(iter([*many, *everything]), None)):
+        raise ValueError(f"{flag(other)} does not go with {flag(one[0])}")
+    if "prompts" in many and (other := next(iter([*command.given(*_TILING), *everything]), None)):
+        raise ValueError(f"{flag(other)} is for everything mode, which --prompts switches off")
+    for name, needed in (("image_ids", "prompts"), ("coordinator", "distributed")):
+        if name in many and needed not in many:
+            raise ValueError(f"{flag(name)} goes with {flag(needed)}")
+    if (command.host is None) != (command.num_hosts is None):
+        raise ValueError("--host and --num-hosts go together")
+
+
+def one_image_prompts(command: Infer) -> ImagePrompts:
+    """The prompts of the command line. Raises ValueError for one of another form."""
+    import numpy as np
+
+    from sam_jax.batch.one_image import ImagePrompts
+    from sam_jax.inference.images import read_mask_input
+
+    points = [_numbers(text, (2, 3), "X,Y or X,Y,LABEL") for text in command.point]
+    boxes = [_numbers(text, (4,), "X0,Y0,X1,Y1") for text in command.box]
+    return ImagePrompts(
+        points=np.array([p[:2] for p in points]) if points else None,
+        labels=np.array([p[2] if len(p) == 3 else 1 for p in points]) if points else None,
+        boxes=np.array(boxes) if boxes else None,
+        mask_input=read_mask_input(command.mask_input) if command.mask_input else None,
+    )
+
+
+def result_settings(command: Infer) -> dict[str, Any]:
+    """All of the command line that the results of an image depend on, so that none are taken for those of others."""
+    model = {"checkpoint": command.checkpoint, "dtype": command.dtype, "crf": command.edge_refinement}
+    if command.prompts:
+        return model | {"mode": "prompts"}
+    everything = dataclasses.asdict(AmgConfig(**command.given_everything))
+    del everything["points_per_batch"]  # which memory decides, and results do not
+    return model | {"mode": "everything"} | everything | command.given(*_TILING)
+
+
+def build_segmenter(command: Infer, model: Sam, variables: Any) -> Segmenter:
+    """What is to be done with each of many images."""
+    from sam_jax.batch.segmenters import EverythingSegmenter, PromptedSegmenter
+
+    if command.prompts:
+        return PromptedSegmenter(model, variables)
+    return EverythingSegmenter(model, variables, **command.given(*_TILING), **command.given_everything)
+
+
+def run_options(command: Infer, host: int, hosts: int) -> RunOptions:
+    """How to go about many images. Images for tiles may be as large as run lengths can count."""
+    from sam_jax.batch.run import RunOptions
+    from sam_jax.inference.images import MAX_PIXELS
+
+    largest = command.max_pixels or (MAX_TILED_PIXELS if command.tile else MAX_PIXELS)
+    return RunOptions(max_pixels=largest, workers=command.workers, overwrite=command.overwrite, host=host, hosts=hosts)
+
+
+def segment_one(command: Infer, prompts: ImagePrompts) -> None:
+    """Segments one image by the prompts of the command line, writes and says so in two lines."""
+    import sam_jax
+    from sam_jax.batch import one_image
+
+    (path,) = command.images
+    image = sam_jax.read_image(path)
+    predictor = sam_jax.SamPredictor(*sam_jax.load_model(command.checkpoint, command.dtype, command.edge_refinement))
+    start = time.perf_counter()
+    predicted = one_image.segment_image(predictor, image, prompts)
+    seconds = time.perf_counter() - start
+    overlay = one_image.write_results(command.out, path, image, prompts, predicted)
+    scores = ", ".join(f"{iou:.2f}" for iou in predicted.iou_predictions)
+    h, w = image.shape[:2]
+    print(f"{path} ({w}x{h}): {len(predicted.masks)} masks in {seconds:.1f} s, predicted IoU {scores}")
+    print(f"wrote {overlay}, with {overlay.stem.removesuffix('.overlay')}.masks.json and a PNG per mask beside it")
+
+
+def segment_many(command: Infer) -> int:
+    """Segments all images that are not finished; returns the exit code."""
+    import sam_jax
+    from sam_jax import runtime
+    from sam_jax.batch.image_list import find_images
+    from sam_jax.batch.prompt_files import read_prompts
+    from sam_jax.batch.result_files import ResultFiles
+    from sam_jax.batch.run import run_images, write_coco
+
+    host, hosts = command.host or 0, command.num_hosts or 1
+    if command.distributed:
+        host, hosts = runtime.connect_hosts(command.coordinator, command.num_hosts, command.host)
+    options, formats = run_options(command, host, hosts), [name.strip() for name in command.format.split(",")]
+    images = find_images(command.images, exclude=command.out)
+    prompts = read_prompts(command.prompts, command.image_ids) if command.prompts else None
+    files = ResultFiles(command.out, formats, result_settings(command))
+    loaded = sam_jax.load_model(command.checkpoint, command.dtype, command.edge_refinement)
+    summary = run_images(images, build_segmenter(command, *loaded), files, prompts, options)
+    print(summary.text(files.out / options.failures_file))
+    if command.distributed:
+        runtime.wait_for_hosts()
+    if "coco" in formats and host == 0 and (hosts == 1 or command.distributed):
+        print(f"wrote {write_coco(files, images, prompts)}")
+    return _SOME_FAILED if summary.failures else 0
+
+
+def main(argv: Sequence[str] | None = None, program: str = "sam-jax infer") -> int:
+    """Runs the command; bad input ends in one line on stderr and exit code 2, a full disk in 1."""
+    command = parsing.parse(Infer, program, argv)
+
+    def work() -> int:
+        check(command)
+        from sam_jax.batch.result_files import OutputError
+        from sam_jax.runtime import use_compilation_cache
+
+        use_compilation_cache()
+        prompts = one_image_prompts(command)
+        try:
+            if prompts.is_empty:
+                return segment_many(command)
+            segment_one(command, prompts)
+        except OutputError as error:
+            parsing.complain(program, error)
+            return _SOME_FAILED
+        return 0
+
+    return parsing.run(program, work)
+
+
+def _numbers(text: str, counts: tuple[int, ...], form: str) -> list[float]:
+    """Comma-separated numbers."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in counts:
+        raise ValueError(f"{text!r} is not of the form {form}")
+    return values

@@ -1,0 +1,40 @@
+"""`sam-jax COMMAND ...`: finds the command and runs it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from sam_jax import __version__
+from sam_jax.cli import parsing
+
+COMMANDS = {
+    "infer": "masks of images: by points and boxes, or of everything in them",
+    "train": "train or fine-tune a model; recipes by name or file",
+    "evaluate": "how good are a model's masks on labelled images",
+    "convert": "weights from and to PyTorch",
+    "data": "prepare, check and describe training data",
+}
+_LINES = "\n".join(f"  sam-jax {name:<9} {text}" for name, text in COMMANDS.items())
+HELP = f"""Segment Anything in JAX.
+
+usage: sam-jax COMMAND ...
+
+{_LINES}
+
+`sam-jax COMMAND --help` explains each; `sam-jax --version` prints the version."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit code says how it ended: 0 done, 2 wrong input, others as the command's help has them."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        print(f"sam_jax {__version__}")
+        return 0
+    chosen = parsing.choose(COMMANDS, "sam-jax", HELP, arguments)
+    if isinstance(chosen, int):
+        return chosen
+    _, program, rest = chosen
+    done: int = importlib.import_module(f"sam_jax.cli.{program.split()[-1]}").main(rest)
+    return done

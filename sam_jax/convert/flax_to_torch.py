@@ -1,0 +1,66 @@
+"""Converts a model directory of this library to a PyTorch file that the official code loads.
+
+Every value stays bit for bit what it is. What `SamConfig.crf` does to masks afterwards does not travel with them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sam_jax.checkpoint import Variables, load_config, load_variables
+from sam_jax.convert.errors import ConversionError
+from sam_jax.convert.rules import expected_leaves, official_key
+
+
+def to_state_dict(variables: Variables) -> dict[str, np.ndarray]:
+    """Flax variables as an official state dict of float32 arrays."""
+    leaves = flatten_dict(variables, sep="/")
+    del variables  # a caller that keeps no tree of its own then pays for the model once, not twice
+    state = {}
+    for path in sorted(leaves):
+        key, axes = official_key(path.split("/", 1)[1])
+        array = np.asarray(leaves.pop(path), np.float32)
+        # A copy: torch warns of, and could write through, jax's read-only memory.
+        state[key] = np.array(array if axes is None else array.transpose(np.argsort(axes)), order="C")
+    return state
+
+
+def save_official(path: str | os.PathLike[str], state: dict[str, np.ndarray]) -> None:
+    """Writes a state dict. The file appears under its name only when it is complete.
+
+    Raises:
+      ConversionError: the file exists already.
+    """
+    import torch
+
+    target = Path(path)
+    if target.exists():
+        raise ConversionError(f"{target} exists already; remove it or choose another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        torch.save({key: torch.from_numpy(array) for key, array in state.items()}, unfinished)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def convert(source: str, target: str) -> None:
+    """Writes the file `target`, and says so. Raises ConversionError where it exists, or torch has no such network."""
+    if epath.Path(target).exists():  # save_official says so too, but only after the work
+        raise ConversionError(f"{target} exists already; remove it or choose another name")
+    config = load_config(source)
+    if config.details:
+        raise ConversionError(
+            f"{source} holds a model with details, for which the official code has no layers; only models without "
+            "(SamConfig.details 0) can be written for it"
+        )
+    expected = unflatten_dict(expected_leaves(config), sep="/")
+    state = to_state_dict(load_variables(source, expected))
+    save_official(target, state)
+    print(f"{target}: {len(state)} tensors written, from {source} for the official code")
