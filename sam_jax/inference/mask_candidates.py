@@ -8,7 +8,7 @@ number of masks is too large. Bits stay on the device until non-maximum suppress
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from sam_jax.inference.encoding import EncodedImages, encode_and_wait
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
 from sam_jax.ops.crf import CELL, PicturePixels, refine_masks
-from sam_jax.ops.mask_bits import Enlarging, bits_above, enlarging
+from sam_jax.ops.mask_bits import Enlarging, Seen, enlarging, see, see_stacked
 from sam_jax.ops.masks import axis_matrix, bilinear_matrix
 from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.ops.products import einsum
@@ -145,10 +145,8 @@ def decode_points(
         return planes.reshape(-1, *planes.shape[-2:]), iou.reshape(-1)
 
     def in_groups(points: jax.Array, least_iou: jax.Array) -> tuple[jax.Array, jax.Array]:
-        padded = jnp.pad(points, ((0, -len(points) % CPU_GROUP), (0, 0)), mode="edge")
-        groups = padded.reshape(-1, CPU_GROUP, 2)
-        planes, iou = jax.lax.map(lambda group: decode(group, least_iou), groups)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: 3 * len(points)], (planes, iou))
+        found: tuple[jax.Array, jax.Array] = _in_groups(lambda group: decode(group, least_iou), points)
+        return found
 
     def at_once(points: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:
         return decode(points, None)
@@ -178,26 +176,42 @@ def examine(
     Returns:
       `stability` (c,), `boxes` (c, 4), `area` (c,), `bits` (c, X, Y / 8) uint8 column by column, `low_res` (c, 4h, 4w).
     """
-    rows = enlarge.row_bands.shape[0] * enlarge.row_bands.shape[1]
-    inside = (jnp.arange(len(enlarge.columns)) < size[1])[:, None] & (jnp.arange(rows) < size[0])
-    inside = jnp.packbits(inside, axis=-1)
     width = enlarge.columns.shape[1] // (SIDE if pixels is None else CELL)
     grid = planes.shape[-1] // width, width
 
-    def look(index: jax.Array) -> dict[str, jax.Array]:
+    def looks_of(index: jax.Array) -> tuple[jax.Array, jax.Array]:
         mask = join_subpixels(planes[index], grid)
-        looks = mask[None] if pixels is None else _refined_and_own(mask, pixels)
-        bits = bits_above(looks, levels, enlarge) & inside
-        area, surely, perhaps = jax.lax.population_count(bits.view(jnp.uint32)).astype(jnp.int32).sum(axis=(1, 2))
-        across, down = bits[0].any(axis=1), jnp.unpackbits(jnp.bitwise_or.reduce(bits[0], axis=0))
-        last = len(across) - 1 - across[::-1].argmax(), rows - 1 - down[::-1].argmax()
-        box = jnp.stack([across.argmax(), down.argmax(), *last])
-        found = {"area": area, "stability": surely / perhaps, "boxes": jnp.where(area > 0, box, 0)}
-        return found | {"bits": bits[0], "low_res": mask}
+        return mask, mask[None] if pixels is None else _refined_and_own(mask, pixels)
 
-    few = partial(jax.lax.map, look, batch_size=CPU_GROUP)
-    found: dict[str, jax.Array] = jax.lax.platform_dependent(indices, cpu=few, default=partial(jax.lax.map, look))
-    return found
+    def one(index: jax.Array) -> tuple[jax.Array, Seen]:
+        mask, looks = looks_of(index)
+        return mask, see(looks, levels, enlarge, size)
+
+    def few(indices: jax.Array) -> tuple[jax.Array, Seen]:
+        masks, looks = jax.vmap(looks_of)(indices)
+        return masks, see_stacked(looks, levels, enlarge, size)
+
+    found: tuple[jax.Array, Seen] = jax.lax.platform_dependent(
+        indices, cpu=partial(_in_groups, few), default=partial(jax.lax.map, one)
+    )
+    return jax.vmap(_facts)(*found)
+
+
+def _in_groups(few: Callable[[jax.Array], Any], rows: jax.Array) -> Any:
+    """`few` of all rows (n, ...), so many at once as a CPU's caches hold."""
+    padded = jnp.pad(rows, ((0, -len(rows) % CPU_GROUP), *((0, 0),) * (rows.ndim - 1)), mode="edge")
+    found = jax.lax.map(few, padded.reshape(-1, CPU_GROUP, *rows.shape[1:]))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: x.shape[1] * len(rows) // CPU_GROUP], found)
+
+
+def _facts(mask: jax.Array, seen: Seen) -> dict[str, jax.Array]:
+    """What `examine` tells of one mask."""
+    area, surely, perhaps = seen.areas
+    across, down = seen.across, jnp.unpackbits(seen.down)
+    last = len(across) - 1 - across[::-1].argmax(), len(down) - 1 - down[::-1].argmax()
+    box = jnp.stack([across.argmax(), down.argmax(), *last])
+    found = {"area": area, "stability": surely / perhaps, "boxes": jnp.where(area > 0, box, 0)}
+    return found | {"bits": seen.bits, "low_res": mask}
 
 
 def _refined_and_own(mask: jax.Array, pixels: PicturePixels) -> jax.Array:

@@ -18,7 +18,7 @@ from sam_jax.models.layers import Mlp
 from sam_jax.models.planes import PlaneNorm, PlaneSubpixelConv
 from sam_jax.models.prompt_encoder import PromptEmbeddings
 from sam_jax.models.two_way_transformer import TwoWayTransformer
-from sam_jax.ops.mask_decoder import Upscaling, upscale
+from sam_jax.ops.mask_decoder import Upscaling, kept, upscale
 from sam_jax.ops.products import einsum
 from sam_jax.ops.sums import repeat
 
@@ -60,7 +60,7 @@ class MaskDecoder(nn.Module):
         image_embeddings, details = split_details(image_embeddings, self.dim)
         pixels = rearrange(image_embeddings, "b h w c -> b 1 c (h w)").astype(self.dtype)
         pixels = repeat(pixels, prompts.dense.shape[1], 1) + prompts.dense
-        image_pe = rearrange(image_pe, "h w c -> 1 1 c (h w)").astype(self.dtype)
+        image_pe = kept(rearrange(image_pe, "h w c -> 1 1 c (h w)").astype(self.dtype))
         transformer = TwoWayTransformer(c, self.dim, self.dtype, deterministic, name="transformer")
         outputs = None if least_iou is None else 1 + c.num_mask_tokens
         tokens, pixels = transformer(tokens.astype(self.dtype), pixels, image_pe, valid, outputs)

@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 
 from sam_jax.ops.masks import bands
-from sam_jax.ops.products import einsum
+from sam_jax.ops.products import einsum, matmul
 
 
 class Enlarging(NamedTuple):
@@ -34,22 +34,55 @@ def enlarging(rows: np.ndarray, columns: np.ndarray, height: int) -> Enlarging:
     return Enlarging(columns, *bands(columns, height), *bands(rows, height))
 
 
-def bits_above(looks: jax.Array, levels: jax.Array, enlarge: Enlarging) -> jax.Array:
-    """Where a mask lies above three levels.
+class Seen(NamedTuple):
+    """What masks are at the size of their crop, (Y, X) pixels; M masks, or no such axis for one.
+
+    Attributes:
+      bits: (M, X, Y / 8) uint8, where they lie above the first level: columns first, as run lengths are counted.
+      areas: (M, 3) int32, pixels above each of three levels.
+      across: (M, X) bool, which columns have bits; down: (M, Y / 8) uint8, which rows.
+    """
+
+    bits: jax.Array
+    areas: jax.Array
+    across: jax.Array
+    down: jax.Array
+
+
+def see(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, size: jax.Array) -> Seen:
+    """Enlarges one mask and compares it with three levels.
 
     Args:
       looks: (1, h, w) logits, or (3, h, w), for the first level and the same for both others.
       levels: (3,) logits.
-
-    Returns:
-      (3, X, Y / 8) uint8: columns first, in the order in which run lengths are counted.
+      size: (2,) h and w of the crop, pixels: what lies beyond does not count.
     """
-    bits: jax.Array = jax.lax.platform_dependent(looks, levels, enlarge, cpu=_stacked, default=_side_by_side)
-    return bits
+    rows = enlarge.row_bands.shape[0] * enlarge.row_bands.shape[1]
+    inside = (jnp.arange(len(enlarge.columns)) < size[1])[:, None] & (jnp.arange(rows) < size[0])
+    bits = _side_by_side(looks, levels, enlarge) & jnp.packbits(inside, axis=-1)
+    areas = jax.lax.population_count(bits.view(jnp.uint32)).astype(jnp.int32).sum(axis=(1, 2))
+    return Seen(bits[0], areas, bits[0].any(axis=1), jnp.bitwise_or.reduce(bits[0], axis=0))
+
+
+def see_stacked(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, size: jax.Array) -> Seen:
+    """`see` for CPUs, and for M masks (M, 1 or 3, h, w) at once.
+
+    Pixels of a byte lie below each other until all is counted: CPUs then work on whole rows.
+    """
+    bits = _stacked(looks, levels, enlarge)
+    rows = jnp.packbits(jnp.arange(8 * bits.shape[2]) < size[0])[:, None]
+    bits = bits & jnp.where(jnp.arange(bits.shape[3]) < size[1], rows, 0)
+    # XLA takes long to add up whole arrays; what is written out here is added up row by row.
+    by_rows = rearrange(bits, "m n (t r) x -> r m n t x", t=len(enlarge.row_bands))
+    counts = functools.reduce(jnp.add, [jax.lax.population_count(row).astype(jnp.uint16) for row in by_rows])
+    across = functools.reduce(jnp.bitwise_or, by_rows[:, :, 0]).any(axis=1)
+    first = bits[:, 0]
+    down = jnp.bitwise_or.reduce(first, axis=2)
+    return Seen(first.swapaxes(1, 2), counts.astype(jnp.int32).sum(axis=(2, 3)), across, down)
 
 
 def _side_by_side(looks: jax.Array, levels: jax.Array, enlarge: Enlarging) -> jax.Array:
-    """Pixels of a byte lie beside each other."""
+    """Where one mask lies above three levels, (3, X, Y / 8) uint8: pixels of a byte lie beside each other."""
     wide = einsum("xw,nhw->nxh", enlarge.columns, looks)
     # Enlarged logits are many times the caches: each band becomes bits, which then tell all the rest.
     packed = []
@@ -61,23 +94,26 @@ def _side_by_side(looks: jax.Array, levels: jax.Array, enlarge: Enlarging) -> ja
 
 
 def _stacked(looks: jax.Array, levels: jax.Array, enlarge: Enlarging) -> jax.Array:
-    """Pixels of a byte lie below each other: CPUs add up whole rows, but beside each other one bit after the other."""
-    own = looks[: min(2, len(looks))]
+    """Where M masks lie above three levels, (M, 3, Y / 8, X) uint8: pixels of a byte lie below each other."""
+    own = looks[:, : min(2, looks.shape[1])]
     wide = []
     for start, band in zip(enlarge.column_starts, enlarge.column_bands, strict=True):
-        near = jax.lax.dynamic_slice_in_dim(own, start, band.shape[1], axis=2)
-        wide.append(einsum("nhk,xk->nhx", near, band))
+        near = jax.lax.dynamic_slice_in_dim(own, start, band.shape[1], axis=3)
+        wide.append(einsum("mnhk,xk->mnhx", near, band))
     enlarged, packed = jnp.concatenate(wide, axis=-1), []
     for start, band in zip(enlarge.row_starts, enlarge.row_bands, strict=True):
-        near = jax.lax.dynamic_slice_in_dim(enlarged, start, band.shape[1], axis=1)
-        logits = rearrange(
-            einsum("yk,nkx->nyx", rearrange(band, "(y b) k -> (b y) k", b=8), near), "n (b y) x -> n b y x", b=8
-        )
-        packed.append(jnp.stack([_packed(logits[0], levels[0]), *(_packed(logits[-1], level) for level in levels[1:])]))
-    return jnp.concatenate(packed, axis=1).swapaxes(1, 2)
+        near = jax.lax.dynamic_slice_in_dim(enlarged, start, band.shape[1], axis=2)
+        # One product per mask: as one for all, rows would have to be put in their places afterwards.
+        places = rearrange(jnp.asarray(band), "(y b) k -> (b y) k", b=8)
+        logits = matmul(jnp.broadcast_to(places, (*near.shape[:2], *places.shape)), near)
+        logits = rearrange(logits, "m n (b y) x -> m n b y x", b=8)
+        if logits.shape[1] > 1:
+            logits = logits[:, np.array([0, 1, 1])]
+        packed.append(_packed(logits, levels[:, None, None]))
+    return jnp.concatenate(packed, axis=2)
 
 
 def _packed(logits: jax.Array, level: jax.Array) -> jax.Array:
-    """(8, y, X) logits, by their place in a byte -> (y, X) uint8."""
-    bits = [(row > level).astype(jnp.uint8) << (7 - place) for place, row in enumerate(logits)]
+    """(..., 8, y, X) logits, by their place in a byte -> (..., y, X) uint8, where they are above a level."""
+    bits = [(logits[..., place, :, :] > level).astype(jnp.uint8) << (7 - place) for place in range(8)]
     return functools.reduce(jnp.bitwise_or, bits)

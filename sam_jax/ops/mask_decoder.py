@@ -127,7 +127,7 @@ def update_pixels(
 
     def xla(pixels: jax.Array, image_pe: jax.Array, *parts: jax.Array) -> jax.Array:
         known = PixelUpdate(*parts)
-        logits = matmul(known.rows, pixels + image_pe) + known.constants.astype(pixels.dtype)
+        logits = kept(matmul(known.rows, pixels + image_pe) + known.constants.astype(pixels.dtype))
         return _mix(known, pixels, rearrange(logits, "b n (t h) s -> b n t h s", h=num_heads), epsilon, drop)
 
     kernel = _split_over_batch(tpu, (True, False, True, True, True, False, False, False))
@@ -159,6 +159,12 @@ def _mixed(values: jax.Array, weights: jax.Array) -> jax.Array:
 def _mixed_apart(values: jax.Array, weights: jax.Array) -> jax.Array:
     """`_mixed` for CPUs: faster where rows lie in place already, and where no softmax is taken within the product."""
     return matmul(*jax.lax.optimization_barrier((values.swapaxes(-1, -2), weights)))
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """x, which CPUs compute once: left to itself, XLA computes it again in each of several operations that use it."""
+    once: jax.Array = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+    return once
 
 
 def upscale(

@@ -11,14 +11,18 @@ LEVELS = np.float32([0.1, 0.7, -0.5])
 
 
 @pytest.mark.parametrize("looks", [1, 3])
-def test_bits_are_those_of_logits_above_the_levels(looks):
-    masks = np.array(jax.random.normal(jax.random.key(0), (looks, 48, 48)))
-    masks[-1] = masks[min(1, looks - 1)]
-    rows, columns = (
-        np.pad(axis_matrix(48, 192, 150, original), ((0, -original % 64), (0, 0))) for original in (100, 250)
-    )
-    logits = np.einsum("yh,nhw,xw->nxy", *(x.astype(np.float64) for x in (rows, masks, columns)))
-    expected = np.packbits(logits > LEVELS[:, None, None], axis=-1)
-    enlarge = mask_bits.enlarging(rows, columns, 64)
-    for form in (mask_bits.bits_above, mask_bits._stacked, mask_bits._side_by_side):
-        np.testing.assert_array_equal(jax.jit(form)(masks, LEVELS, enlarge), expected)
+def test_what_is_seen_are_logits_above_the_levels(looks):
+    masks = np.array(jax.random.normal(jax.random.key(0), (2, looks, 48, 48))) - 4 * (np.arange(48) < 20)
+    masks[:, -1] = masks[:, min(1, looks - 1)]
+    height, width = size = np.int32([100, 250])
+    rows, columns = (np.pad(axis_matrix(48, 192, 150, side), ((0, -side % 64), (0, 0))) for side in (height, width))
+    logits = np.einsum("yh,mnhw,xw->mnxy", *(x.astype(np.float64) for x in (rows, masks, columns)))
+    above = np.broadcast_to(logits > LEVELS[:, None, None], (2, 3, *logits.shape[2:])).copy()
+    above[:, :, width:], above[..., height:] = False, False
+    first = above[:, 0]
+    packed = np.packbits(first, axis=-1), np.packbits(first.any(axis=1), axis=-1)
+    expected = mask_bits.Seen(packed[0], above.sum(axis=(2, 3)), first.any(axis=2), packed[1])
+    arguments = LEVELS, mask_bits.enlarging(rows, columns, 64), size
+    one_by_one = [jax.jit(mask_bits.see)(mask, *arguments) for mask in masks]
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda *x: np.stack(x), *one_by_one), expected)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(mask_bits.see_stacked)(masks, *arguments), expected)
