@@ -183,18 +183,18 @@ def examine(
         mask = join_subpixels(planes[index], grid)
         return mask, mask[None] if pixels is None else _refined_and_own(mask, pixels)
 
-    def one(index: jax.Array) -> tuple[jax.Array, Seen]:
+    def one(index: jax.Array) -> dict[str, jax.Array]:
         mask, looks = looks_of(index)
-        return mask, see(looks, levels, enlarge, size)
+        return _facts(mask, see(looks, levels, enlarge, size))
 
-    def few(indices: jax.Array) -> tuple[jax.Array, Seen]:
+    def few(indices: jax.Array) -> dict[str, jax.Array]:
         masks, looks = jax.vmap(looks_of)(indices)
-        return masks, see_stacked(looks, levels, enlarge, size)
+        return jax.vmap(_facts)(masks, see_stacked(looks, levels, enlarge, size))
 
-    found: tuple[jax.Array, Seen] = jax.lax.platform_dependent(
+    found: dict[str, jax.Array] = jax.lax.platform_dependent(
         indices, cpu=partial(_in_groups, few), default=partial(jax.lax.map, one)
     )
-    return jax.vmap(_facts)(*found)
+    return found
 
 
 def _in_groups(few: Callable[[jax.Array], Any], rows: jax.Array) -> Any:
