@@ -28,7 +28,7 @@ from sam_jax.training.interruption import Interrupted, Interruption
 from sam_jax.training.metric_writer import HostLog, MetricWriter, to_floats
 from sam_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sam_jax.training.overlays import draw, predict_clicks
-from sam_jax.training.placement import abstract_state, initial_state
+from sam_jax.training.placement import abstract_state, compiler_options, initial_state
 from sam_jax.training.same_run import check_same_run
 from sam_jax.training.step import TrainState, evaluation_step, model_variables, train_step
 
@@ -143,7 +143,10 @@ class _Run:
         # The state comes out placed as it went in: otherwise the second step would compile again.
         placed = jax.tree.map(lambda x: x.sharding, self.state), sharding.replicated(self.mesh)
         step_fn = jax.jit(
-            partial(train_step, self.model, config, self.optimizer), donate_argnums=0, out_shardings=placed
+            partial(train_step, self.model, config, self.optimizer),
+            donate_argnums=0,
+            out_shardings=placed,
+            compiler_options=compiler_options(self.mesh, 1),
         )
         end = first + stage.num_steps
         shard = jax.process_index(), jax.process_count()

@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sam_jax.config import OptimConfig, SamConfig
+from sam_jax.sharding import MIN_SPLIT_ELEMENTS
 
 _COEFFICIENTS = 3.4445, -4.775, 2.0315  # of Newton-Schulz, as Muon's author and optax have them
 
@@ -59,14 +60,39 @@ def _by_path(value: Callable[[str, Any], Any], params: Any) -> Any:
 
 def make_optimizer(config: OptimConfig, sam: SamConfig, num_steps: int) -> optax.GradientTransformation:
     """The whole chain, from raw gradients to updates."""
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
-        clip,
+        _clip(config.clip_norm) if config.clip_norm else optax.identity(),
         _directions(config),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
         _scale_by_layer(config, sam),
         optax.scale_by_learning_rate(learning_rate_schedule(config, num_steps)),
     )
+
+
+def global_norm(gradients: Any) -> jax.Array:
+    """The norm of all gradients as one vector.
+
+    Small ones, which no mesh splits, are joined first: XLA makes three loops of every sum, which was a fifth of all
+    that it compiled for a step on CPUs.
+    """
+    leaves = jax.tree.leaves(gradients)
+    small = [x.ravel() for x in leaves if x.size < MIN_SPLIT_ELEMENTS]
+    large = [x for x in leaves if x.size >= MIN_SPLIT_ELEMENTS]
+    return optax.tree.norm([jnp.concatenate(small), *large] if small else large)
+
+
+def _clip(limit: float) -> optax.GradientTransformation:
+    """Makes gradients with a larger global norm shorter.
+
+    Unlike optax's, it multiplies: XLA repeats a product wherever it is used, and gives a quotient a loop of its own.
+    """
+
+    def update(updates: Any, params: Any = None) -> Any:
+        norm = global_norm(updates)
+        factor = jnp.where(norm < limit, 1.0, limit / norm)
+        return jax.tree.map(lambda x: x * factor.astype(x.dtype), updates)
+
+    return optax.stateless(update)
 
 
 def muon_matrices(params: Any) -> Any:

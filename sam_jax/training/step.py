@@ -22,6 +22,7 @@ from sam_jax.ops.transforms import normalize_batch
 from sam_jax.structs import Prompts
 from sam_jax.training.finetune import assemble, split_params
 from sam_jax.training.losses import MaskLosses, affinity_loss, enlarge, mask_losses, prompt_loss
+from sam_jax.training.optimizer import global_norm
 from sam_jax.training.prompts import add_error_points, first_prompts, reduce_masks
 
 Batch = dict[str, jax.Array]
@@ -86,7 +87,7 @@ def train_step(
     with exact_products():
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["grad_norm"] = global_norm(grads)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics  # type: ignore[attr-defined]
 
 
