@@ -13,6 +13,7 @@ from sam_jax import sharding
 from sam_jax.checkpoint import load_config, load_variables
 from sam_jax.config import TrainConfig, network_differences
 from sam_jax.models.sam import Sam, init_variables
+from sam_jax.ops.random_bits import hash_key
 from sam_jax.training.step import TrainState, create_state
 
 
@@ -61,5 +62,5 @@ def initial_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTran
 
 
 def _from_seed(config: TrainConfig, model: Sam, optimizer: optax.GradientTransformation) -> TrainState:
-    key = jax.random.key(config.seed)
-    return create_state(init_variables(model, key), optimizer, config.finetune, key)
+    variables = init_variables(model, hash_key(config.seed))
+    return create_state(variables, optimizer, config.finetune, jax.random.key(config.seed))

@@ -1,12 +1,14 @@
 """Random bits by hashing: as even and independent as one would ask of dropout, and the same on every mesh."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sam_jax import sharding
-from sam_jax.ops.random_bits import _hash, bernoulli
+from sam_jax.ops.random_bits import _hash, bernoulli, hash_key
 
 KEY = jax.random.key(3)
 
@@ -58,3 +60,28 @@ def test_the_same_on_every_mesh():
     )
     split = jax.jit(lambda key: bernoulli(key, 0.9, (8, 2, 16, 128)), out_shardings=columns)(KEY)
     np.testing.assert_array_equal(split, alone)
+
+
+def test_numbers_of_a_hashing_key_are_normal_and_independent():
+    """Moments, and correlations with neighbours, with other streams and with other seeds."""
+    key, shape = hash_key(3), (256, 512)
+    found = jax.random.normal(key, shape)
+    others = [jax.random.normal(jax.random.fold_in(key, data), shape) for data in (0, 1, 2**31)]
+    others += [jax.random.normal(part, shape) for part in jax.random.split(key, 3)]
+    others += [jax.random.normal(hash_key(seed), shape) for seed in (0, 4)]
+    spread = found.size**-0.5
+    for x in (found, *others):
+        for power, moment, deviation in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+            assert abs(float((x**power).mean()) - moment) < 5 * spread * deviation**0.5
+    pairs = [(found[:, 1:], found[:, :-1]), (found[1:], found[:-1]), *((found, other) for other in others)]
+    pairs += itertools.pairwise(others)
+    for one, another in pairs:
+        assert abs(float((one * another).mean())) < 5 * spread
+
+
+def test_numbers_of_a_hashing_key_do_not_depend_on_the_mesh():
+    def draw():
+        return jax.random.normal(hash_key(5), (64, 96))
+
+    split = jax.jit(draw, out_shardings=sharding.batch_sharding(sharding.make_mesh()))()
+    np.testing.assert_allclose(split, jax.jit(draw)(), rtol=1e-6)
