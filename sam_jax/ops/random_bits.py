@@ -63,7 +63,7 @@ def _seed(seed: jax.Array) -> jax.Array:
     return jnp.stack([_hash(word ^ jnp.uint32(_OTHER)), _hash(word + jnp.uint32(_SPLIT))])
 
 
-def _fold_in(key: jax.Array, data: jax.Array) -> jax.Array:
+def _fold_in(key: jax.Array, data: int) -> jax.Array:
     word = jnp.asarray(data).astype(jnp.uint32)
     return jnp.stack(
         [_hash(_hash(word ^ key[0]) ^ key[1]), _hash(_hash((word + jnp.uint32(_OTHER)) ^ key[1]) ^ key[0])]
