@@ -197,7 +197,7 @@ def edges(size: str, args: argparse.Namespace) -> list[Program]:
     """What `SamConfig.crf` adds: an image's pixels once, then edge refinement of each prompt's mask."""
     side, patch, low = 1024, 16, 256
     image, input_size = jax.ShapeDtypeStruct((side, side, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    prepare = partial(crf.picture_pixels, patch_size=patch)
+    prepare = partial(crf.crf_pixels, patch_size=patch)
     masks = jax.ShapeDtypeStruct((args.prompts, 1, low, low), jnp.float32)
     refined = masks, jax.eval_shape(prepare, image, input_size)
     return [

@@ -82,7 +82,7 @@ ALLOWED = {
     "data": {"config", "rgb", "data/tfds"},
     "data/tfds": {"data"},
     "composites": {"config", "rgb", "data"},
-    # It reads what data/ reads, scores what inference/ predicts and draws with its pictures;
+    # It reads what data/ reads, scores what inference/ predicts and draws with its overlays.
     "evaluation": _BASE | {"inference", "data", "runtime"},
     "text": _BASE,
     "engine": _LIBRARY - {"engine"},

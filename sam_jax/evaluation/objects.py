@@ -160,7 +160,7 @@ class ObjectGroup:
         config, pixels = self.engine.model.config, self.encoded.pixels
         if pixels is not None:
             limits, patch = None if boxes is None else self._in_frame(boxes), config.image_encoder.patch_size
-            low_res_masks = programs.to_edges(low_res_masks, pixels, self._image_of, limits, patch)
+            low_res_masks = programs.refine_edges(low_res_masks, pixels, self._image_of, limits, patch)
         first = np.zeros(self.shape[0], int)  # an object of each row; rows without one borrow the first
         first[self._place[0]] = np.arange(len(self.targets))
         side = low_res_masks.shape[-1]

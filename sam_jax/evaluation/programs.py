@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam_jax.models.sam import Sam
-from sam_jax.ops.crf import PicturePixels, refine_masks
+from sam_jax.ops.crf import CrfPixels, refine_masks
 from sam_jax.ops.masks import axis_matrix
 from sam_jax.ops.products import einsum
 from sam_jax.structs import MaskPredictions, Prompts
@@ -48,8 +48,8 @@ def choose(predictions: MaskPredictions, chosen: jax.Array) -> MaskPredictions:
 
 
 @partial(jax.jit, static_argnames="patch_size")
-def to_edges(
-    low_res_masks: jax.Array, pixels: PicturePixels, image_of: jax.Array, boxes: jax.Array | None, patch_size: int
+def refine_edges(
+    low_res_masks: jax.Array, pixels: CrfPixels, image_of: jax.Array, boxes: jax.Array | None, patch_size: int
 ) -> jax.Array:
     """Masks taken to their images' edges: (R, N, M, l, l) logits -> (R, N, M, 2l, 2l).
 

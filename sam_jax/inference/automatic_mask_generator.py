@@ -1,4 +1,4 @@
-"""Everything mode: masks of all that a grid of points finds in a picture.
+"""Everything mode: masks of all that a grid of points finds in an image.
 
 Same arguments and records as the official class of that name; `AmgConfig` says what each means, and which are ours.
 """
@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 
 from sam_jax.config import AmgConfig
 from sam_jax.inference.images import as_array
-from sam_jax.inference.mask_candidates import Candidates, concatenate, encode_crops, find_in_crop, to_edges
+from sam_jax.inference.mask_candidates import Candidates, concatenate, encode_crops, find_in_crop, refine_edges
 from sam_jax.models.sam import Sam, inference_variables
 from sam_jax.ops.boxes import nms, xyxy_to_xywh
 from sam_jax.ops.crops import build_layer_grids, generate_crop_boxes
@@ -29,10 +29,10 @@ FEW_PIXELS = 4
 
 
 class SamAutomaticMaskGenerator:
-    """Finds everything in a picture.
+    """Finds everything in an image.
 
         generator = SamAutomaticMaskGenerator(*sam_jax.load_model())
-        records = generator.generate(sam_jax.read_image("photo.jpg"))
+        records = generator.generate(sam_jax.read_image("image.jpg"))
 
     Options are the fields of `AmgConfig`, by name.
     """
@@ -64,7 +64,7 @@ class SamAutomaticMaskGenerator:
         self.point_grids = _point_grids(self.config, point_grids)
 
     def generate(self, image: np.ndarray | Image.Image) -> list[Record]:
-        """Masks of a picture.
+        """Masks of an image.
 
         Args:
           image: (H, W, 3) uint8 RGB, or an image of Pillow, which is turned upright by its EXIF as files are.
@@ -72,7 +72,7 @@ class SamAutomaticMaskGenerator:
         Returns:
           One dictionary per mask: `segmentation` (see `AmgConfig.output_mode`), `area` in pixels, `bbox` [x, y, w, h],
           `predicted_iou`, `point_coords` [[x, y]], `stability_score` and `crop_box` [x, y, w, h]; all in pixels of the
-          picture. A picture without any is an empty list.
+          image. An image without any is an empty list.
         """
         pixels = as_array(image)
         return self.records(self.find(pixels), pixels.shape[:2])
@@ -91,7 +91,7 @@ class SamAutomaticMaskGenerator:
                 masks = find_in_crop(self.model, self.variables, config, crop, self.point_grids[layer])
                 masks = masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh, thin))
                 if self.model.config.crf:
-                    masks = to_edges(self.model, config, crop, masks)
+                    masks = refine_edges(self.model, config, crop, masks)
                     masks = masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh, thin))
                 found.append(masks)
         together = concatenate(found)
@@ -101,7 +101,7 @@ class SamAutomaticMaskGenerator:
         return together
 
     def records(self, found: Candidates, size: tuple[int, int]) -> list[Record]:
-        """The host's part of `generate`: pixels, run lengths and records. `size` is the picture's (H, W)."""
+        """The host's part of `generate`: pixels, run lengths and records. `size` is the image's (H, W)."""
         config = self.config
         boxes, area, unchanged = found.boxes.copy(), found.area.copy(), np.ones(len(found), np.float32)
         masks: dict[int, np.ndarray] = {}  # only where they are asked for: all together may not fit into memory
@@ -149,13 +149,13 @@ def _point_grids(config: AmgConfig, given: Sequence[np.ndarray] | None) -> list[
     grids = [np.asarray(grid, np.float64).reshape(-1, 2) for grid in given or ()]
     if len(grids) <= config.crop_n_layers:
         raise ValueError(
-            f"{len(grids)} point_grids are too few: {config.crop_n_layers} crop layers and the whole picture"
+            f"{len(grids)} point_grids are too few: {config.crop_n_layers} crop layers and the whole image"
         )
     return grids
 
 
 def _uncrop(mask: np.ndarray, crop_box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A crop's mask in the picture's frame: (H, W) bool, columns contiguous as run lengths want them."""
+    """A crop's mask in the image's frame: (H, W) bool, columns contiguous as run lengths want them."""
     if mask.shape == size:
         return mask
     x0, y0, x1, y1 = crop_box

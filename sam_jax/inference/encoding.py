@@ -10,45 +10,45 @@ from typing import Any, NamedTuple
 import jax
 
 from sam_jax.models.sam import Sam
-from sam_jax.ops.crf import PicturePixels, picture_pixels
+from sam_jax.ops.crf import CrfPixels, crf_pixels
 from sam_jax.ops.transforms import normalize_batch
 
 _of_thread = threading.local()
 
 
 class EncodedImages(NamedTuple):
-    """What prompts need of B pictures.
+    """What prompts need of B images.
 
     Attributes:
       embeddings: (B, h, w, C).
-      pixels: what takes masks to a picture's edges, with a leading axis B; None where `SamConfig.crf` is off.
+      pixels: what edge refinement needs of the images, with a leading axis B; None where `SamConfig.crf` is off.
     """
 
     embeddings: jax.Array
-    pixels: PicturePixels | None
+    pixels: CrfPixels | None
 
     def one(self, number: int) -> EncodedImages:
-        """A picture by itself, without the leading axis."""
+        """An image by itself, without the leading axis."""
         picked: EncodedImages = jax.tree.map(lambda x: x[number], self)
         return picked
 
 
 @partial(jax.jit, static_argnums=0)
-def encode_images(model: Sam, variables: Any, pictures: jax.Array, input_sizes: jax.Array) -> EncodedImages:
-    """Encodes padded pictures (B, S, S, 3) uint8, valid to `input_sizes` (B, 2)."""
+def encode_images(model: Sam, variables: Any, frames: jax.Array, input_sizes: jax.Array) -> EncodedImages:
+    """Encodes padded images (B, S, S, 3) uint8, valid to `input_sizes` (B, 2)."""
     config = model.config
-    images = normalize_batch(pictures, input_sizes, config.pixel_mean, config.pixel_std)
+    images = normalize_batch(frames, input_sizes, config.pixel_mean, config.pixel_std)
     embeddings: Any = model.apply(variables, images, method="encode_image")
     if not config.crf:
         return EncodedImages(embeddings, None)
-    pixels = jax.vmap(partial(picture_pixels, patch_size=config.image_encoder.patch_size))(images, input_sizes)
+    pixels = jax.vmap(partial(crf_pixels, patch_size=config.image_encoder.patch_size))(images, input_sizes)
     return EncodedImages(embeddings, pixels)
 
 
-def encode_and_wait(model: Sam, variables: Any, pictures: Any, input_sizes: Any) -> EncodedImages:
+def encode_and_wait(model: Sam, variables: Any, frames: Any, input_sizes: Any) -> EncodedImages:
     """`encode_images`, finished when it returns. The decoder cannot begin before, so that waiting costs nothing."""
     start = time.perf_counter()
-    encoded = jax.block_until_ready(encode_images(model, variables, pictures, input_sizes))
+    encoded = jax.block_until_ready(encode_images(model, variables, frames, input_sizes))
     _of_thread.seconds = encoder_seconds() + time.perf_counter() - start
     return encoded
 

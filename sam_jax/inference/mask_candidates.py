@@ -20,7 +20,7 @@ from sam_jax.config import AmgConfig
 from sam_jax.inference.encoding import EncodedImages, encode_and_wait
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
-from sam_jax.ops.crf import CELL, PicturePixels, refine_masks
+from sam_jax.ops.crf import CELL, CrfPixels, refine_masks
 from sam_jax.ops.mask_bits import Enlarging, Seen, enlarging, see, see_stacked
 from sam_jax.ops.masks import axis_matrix, bilinear_matrix
 from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
@@ -28,7 +28,7 @@ from sam_jax.ops.products import einsum
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side, to_input_frame
 from sam_jax.structs import Prompts
 
-# Sides of enlarged masks are padded to multiples of this: photos of similar size share programs, and bits fill bytes.
+# Sides of enlarged masks are padded to multiples of this: images of similar size share programs, and bits fill bytes.
 SIDE_STEP = 64
 # Pixels of the masks of a chunk, a bit each: 64 MiB.
 CHUNK_PIXELS = 1 << 29
@@ -45,7 +45,7 @@ class Crop:
     """A crop, encoded.
 
     Attributes:
-      box: xyxy in the picture's frame. image_size: (H, W) of the picture. input_size: (h, w) of the crop as resized.
+      box: xyxy in the image's frame. image_size: (H, W) of the image. input_size: (h, w) of the crop as resized.
       encoded: the crop alone, without a leading axis.
     """
 
@@ -66,9 +66,9 @@ class Candidates:
 
     Attributes:
       pixels: where each mask's pixels are: a chunk on the device and the mask's row in it.
-      boxes: (n, 4) int64 xyxy, last pixel inclusive, and crop_boxes: (n, 4), both in the picture's frame.
+      boxes: (n, 4) int64 xyxy, last pixel inclusive, and crop_boxes: (n, 4), both in the image's frame.
       iou, stability: (n,) float32.
-      points: (n, 2) float64 x, y in the picture's frame.
+      points: (n, 2) float64 x, y in the image's frame.
       area: (n,) int64, pixels.
     """
 
@@ -89,7 +89,7 @@ class Candidates:
         return Candidates([self.pixels[i] for i in indices], **arrays)
 
     def mask(self, index: int) -> np.ndarray:
-        """One mask in the picture's frame, but for its size: (h, w) bool of its crop. Fetched from the device."""
+        """One mask in the image's frame, but for its size: (h, w) bool of its crop. Fetched from the device."""
         chunk, row = self.pixels[index]
         x0, y0, x1, y1 = self.crop_boxes[index]
         columns = np.unpackbits(np.asarray(chunk["bits"][row]), axis=1)
@@ -162,7 +162,7 @@ def examine(
     enlarge: Enlarging,
     size: jax.Array,
     levels: jax.Array,
-    pixels: PicturePixels | None = None,
+    pixels: CrfPixels | None = None,
 ) -> dict[str, jax.Array]:
     """Enlarges some masks to their crop and looks at them there.
 
@@ -171,7 +171,7 @@ def examine(
       enlarge: from (4h, 4w), or from (8h, 8w) with `pixels`; zero beyond the crop.
       size: (2,) h and w of the crop, pixels.
       levels: (3,) logits: the mask threshold, and it plus and minus the stability offset.
-      pixels: takes masks to the crop's edges. Their stability is still that of the model's own logits.
+      pixels: refines masks at the crop's edges. Their stability is still that of the model's own logits.
 
     Returns:
       `stability` (c,), `boxes` (c, 4), `area` (c,), `bits` (c, X, Y / 8) uint8 column by column, `low_res` (c, 4h, 4w).
@@ -214,8 +214,8 @@ def _facts(mask: jax.Array, seen: Seen) -> dict[str, jax.Array]:
     return found | {"bits": seen.bits, "low_res": mask}
 
 
-def _refined_and_own(mask: jax.Array, pixels: PicturePixels) -> jax.Array:
-    """A mask (l, l) for each of three levels: (3, 2l, 2l), taken to edges for the first."""
+def _refined_and_own(mask: jax.Array, pixels: CrfPixels) -> jax.Array:
+    """A mask (l, l) for each of three levels: (3, 2l, 2l), refined at edges for the first."""
     refined = refine_masks(mask[None, None], pixels)[0, 0]
     matrix = jnp.asarray(bilinear_matrix(len(refined), len(mask)), jnp.float32)
     own = einsum("yh,hw,xw->yx", matrix, mask, matrix)
@@ -223,15 +223,15 @@ def _refined_and_own(mask: jax.Array, pixels: PicturePixels) -> jax.Array:
 
 
 def encode_crops(model: Sam, variables: Any, image: np.ndarray, boxes: list[Box]) -> Iterator[Crop]:
-    """Crops of a picture (H, W, 3) uint8, a few encoded at a time."""
+    """Crops of an image (H, W, 3) uint8, a few encoded at a time."""
     side = model.config.image_size
     at_once = min(CROPS_AT_ONCE, len(boxes))
     for start in range(0, len(boxes), at_once):
         part = boxes[start : start + at_once]
         resized = [resize_longest_side(np.ascontiguousarray(image[y0:y1, x0:x1]), side) for x0, y0, x1, y1 in part]
         filled = resized + resized[:1] * (at_once - len(part))  # the same program for the last, smaller part
-        sizes = np.array([picture.shape[:2] for picture in filled], np.int32)
-        frames = np.stack([pad_to_square(picture, side) for picture in filled])
+        sizes = np.array([one.shape[:2] for one in filled], np.int32)
+        frames = np.stack([pad_to_square(one, side) for one in filled])
         encoded = encode_and_wait(model, variables, frames, sizes)
         for number, box in enumerate(part):
             yield Crop(box, image.shape[:2], resized[number].shape[:2], encoded.one(number))
@@ -260,8 +260,8 @@ def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid
     return concatenate([_filter(config, crop, points, *part) for part in parts])
 
 
-def to_edges(model: Sam, config: AmgConfig, crop: Crop, masks: Candidates) -> Candidates:
-    """Masks of a crop taken to its edges (`SamConfig.crf`), those that still pass the filters on place and size.
+def refine_edges(model: Sam, config: AmgConfig, crop: Crop, masks: Candidates) -> Candidates:
+    """Masks of a crop refined at its edges (`SamConfig.crf`), those that still pass the filters on place and size.
 
     Made for the few that non-maximum suppression has left: it takes longer than all else that is done to a mask.
     """
@@ -280,7 +280,7 @@ Enlargement = dict[str, Any]
 Chunk = tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]  # points' numbers, predicted IoU, what `examine` found
 
 
-def enlargement(model: Sam, config: AmgConfig, crop: Crop, pixels: PicturePixels | None = None) -> Enlargement:
+def enlargement(model: Sam, config: AmgConfig, crop: Crop, pixels: CrfPixels | None = None) -> Enlargement:
     """The arguments of `examine` that depend on the crop."""
     side, cell = model.config.image_size, SIDE if pixels is None else CELL
     grid = cell * model.config.image_encoder.grid_size

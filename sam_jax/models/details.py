@@ -2,7 +2,7 @@
 
 The published models have none: all that their decoder knows of a cell of 16 x 16 pixels is one vector. SAM-HQ (Ke et
 al. 2023) and SAM 2 hand early, fine features of their encoders to the mask decoder. A plain ViT has none to hand on, so
-a few convolutions at a quarter of the picture's side make them. They go three ways:
+a few convolutions at a quarter of the image's side make them. They go three ways:
   - into the patches that the ViT reads, which then learns with far less data (Xiao et al. 2021, "Early convolutions
     help transformers see better");
   - joined with what the ViT found, into the decoder's pixels after each of its two enlargements, as in SAM 2;
@@ -55,7 +55,7 @@ class Convolutions(nn.Module):
 
 
 class ImageDetails(nn.Module):
-    """Fine features of a picture: (B, H, W, 3) normalised RGB -> (B, H / stride, W / stride, F)."""
+    """Fine features of an image: (B, H, W, 3) normalised RGB -> (B, H / stride, W / stride, F)."""
 
     features: int
     stride: int

@@ -77,7 +77,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, thin: bool 
 def near_crop_edge(
     boxes: np.ndarray, crop_box: np.ndarray, image_box: np.ndarray, tolerance: float = 20.0
 ) -> np.ndarray:
-    """Which boxes (n, 4), in the crop's frame, touch an edge of the crop that is no edge of the picture: (n,) bool."""
+    """Which boxes (n, 4), in the crop's frame, touch an edge of the crop that is no edge of the image: (n,) bool."""
     boxes = boxes + np.asarray(crop_box)[[0, 1, 0, 1]]
     at_crop = np.abs(boxes - crop_box) <= tolerance
     at_image = np.abs(boxes - image_box) <= tolerance

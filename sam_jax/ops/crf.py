@@ -1,6 +1,6 @@
-"""A conditional random field over a picture's pixels: takes masks to the edges and colours that the picture shows.
+"""Edge refinement: a conditional random field (CRF) moves masks' outlines to the edges and colours of the image.
 
-A small model's masks are coarse and unsure near their rim, where the picture itself says much. Nothing here is learned.
+A small model's masks are coarse and unsure near their rim, where the image itself says much. Nothing here is learned.
 The energy is GrabCut's (Rother et al. 2004), with a model's logits in place of a user's strokes: a pixel belongs to the
 mask if the logits say so, if its colour is more frequent inside than outside, and if neighbours of its colour belong to
 it. Mean field (Kraehenbuehl and Koltun 2011) minimises it: a few rounds of products and shifts for all masks at once,
@@ -24,7 +24,7 @@ COLOUR_WEIGHT, EDGE_WEIGHT = 0.5, 2.0
 LEAST_LOGIT = -2.0  # a model is surest of what lies far outside, and often wrongly so
 CONTRAST = 2.0  # how fast neighbours part with their colours' distance, in units of the usual one
 PALETTE_SIDE = 4  # a palette has 4 x 4 colours
-PALETTE_WIDTH = 0.2  # of each of them, in standard deviations of normalised pictures
+PALETTE_WIDTH = 0.2  # of each of them, in standard deviations of normalised images
 PALETTE_ROUNDS = 4
 LEAST_SHARE = 1e-3  # of a colour in a mask: none is impossible
 ROUNDS = 5  # of mean field
@@ -36,8 +36,8 @@ _HALF = ((0, 1), (1, 0), (1, 1), (1, -1))  # of the nearest neighbours; the othe
 NEIGHBOURS = tuple((sign * d * dy, sign * d * dx) for d in _REACHES for dy, dx in _HALF for sign in (1, -1))
 
 
-class PicturePixels(NamedTuple):
-    """What all masks of a picture share. L is its side in pixels of the field.
+class CrfPixels(NamedTuple):
+    """What all masks of an image share. L is its side in pixels of the field.
 
     Attributes:
       colours: (..., K, L, L) float32, how much of each pixel is of each of the palette's K colours; none in padding.
@@ -50,32 +50,32 @@ class PicturePixels(NamedTuple):
     inside: jax.Array
 
 
-def picture_pixels(image: jax.Array, input_size: jax.Array, patch_size: int) -> PicturePixels:
-    """Prepares one picture for all of its masks.
+def crf_pixels(image: jax.Array, input_size: jax.Array, patch_size: int) -> CrfPixels:
+    """Prepares one image for all of its masks.
 
     Args:
       image: (H, W, 3) float32, normalised, then zero-padded to a square.
-      input_size: (2,) height and width of the picture inside, pixels.
+      input_size: (2,) height and width of the image inside, pixels.
       patch_size: of the model, pixels; a multiple of CELL.
     """
     step = patch_size // CELL
     side = len(image) // step
     # A product, and channels first: TPUs would pad three channels to 128 lanes.
     pool = jnp.repeat(jnp.eye(side), step, axis=1) / step
-    picture = einsum("yh,hwc,xw->cyx", pool, image, pool)
+    pooled = einsum("yh,hwc,xw->cyx", pool, image, pool)
     place = jnp.arange(side) * step
     inside = (place < input_size[0])[:, None] & (place < input_size[1])
-    return PicturePixels(_palette_shares(picture, input_size // step, inside), _weights(picture, inside), inside)
+    return CrfPixels(_palette_shares(pooled, input_size // step, inside), _weights(pooled, inside), inside)
 
 
 def refine_masks(
-    logits: jax.Array, pixels: PicturePixels, boxes: jax.Array | None = None, patch_size: int = 16
+    logits: jax.Array, pixels: CrfPixels, boxes: jax.Array | None = None, patch_size: int = 16
 ) -> jax.Array:
-    """Masks of one picture, taken to its edges.
+    """Masks of one image, refined at its edges.
 
     Args:
       logits: (N, M, l, l) float32, positive inside; L is 2 l.
-      pixels: the picture's, from `picture_pixels`.
+      pixels: the image's, from `crf_pixels`.
       boxes: (N, 4) float32 xyxy in pixels of the input frame: masks end there at the latest. None: no boxes.
       patch_size: of the model, pixels.
 
@@ -120,12 +120,12 @@ def _depth_in_box(boxes: jax.Array, side: int) -> jax.Array:
     return jnp.minimum(across[:, None, :], down[:, :, None])
 
 
-def _palette_shares(picture: jax.Array, size: jax.Array, inside: jax.Array) -> jax.Array:
-    """`PicturePixels.colours`: soft k-means, begun with the colours at a grid of points of a picture `size` large."""
-    side = picture.shape[-1]
+def _palette_shares(pooled: jax.Array, size: jax.Array, inside: jax.Array) -> jax.Array:
+    """`CrfPixels.colours`: soft k-means, begun with the colours at a grid of points of an image `size` large."""
+    side = pooled.shape[-1]
     places = (jnp.arange(PALETTE_SIDE) + 0.5) / PALETTE_SIDE
     rows, columns = (places * size[0]).astype(int), (places * size[1]).astype(int)
-    means = picture[:, rows[:, None], columns].reshape(3, -1)
+    means = pooled[:, rows[:, None], columns].reshape(3, -1)
 
     def shares(colours: jax.Array, known: jax.Array, means: jax.Array) -> jax.Array:
         # Squared distances but for the pixel's own square, which softmax does not see.
@@ -133,12 +133,12 @@ def _palette_shares(picture: jax.Array, size: jax.Array, inside: jax.Array) -> j
         return jax.nn.softmax(near / PALETTE_WIDTH**2, axis=0) * known
 
     step = max(1, side // 64)  # a few thousand pixels tell which colours there are
-    sample, known = picture[:, ::step, ::step], inside[::step, ::step]
+    sample, known = pooled[:, ::step, ::step], inside[::step, ::step]
     for _ in range(PALETTE_ROUNDS):
         parts = shares(sample, known, means)
         found = einsum("kyx,cyx->ck", parts, sample)
         means = found / jnp.maximum(parts.sum(axis=(1, 2)), 1e-6)
-    return shares(picture, inside, means)
+    return shares(pooled, inside, means)
 
 
 def _colour_odds(share: jax.Array, colours: jax.Array) -> jax.Array:
@@ -175,9 +175,9 @@ def _agreement(share: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.stack([weight * (2 * one - 1) for weight, one in zip(weights, near, strict=True)]).sum(axis=0)
 
 
-def _weights(picture: jax.Array, inside: jax.Array) -> jax.Array:
-    """`PicturePixels.weights`: nearer neighbours, and those of a like colour, count more."""
-    squares = jnp.stack([((near - picture) ** 2).sum(axis=0) for near in _neighbours(picture)])
+def _weights(pooled: jax.Array, inside: jax.Array) -> jax.Array:
+    """`CrfPixels.weights`: nearer neighbours, and those of a like colour, count more."""
+    squares = jnp.stack([((near - pooled) ** 2).sum(axis=0) for near in _neighbours(pooled)])
     known = jnp.stack([near & inside for near in _neighbours(inside)])
     nearest = 2 * len(_HALF)
     usual = (squares * known)[:nearest].sum() / jnp.maximum(known[:nearest].sum(), 1)

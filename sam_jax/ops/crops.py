@@ -19,7 +19,7 @@ def build_point_grid(points_per_side: int) -> np.ndarray:
 
 
 def build_layer_grids(points_per_side: int, layers: int, downscale: int) -> list[np.ndarray]:
-    """A grid for the whole picture and one for each layer of crops.
+    """A grid for the whole image and one for each layer of crops.
 
     Raises:
       ValueError: a layer would have no points.
@@ -34,13 +34,13 @@ def build_layer_grids(points_per_side: int, layers: int, downscale: int) -> list
 
 
 def generate_crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list[list[Box]]:
-    """The crops of each layer as xyxy boxes: the whole picture, then 4, 16, ... crops, y fastest.
+    """The crops of each layer as xyxy boxes: the whole image, then 4, 16, ... crops, y fastest.
 
     Crops without a pixel, which the official code fails on, are left out.
 
     Args:
-      size: (h, w) of the picture.
-      layers: beyond the whole picture.
+      size: (h, w) of the image.
+      layers: beyond the whole image.
       overlap_ratio: overlap of the first layer's crops as a share of the shorter side; later layers share it out.
     """
     h, w = size

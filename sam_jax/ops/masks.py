@@ -1,4 +1,4 @@
-"""Masks: from the decoder's low-resolution logits to the photo, and simple facts about binary masks.
+"""Masks: from the decoder's low-resolution logits to the image, and simple facts about binary masks.
 
 Source: official `modeling/sam.py` (postprocess_masks) and `utils/amg.py` (batched_mask_to_box).
 """
@@ -28,7 +28,7 @@ def bilinear_matrix(target: int, source: int) -> np.ndarray:
 
 
 def axis_matrix(low_res: int, image_side: int, input_side: int, original_side: int) -> np.ndarray:
-    """(original_side, low_res) float32: along one axis, from the decoder's grid to the photo (see below)."""
+    """(original_side, low_res) float32: along one axis, from the decoder's grid to the image (see below)."""
     enlarge = bilinear_matrix(image_side, low_res)[:input_side]  # to the input frame, padding cut off
     return np.matmul(bilinear_matrix(original_side, input_side), enlarge).astype(np.float32)
 
@@ -59,13 +59,13 @@ def postprocess_masks(
 ) -> jax.Array:
     """Mask logits on the decoder's grid -> mask logits in the original frame.
 
-    SAM enlarges to the input frame, cuts the padding off and resizes to the photo. Both resizes are linear along each
+    SAM enlarges to the input frame, cuts the padding off and resizes to the image. Both resizes are linear along each
     axis, so that one small matrix per axis does all three steps.
 
     Args:
       low_res_masks: (..., 4h, 4w) float32 logits.
-      input_size: (h, w) of the resized photo inside the input frame, pixels.
-      original_size: (h, w) of the photo, pixels.
+      input_size: (h, w) of the resized image inside the input frame, pixels.
+      original_size: (h, w) of the image, pixels.
       image_size: (H, W) of the padded input frame, pixels.
 
     Returns:

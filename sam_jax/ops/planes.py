@@ -5,7 +5,7 @@ pixels last fill every tile, while 4, 16, 32 or 64 channels last would leave mos
 
 A mask of (4h, 4w) is 16 planes, one per sub-pixel of an embedding cell. They are ordered as two strided convolutions
 split them: row 2a + c and column 2b + d of the cell is plane ((a b) (c d)). Masks stay in planes from one interaction
-to the next, and losses are the same sums in any order; only a picture for people needs the sub-pixels side by side.
+to the next, and losses are the same sums in any order; only people need the sub-pixels side by side.
 """
 
 from __future__ import annotations

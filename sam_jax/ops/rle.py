@@ -32,12 +32,12 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def encode_placed(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
-    """The compressed COCO RLE of a picture that is empty but for a crop, without making the picture.
+    """The compressed COCO RLE of an image that is empty but for a crop, without making the image.
 
     Args:
       mask: (h, w) bool, the crop.
-      corner: x0, y0 of the crop in the picture.
-      size: (H, W) of the picture.
+      corner: x0, y0 of the crop in the image.
+      size: (H, W) of the image.
     """
     height, width = size
     x0, y0 = corner

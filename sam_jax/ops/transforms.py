@@ -1,7 +1,7 @@
-"""From a photo to the model's input frame and back: resizing, coordinates, normalisation.
+"""From an image to the model's input frame and back: resizing, coordinates, normalisation.
 
 Source: official `utils/transforms.py` (ResizeLongestSide) and `modeling/sam.py` (preprocess).
-The *original frame* is the photo in its own pixels; the *input frame* is the resized photo, padded at the right and
+The *original frame* is the image in its own pixels; the *input frame* is the resized image, padded at the right and
 bottom.
 """
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def resized_size(original_size: tuple[int, int], longest_side: int) -> tuple[int, int]:
-    """(h, w) of a photo after its longest side is scaled to `longest_side`; sides are rounded half up, at least 1."""
+    """(h, w) of an image after its longest side is scaled to `longest_side`; sides are rounded half up, at least 1."""
     scale = longest_side / max(original_size)
     h, w = (max(1, int(side * scale + 0.5)) for side in original_size)
     return h, w
@@ -53,7 +53,7 @@ def normalize_batch(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> jax.Array:
-    """Padded pictures -> what the image encoder expects: normalised, then zero in the padding.
+    """Padded images -> what the image encoder expects: normalised, then zero in the padding.
 
     Args:
       images: (B, H, W, 3) uint8 or float RGB in 0..255, valid in the top left.

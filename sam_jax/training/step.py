@@ -188,7 +188,7 @@ def _decode(
 def image_embeddings(
     model: Sam, variables: dict[str, Any], batch: Batch, drop_key: jax.Array | None = None
 ) -> jax.Array:
-    """Embeddings (B, h, w, C) float32 of a batch: those that it carries, or else of its pictures.
+    """Embeddings (B, h, w, C) float32 of a batch: those that it carries, or else of its images.
 
     `drop_key` draws the drop path; None means that there is none.
     """

@@ -94,7 +94,7 @@ class SlowSam:
             return logits
         box, row = None if box is None else box.astype(np.float32)[None, None], np.zeros(1, np.int32)
         patch = self.model.config.image_encoder.patch_size
-        refined = [programs.to_edges(x[None, None, None], self.encoded.pixels, row, box, patch) for x in logits]
+        refined = [programs.refine_edges(x[None, None, None], self.encoded.pixels, row, box, patch) for x in logits]
         return np.stack(refined)[:, 0, 0, 0]
 
     def _enlarge(self, logits):

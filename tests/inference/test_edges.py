@@ -11,7 +11,7 @@ from sam_jax.batch.segmenters import PromptedSegmenter
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.models.sam import Sam
-from sam_jax.ops.crf import picture_pixels, refine_masks
+from sam_jax.ops.crf import crf_pixels, refine_masks
 from sam_jax.ops.masks import mask_to_box, postprocess_masks
 from sam_jax.ops.transforms import normalize_batch, pad_to_square, resize_longest_side
 from tests.tiny import TINY
@@ -44,7 +44,7 @@ def expected_logits(image):
     resized = resize_longest_side(image, SIDE)
     size = np.array(resized.shape[:2])
     frame = normalize_batch(pad_to_square(resized, SIDE)[None], size[None], TINY.pixel_mean, TINY.pixel_std)
-    pixels = picture_pixels(frame[0], size, PATCH)
+    pixels = crf_pixels(frame[0], size, PATCH)
 
     def refine(low_res, box=None):
         refined = refine_masks(low_res[None], pixels, None if box is None else np.float32(box)[None], PATCH)[0]

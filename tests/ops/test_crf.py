@@ -15,7 +15,7 @@ from sam_jax.structs import Prompts
 SIDE, PATCH = 128, 16  # of the input frame and its patches, pixels
 FIELD = SIDE * crf.CELL // PATCH
 WHOLE = np.array([SIDE, SIDE])
-prepare = jax.jit(crf.picture_pixels, static_argnames="patch_size")
+prepare = jax.jit(crf.crf_pixels, static_argnames="patch_size")
 refine = jax.jit(crf.refine_masks)
 
 
@@ -43,8 +43,8 @@ def slow_refinement(logits, pixels, boxes):
     prior = np.maximum(matrix @ logits @ matrix.T, crf.LEAST_LOGIT)
     depth = np.empty((FIELD, FIELD))
     for y, x in np.ndindex(depth.shape):
-        to_edges = x + 0.5 - boxes[0], y + 0.5 - boxes[1], boxes[2] - x - 0.5, boxes[3] - y - 0.5
-        depth[y, x] = min(crf.SURE if inside[y, x] else -crf.SURE, *to_edges)
+        refine_edges = x + 0.5 - boxes[0], y + 0.5 - boxes[1], boxes[2] - x - 0.5, boxes[3] - y - 0.5
+        depth[y, x] = min(crf.SURE if inside[y, x] else -crf.SURE, *refine_edges)
     limit = np.where(depth > -0.5, crf.SURE, -crf.SURE)
     field = np.minimum(prior, limit)
     for _ in range(crf.ROUNDS):
