@@ -241,11 +241,11 @@ def test_tiles(run, tmp_path):
         assert mask.sum() == annotation["area"]
 
 
-def test_eight_devices_do_what_one_does(run, tmp_path):
+def test_several_devices_do_what_one_does(run, tmp_path):
     inputs = folder(tmp_path / "p", 12)
     assert run(inputs, "--format", "coco,png", out=tmp_path / "one")[0] == 0
-    assert run(inputs, "--format", "coco,png", out=tmp_path / "eight", devices=jax.devices())[0] == 0
-    assert contents(tmp_path / "one") == contents(tmp_path / "eight")
+    assert run(inputs, "--format", "coco,png", out=tmp_path / "several", devices=jax.devices()[:3])[0] == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "several")
 
 
 @pytest.mark.parametrize(
