@@ -19,7 +19,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_DOOR_LINES = 20
 
-_BASE = {"config", "structs", "ops", "ops/network", "models", "sharding", "checkpoint", "files", "rgb"}
+_BASE = {"former_names", "config", "structs", "ops", "ops/network", "models", "sharding", "checkpoint", "files", "rgb"}
 _LIBRARY = _BASE | {
     "sam_jax",
     "runtime",
@@ -61,6 +61,7 @@ KERNEL_FILES = {
 ALLOWED = {
     "config": set(),
     "structs": set(),
+    "former_names": set(),
     "ops/network": {"ops/kernels"},
     "ops/kernels": {"ops/network"},
     "ops": {"structs", "ops/network"},
@@ -99,6 +100,7 @@ _HOST = {"numpy", "etils", "tqdm", "PIL", "pycocotools", "scipy"}
 THIRD_PARTY = {
     "config": set(),
     "structs": {"jax", "flax"},
+    "former_names": set(),
     "ops/network": _ARRAYS,
     "ops/kernels": {"jax", "numpy"},
     "ops": _ARRAYS | {"PIL", "pycocotools", "scipy"},

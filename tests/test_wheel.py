@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -65,6 +66,15 @@ def test_the_wheel_holds_what_users_need_and_no_more(wheel):
     assert "sam_jax/weights/vit_tiny/config.json" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"sam_jax"}
     assert wheel.stat().st_size < 20e6
+
+
+def test_all_places_name_one_version():
+    import sam_jax
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert project["version"] == sam_jax.__version__
+    assert f"version: {sam_jax.__version__}\n" in citation
 
 
 def test_commands_run_elsewhere(command, tmp_path):

@@ -1,17 +1,9 @@
-"""The former place of `sam_jax.batch.image_list`, and of its names; goes with version 0.3."""
+"""The former place of `sam_jax.batch.image_list`; goes with version 0.3."""
 
-from __future__ import annotations
+from sam_jax.former_names import moved
 
-import importlib
-import warnings
-from typing import Any
-
-_NEW_NAMES = {"find_photos": "find_images", "PhotoList": "ImageList", "Photo": "ImageFile"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _NEW_NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    new = _NEW_NAMES[name]
-    warnings.warn(f"{__name__}.{name} is sam_jax.batch.image_list.{new} now", FutureWarning, stacklevel=2)
-    return getattr(importlib.import_module("sam_jax.batch.image_list"), new)
+__getattr__ = moved(
+    __name__,
+    "sam_jax.batch.image_list",
+    {"find_photos": "find_images", "PhotoList": "ImageList", "Photo": "ImageFile"},
+)
