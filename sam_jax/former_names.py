@@ -9,7 +9,7 @@ from typing import Any
 
 
 def moved(old: str, new: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module `old` whose names are in the module `new` now; `names` gives the new ones by the old."""
+    """The `__getattr__` of a module `old` whose names are in the module `new` now, as `names` (old to new) says."""
 
     def find(name: str) -> Any:
         if name not in names:

@@ -48,7 +48,7 @@ def command(wheel, tmp_path_factory):
     assert python.exists()
 
     def run(*arguments, cwd):
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
         return subprocess.run(
             [python, home / "bin" / "sam-jax", *map(str, arguments)],
             cwd=cwd,
