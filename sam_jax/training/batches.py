@@ -66,7 +66,8 @@ def make_batches(
     size, rest = divmod(stage.batch_size, hosts)
     if rest:
         raise ValueError(f"batch_size {stage.batch_size} does not divide over {hosts} hosts")
-    batches = examples.batch(size)[first_step * hosts + host :: hosts]
+    # Endless: there is no remainder. Grain counts one in floats, which overflow where batches are of one image.
+    batches = examples.batch(size, drop_remainder=True)[first_step * hosts + host :: hosts]
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(2, math.ceil(prefetch / size)))
     stream = batches.to_iter_dataset(options)
     if workers:

@@ -47,6 +47,11 @@ def test_every_epoch_holds_every_image_once_in_another_order(folder):
     assert (ids_of(take(make_batches(config_of(folder), STAGE, 1, 0), 6)) != ids[0]).any()
 
 
+def test_a_batch_may_be_one_image(folder):
+    batches = take(make_batches(config_of(folder), dataclasses.replace(STAGE, batch_size=1), 0, 0), 24)
+    assert sorted(ids_of(batches)) == list(range(1, 25))
+
+
 def test_a_later_start_another_form_and_workers_give_the_same_batches(folder, tmp_path):
     write_tar(tmp_path / "sa_000000.tar", 24)
     expected = take(make_batches(config_of(folder), STAGE, 0, 0), 9)
