@@ -43,7 +43,8 @@ def show(
     Args:
       image: (H, W, 3) uint8 RGB, or an image of Pillow.
       masks: (M, H, W) bool, or records with `segmentation` as everything mode and results files have them.
-      points: (P, 2) x, y in pixels of the image; labels: (P,) 1 on the object, 0 off it, default 1.
+      points: (P, 2) x, y in pixels of the image.
+      labels: (P,) 1 on the object, 0 off it, default 1.
       boxes: (N, 4) or (4,) xyxy in pixels of the image.
       scores: (M,) one a mask, such as predicted IoU; written beside the masks. Records bring their own.
       axes: where to draw; default: a new figure whose longer side is `side` inches.
@@ -119,7 +120,8 @@ def show_points(points: np.ndarray, labels: np.ndarray, axes: Axes, marker_size:
     """Stars: green on the object (label 1), red off it (0); points of other labels are not drawn.
 
     Args:
-      points: (P, 2) x, y in pixels of the image; labels: (P,).
+      points: (P, 2) x, y in pixels of the image.
+      labels: (P,).
     """
     points, labels = np.asarray(points, float).reshape(-1, 2), np.asarray(labels).reshape(-1)
     if len(points) != len(labels):

@@ -28,7 +28,8 @@ class ImagePrompts:
     """What to segment in one image, in its own pixels.
 
     Attributes:
-      points: (P, 2) x, y; all belong to one object. labels: (P,) 1 or 0.
+      points: (P, 2) x, y; all belong to one object.
+      labels: (P,) 1 or 0.
       boxes: (N, 4) xyxy; each is an object of its own.
       mask_input: (1, 4h, 4w) logits for a single object.
     """

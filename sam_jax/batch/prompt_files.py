@@ -43,7 +43,8 @@ class ObjectPrompt:
     """One object of an image, in the image's pixels.
 
     Attributes:
-      points: x, y each. labels: one per point, 1 on and 0 off the object.
+      points: x, y each.
+      labels: one per point, 1 on and 0 off the object.
       box: x0, y0, x1, y1.
       extra: what the results keep of it: `category_id`, `score`.
     """

@@ -98,7 +98,9 @@ class ResultFiles:
         """Writes all results of an image.
 
         Args:
-          size: (H, W). records: `segmentation` is a compressed COCO RLE. image: (H, W, 3) uint8.
+          size: (H, W).
+          records: `segmentation` is a compressed COCO RLE.
+          image: (H, W, 3) uint8.
 
         Raises:
           OutputError: nothing can be written any more, as with a full disk.

@@ -61,8 +61,11 @@ class Summary:
     """What a run did.
 
     Attributes:
-      done: images; empty: those of them without any mask; skipped: images that were finished before.
-      masks: of all images done. failures: bad images, and a line on each.
+      done: images.
+      empty: those of them without any mask.
+      skipped: images that were finished before.
+      masks: of all images done.
+      failures: bad images, and a line on each.
       prompts: where prompts came from; None in everything mode.
     """
 

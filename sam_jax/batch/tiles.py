@@ -41,7 +41,8 @@ class Piece:
     """A mask of one tile.
 
     Attributes:
-      tile: the tile's number. box: (4,) int64 xyxy in the image's frame, last pixel inclusive.
+      tile: the tile's number.
+      box: (4,) int64 xyxy in the image's frame, last pixel inclusive.
       record: as everything mode gave it, in the tile's frame.
       shared: other tiles' numbers -> run lengths of the mask within the overlap with that tile.
       is_cut: whether it touches a border of its tile that is none of the image's.
@@ -58,7 +59,8 @@ class TileLayout:
     """Tiles of an image: all of one size, evenly spread, that overlap by `overlap` pixels or somewhat more.
 
     Attributes:
-      boxes: xyxy of each. neighbours: for each, the numbers of the tiles that it overlaps with.
+      boxes: xyxy of each.
+      neighbours: for each, the numbers of the tiles that it overlaps with.
     """
 
     def __init__(self, size: Size, tile: int, overlap: int) -> None:

@@ -59,7 +59,8 @@ def to_sa1b(records: Iterable[Record], size: tuple[int, int], file_name: str, im
     """The content of an image's JSON file in SA-1B's layout.
 
     Args:
-      size: (H, W) of the image, pixels. file_name: of the image, without its directory.
+      size: (H, W) of the image, pixels.
+      file_name: of the image, without its directory.
     """
     image = {"image_id": image_id, "width": size[1], "height": size[0], "file_name": file_name}
     annotations = [{"id": index, **record, "segmentation": rle_of(record)} for index, record in enumerate(records)]
