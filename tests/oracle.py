@@ -19,23 +19,10 @@ from sam_jax.config import SamConfig
 def build_official(config: SamConfig, seed: int = 0) -> torch.nn.Module:
     """The official `Sam` of a config, in eval mode, with every tensor random and none zero or one throughout."""
     _import_official()
-    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     e, d, dim = config.image_encoder, config.mask_decoder, config.prompt_embed_dim
-    image_encoder = ImageEncoderViT(
-        depth=e.depth,
-        embed_dim=e.embed_dim,
-        img_size=e.image_size,
-        mlp_ratio=e.mlp_ratio,
-        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-        num_heads=e.num_heads,
-        patch_size=e.patch_size,
-        qkv_bias=True,
-        use_rel_pos=True,
-        global_attn_indexes=e.global_attn_indexes,
-        window_size=e.window_size,
-        out_chans=dim,
-    )
+    image_encoder = _build_tiny_vit(config) if config.is_mobile else _build_vit(config)
     prompt_encoder = PromptEncoder(
         embed_dim=dim,
         image_embedding_size=(e.grid_size, e.grid_size),
@@ -59,6 +46,57 @@ def build_official(config: SamConfig, seed: int = 0) -> torch.nn.Module:
     sam = Sam(image_encoder, prompt_encoder, mask_decoder, list(config.pixel_mean), list(config.pixel_std))
     randomise(sam, seed)
     return sam.eval()
+
+
+def _build_vit(config: SamConfig) -> torch.nn.Module:
+    from segment_anything.modeling import ImageEncoderViT
+
+    e = config.vit
+    return ImageEncoderViT(
+        depth=e.depth,
+        embed_dim=e.embed_dim,
+        img_size=e.image_size,
+        mlp_ratio=e.mlp_ratio,
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+        num_heads=e.num_heads,
+        patch_size=e.patch_size,
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=e.global_attn_indexes,
+        window_size=e.window_size,
+        out_chans=config.prompt_embed_dim,
+    )
+
+
+def _build_tiny_vit(config: SamConfig) -> torch.nn.Module:
+    """MobileSAM's image encoder, of the package of HQ-SAM, which brings it along. Its `forward` gives a pair there."""
+    _import_with_stand_ins("segment_anything_hq")
+    from segment_anything_hq.modeling.tiny_vit_sam import TinyViT
+
+    e = config.image_encoder
+    assert config.prompt_embed_dim == 256, "its neck has 256 channels"
+    return TinyViT(
+        img_size=e.image_size,
+        num_classes=1000,
+        embed_dims=list(e.widths),
+        depths=list(e.depths),
+        num_heads=[1, *e.num_heads],
+        window_sizes=[1, *e.window_sizes],
+        mlp_ratio=e.mlp_ratio,
+        drop_path_rate=0.0,
+        mbconv_expand_ratio=e.expand_ratio,
+    )
+
+
+def encode_official(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """(1, 3, S, S) -> (1, C, h, h). The `forward` of a TinyViT takes 64 x 64 cells for granted; this does not."""
+    if not hasattr(encoder, "layers"):
+        return encoder(images)
+    x = encoder.patch_embed(images)
+    for layer in encoder.layers:
+        x = layer(x)
+    side = round(x.shape[1] ** 0.5)
+    return encoder.neck(x.reshape(1, side, side, -1).permute(0, 3, 1, 2))
 
 
 def build_predictor(model: torch.nn.Module) -> Any:
@@ -99,8 +137,10 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
             noise = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(noise * _scale(name, tensor) + (tensor.ndim == 1 and name.endswith("weight")))
+            tensor.copy_(noise * _scale(name, tensor) + (tensor.ndim == 1 and name.endswith(("weight", "running_var"))))
 
 
 def _scale(name: str, tensor: torch.Tensor) -> float:
@@ -111,22 +151,33 @@ def _scale(name: str, tensor: torch.Tensor) -> float:
 
 
 def _import_official() -> None:
-    """Imports the official code; what it wants of torchvision is stood in for where torchvision is not installed."""
-    if "segment_anything" in sys.modules or importlib.util.find_spec("torchvision"):
+    _import_with_stand_ins("segment_anything")
+
+
+def _import_with_stand_ins(package: str) -> None:
+    """Imports code of others; what it wants of torchvision and timm is stood in for where these are not installed."""
+    if package in sys.modules:
         return
     resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)  # noqa: E731
+    pair = lambda value: value if isinstance(value, tuple) else (value, value)  # noqa: E731
+    layers = {"DropPath": torch.nn.Identity, "to_2tuple": pair, "trunc_normal_": torch.nn.init.trunc_normal_}
     stand_ins = {
         "torchvision": {},
         "torchvision.ops": {},
         "torchvision.ops.boxes": {"batched_nms": _batched_nms, "box_area": _box_area},
         "torchvision.transforms": {},
         "torchvision.transforms.functional": {"to_pil_image": Image.fromarray, "resize": resize},
+        "timm": {},
+        "timm.models": {},
+        "timm.models.layers": layers,
+        "timm.models.registry": {"register_model": lambda function: function},
     }
-    for name, attributes in stand_ins.items():
+    absent = [name for name in stand_ins if not importlib.util.find_spec(name.split(".")[0])]
+    for name in absent:
         sys.modules[name] = types.ModuleType(name)
-        vars(sys.modules[name]).update(attributes)
+        vars(sys.modules[name]).update(stand_ins[name])
     try:
-        importlib.import_module("segment_anything")
-    finally:  # others look for torchvision, too, and must not find this one
-        for name in stand_ins:
+        importlib.import_module(package)
+    finally:  # others look for them, too, and must not find these
+        for name in absent:
             del sys.modules[name]

@@ -43,7 +43,9 @@ def test_published_shapes():
     assert {(c.image_size, c.patch_size, c.window_size, c.grid_size) for c in heads.values()} == {(1024, 16, 14, 64)}
 
 
-@pytest.mark.parametrize("config", [SamConfig(), configs.vit_h(), TINY, dataclasses.replace(TINY, dtype="bfloat16")])
+@pytest.mark.parametrize(
+    "config", [SamConfig(), configs.vit_h(), configs.mobile_sam(), TINY, dataclasses.replace(TINY, dtype="bfloat16")]
+)
 def test_a_config_survives_json(config):
     assert sam_config_from_dict(json.loads(json.dumps(to_dict(config)))) == config
 

@@ -133,6 +133,15 @@ BAD = {
         "pixel_std": [(0.0, 1.0, 1.0)],
         "dtype": ["float16"],
     },
+    "TinyVitConfig": {
+        "image_size": [0, -16, 100],
+        "widths": [(), (64,), (64, 128), (65, 128, 160, 320), (64, 128, 160, 321), (64, 128, 160, 0)],
+        "depths": [(2, 2, 6), (2, 2, 6, 0)],
+        "num_heads": [(4, 5), (4, 5, 0)],
+        "window_sizes": [(7, 14), (7, 14, 0)],
+        "mlp_ratio": [0.0],
+        "expand_ratio": [0.0],
+    },
     "StageConfig": {
         "image_size": [0],
         "batch_size": [0],

@@ -4,7 +4,16 @@ import dataclasses
 
 import pytest
 
-from sam_jax.config import SamConfig, bare_network, for_inference, for_training, network_differences, vit_b, vit_tiny
+from sam_jax.config import (
+    SamConfig,
+    bare_network,
+    for_inference,
+    for_training,
+    mobile_sam,
+    network_differences,
+    vit_b,
+    vit_tiny,
+)
 from sam_jax.config.running import ANSWERS, NETWORK, RUNNING, sam_fields
 
 # Another value of every field, by its dotted name.
@@ -43,6 +52,16 @@ OTHERS = {
     "stability_score_thresh": 0.5,
     "dtype": "bfloat16",
 }
+# The same of what a TinyViT has beside, or of another type.
+TINY_VIT_OTHERS = {
+    "image_encoder.image_size": 512,
+    "image_encoder.widths": (32, 64, 80, 160),
+    "image_encoder.depths": (1, 1, 1, 1),
+    "image_encoder.num_heads": (1, 1, 1),
+    "image_encoder.window_sizes": (5, 5, 5),
+    "image_encoder.mlp_ratio": 3.0,
+    "image_encoder.expand_ratio": 3.0,
+}
 
 
 def changed(name, value, config):
@@ -55,10 +74,10 @@ def changed(name, value, config):
 
 def test_every_field_is_in_one_class():
     """A new field of SamConfig, or of a config inside it, needs a line in config/running.py and one above."""
-    fields = list(sam_fields(SamConfig()))
+    fields = sam_fields(SamConfig()) | sam_fields(mobile_sam())
     for name in fields:
         assert sum(name in names for names in (NETWORK, RUNNING, ANSWERS)) == 1, f"{name} needs one class"
-    assert NETWORK | RUNNING | ANSWERS == set(fields) == OTHERS.keys()
+    assert NETWORK | RUNNING | ANSWERS == set(fields) == OTHERS.keys() | TINY_VIT_OTHERS.keys()
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -68,6 +87,22 @@ def test_weights_fit_unless_the_network_differs(name):
     expected = [f"{name} {OTHERS[name]}, not {sam_fields(config)[name]}"] if name in NETWORK else []
     assert network_differences(other, config) == expected
     assert (bare_network(other) == config) == (name in RUNNING)
+
+
+@pytest.mark.parametrize("name", TINY_VIT_OTHERS)
+def test_weights_of_a_tiny_vit_fit_unless_it_differs(name):
+    other = changed(name, TINY_VIT_OTHERS[name], mobile_sam())
+    default = sam_fields(mobile_sam())[name]
+    assert network_differences(other, mobile_sam()) == [f"{name} {TINY_VIT_OTHERS[name]}, not {default}"]
+    assert bare_network(other) == other
+
+
+def test_a_tiny_vit_is_another_network_and_for_inference():
+    assert network_differences(mobile_sam(), vit_b()) == ["image_encoder a TinyVitConfig, not a ImageEncoderConfig"]
+    assert for_inference(mobile_sam(), "bfloat16", "xla").image_encoder == mobile_sam().image_encoder
+    for wrong in (lambda: for_inference(mobile_sam(), "int8"), lambda: for_training(mobile_sam())):
+        with pytest.raises(ValueError, match=r"a TinyViT \(MobileSAM\) is for inference"):
+            wrong()
 
 
 def test_training_and_inference_leave_the_network_as_it_is():

@@ -38,6 +38,8 @@ def random_variables(config, seed=0):
             leaves[path] = noise / np.sqrt(np.prod(leaf.shape[:-1]), dtype=np.float32)
         elif path[-1] in ("scale", "bias", "rel_pos_h", "rel_pos_w", "pos_embed"):
             leaves[path] = np.float32(0.1) * noise + np.float32(path[-1] == "scale")
+        elif path[-1] == "running_var":
+            leaves[path] = np.float32(0.5) + np.abs(noise)
         else:
             leaves[path] = noise
     return unflatten_dict(leaves)

@@ -13,6 +13,7 @@ from sam_jax.config.model import (
     MaskDecoderConfig,
     PromptEncoderConfig,
     SamConfig,
+    mobile_sam,
     sam_config_from_dict,
     to_dict,
     vit_b,
@@ -27,6 +28,7 @@ from sam_jax.config.running import (
     network_differences,
     to_saved_dict,
 )
+from sam_jax.config.tiny_vit import TinyVitConfig
 from sam_jax.config.training import (
     FinetuneConfig,
     InteractionConfig,
@@ -56,11 +58,13 @@ __all__ = [
     "RecordDataConfig",
     "SamConfig",
     "StageConfig",
+    "TinyVitConfig",
     "TrainConfig",
     "bare_network",
     "for_inference",
     "for_stage",
     "for_training",
+    "mobile_sam",
     "network_differences",
     "sam_config_from_dict",
     "to_dict",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sam_jax.config.checks import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range, check_fields, require
+from sam_jax.config.tiny_vit import TinyVitConfig
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 INFERENCE_DTYPES = (*COMPUTE_DTYPES, "int8")
@@ -147,6 +148,7 @@ class SamConfig:
     """A whole Segment Anything model.
 
     Attributes:
+      image_encoder: its kind is that of its config: a plain ViT as SAM's, or MobileSAM's TinyViT.
       prompt_embed_dim: width of image embeddings, prompts and mask decoder.
       details: width of a few convolutions beside the ViT, at a quarter of the image's side, that give it and the
         decoder what lies between its patches (models/details.py). The published models have none: 0. With details
@@ -166,7 +168,7 @@ class SamConfig:
         optimizer and all that is done to masks after the decoder stay in float32, and as exact.
     """
 
-    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    image_encoder: ImageEncoderConfig | TinyVitConfig = field(default_factory=ImageEncoderConfig)
     prompt_encoder: PromptEncoderConfig = field(default_factory=PromptEncoderConfig)
     mask_decoder: MaskDecoderConfig = field(default_factory=MaskDecoderConfig)
     prompt_embed_dim: int = 256
@@ -191,12 +193,27 @@ class SamConfig:
             f"attention_downsample_rate = {inner}",
         )
         patch = self.image_encoder.patch_size
+        require(not (self.details and self.is_mobile), "details are for a plain ViT; a TinyViT needs details 0")
         require(not self.details or patch % 4 == 0, f"details need a patch_size that is a multiple of 4, not {patch}")
         require(not self.crf or patch % 8 == 0, f"crf needs a patch_size that is a multiple of 8, not {patch}")
         require(
             not (self.details and self.mask_decoder.kernels == "pallas"),
             'details have no TPU kernel: with details, mask_decoder.kernels must be "auto" or "xla", not "pallas"',
         )
+
+    @property
+    def is_mobile(self) -> bool:
+        """Whether the image encoder is MobileSAM's TinyViT."""
+        return isinstance(self.image_encoder, TinyVitConfig)
+
+    @property
+    def vit(self) -> ImageEncoderConfig:
+        """The image encoder, for what only plain ViTs can. Raises ValueError where it is a TinyViT."""
+        if isinstance(self.image_encoder, TinyVitConfig):
+            raise ValueError(
+                "a TinyViT (MobileSAM) is for inference in float32 or bfloat16; take a SAM with a plain ViT"
+            )
+        return self.image_encoder
 
     @property
     def image_size(self) -> int:
@@ -247,6 +264,11 @@ def vit_tiny() -> SamConfig:
     )
 
 
+def mobile_sam() -> SamConfig:
+    """MobileSAM (9.8 M parameters): SAM's decoder on TinyViT-5M."""
+    return SamConfig(image_encoder=TinyVitConfig())
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested plain dictionaries, ready for JSON."""
     return dataclasses.asdict(config)
@@ -254,8 +276,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def sam_config_from_dict(values: dict[str, Any]) -> SamConfig:
     """The inverse of `to_dict` for `SamConfig`. Raises ValueError that names an unknown key and the nearest known."""
+    is_tiny_vit = "widths" in values.get("image_encoder", {})
     parts = {
-        "image_encoder": ImageEncoderConfig,
+        "image_encoder": TinyVitConfig if is_tiny_vit else ImageEncoderConfig,
         "prompt_encoder": PromptEncoderConfig,
         "mask_decoder": MaskDecoderConfig,
     }

@@ -20,6 +20,10 @@ NETWORK = frozenset(
         "image_encoder.mlp_ratio",
         "image_encoder.window_size",
         "image_encoder.global_attn_indexes",
+        "image_encoder.widths",
+        "image_encoder.depths",
+        "image_encoder.window_sizes",
+        "image_encoder.expand_ratio",
         "prompt_encoder.mask_in_chans",
         "mask_decoder.depth",
         "mask_decoder.num_heads",
@@ -66,7 +70,7 @@ def to_saved_dict(config: SamConfig) -> dict[str, Any]:
     values = to_dict(config)
     for name in RUNNING:
         *part, leaf = name.split(".")
-        del (values[part[0]] if part else values)[leaf]
+        (values[part[0]] if part else values).pop(leaf, None)  # a TinyViT has fewer
     return values
 
 
@@ -78,6 +82,9 @@ def bare_network(config: SamConfig) -> SamConfig:
 def network_differences(stored: SamConfig, wanted: SamConfig) -> list[str]:
     """What keeps weights of one config from serving another: each `NETWORK` field that differs, with both values."""
     ours = sam_fields(wanted)
+    if stored.is_mobile != wanted.is_mobile:
+        kinds = [type(config.image_encoder).__name__ for config in (stored, wanted)]
+        return [f"image_encoder a {kinds[0]}, not a {kinds[1]}"]
     return [
         f"{name} {value}, not {ours[name]}"
         for name, value in sam_fields(stored).items()
@@ -98,14 +105,17 @@ def for_inference(config: SamConfig, dtype: str = "float32", kernels: str = "aut
     Args:
       dtype: one of INFERENCE_DTYPES; "int8" is bfloat16 with `ImageEncoderConfig.int8_mlp`.
       kernels: one of ATTENTION, for the encoder's attention and the mask decoder; see `ImageEncoderConfig.attention`.
+        A TinyViT has no kernels: this is for its decoder then.
 
     Raises:
-      ValueError: another dtype or kernels, or "pallas" for a network with details.
+      ValueError: another dtype or kernels, "pallas" for a network with details, or "int8" for a TinyViT.
     """
     require(dtype in INFERENCE_DTYPES, f"dtype {dtype!r} is not one of {', '.join(INFERENCE_DTYPES)}")
     require(kernels in ATTENTION, f"kernels {kernels!r} is not one of {', '.join(ATTENTION)}")
     bare = bare_network(config)
-    encoder = dataclasses.replace(bare.image_encoder, attention=kernels, int8_mlp=dtype == "int8")
+    encoder = bare.image_encoder
+    if not bare.is_mobile or dtype == "int8":
+        encoder = dataclasses.replace(bare.vit, attention=kernels, int8_mlp=dtype == "int8")
     decoder = dataclasses.replace(bare.mask_decoder, kernels=kernels)
     dtype = "bfloat16" if dtype == "int8" else dtype
     return dataclasses.replace(bare, image_encoder=encoder, mask_decoder=decoder, dtype=dtype)
@@ -116,6 +126,6 @@ def for_training(
 ) -> SamConfig:
     """A network as it trains on TPUs: bfloat16 arithmetic, drop path in the encoder, dropout in the decoder, blocks
     recomputed for gradients or kept."""
-    encoder = dataclasses.replace(config.image_encoder, drop_path_rate=drop_path_rate, remat=remat)
+    encoder = dataclasses.replace(config.vit, drop_path_rate=drop_path_rate, remat=remat)
     decoder = dataclasses.replace(config.mask_decoder, kernels="xla", dropout_rate=dropout_rate)
     return dataclasses.replace(config, image_encoder=encoder, mask_decoder=decoder, dtype="bfloat16")

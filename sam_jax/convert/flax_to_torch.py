@@ -64,3 +64,5 @@ def convert(source: str, target: str) -> None:
     state = to_state_dict(load_variables(source, expected))
     save_official(target, state)
     print(f"{target}: {len(state)} tensors written, from {source} for the official code")
+    if config.is_mobile:
+        print("load_state_dict(state, strict=False): MobileSAM's files also hold a classifier, which no mask needs")

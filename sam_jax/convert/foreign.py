@@ -37,11 +37,6 @@ RELATIVES = (
         _OTHER,
     ),
     Relative(
-        r"image_encoder\.(patch_embed\.seq|layers\.\d+\.(blocks|downsample))\..*",
-        "MobileSAM or another SAM with a TinyViT as its image encoder",
-        _OTHER,
-    ),
-    Relative(
         r"image_encoder\.(stages|features|backbone|stem|body)\..*",
         "a SAM with a convolutional image encoder (EfficientViT-SAM, EdgeSAM, RepViT-SAM)",
         _OTHER,

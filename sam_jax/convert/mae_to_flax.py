@@ -70,9 +70,9 @@ def infer_size(shapes: dict[str, tuple[int, ...]]) -> SamConfig:
     width = shapes["pos_embed"][2]
     depth = len({match[1] for key in shapes if (match := re.match(r"blocks\.(\d+)\.", key))})
     for config in SIZES.values():
-        if (config.image_encoder.embed_dim, config.image_encoder.depth) == (width, depth):
+        if (config.vit.embed_dim, config.vit.depth) == (width, depth):
             return config
-    known = ", ".join(f"{name} {c.image_encoder.depth} x {c.image_encoder.embed_dim}" for name, c in SIZES.items())
+    known = ", ".join(f"{name} {c.vit.depth} x {c.vit.embed_dim}" for name, c in SIZES.items())
     raise ConversionError(f"it has {depth} blocks of width {width}, which is none of SAM's encoders ({known})")
 
 

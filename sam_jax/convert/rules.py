@@ -38,12 +38,16 @@ class Rule(NamedTuple):
 # A path reads image_encoder/blocks_0/attn/qkv/kernel. The first match wins; then "/" and the "_" of indices become ".".
 OFFICIAL = (
     Rule(r"(.*/output_upscaling_[03])/kernel", r"\1.weight", CONV_TRANSPOSE),
-    Rule(r"(.*/(?:patch_embed/proj|neck_[02]|mask_downscaling_[036]))/kernel", r"\1.weight", CONV),
+    Rule(r"(.*/(?:patch_embed/proj|neck_[02]|mask_downscaling_[036]|c))/kernel", r"\1.weight", CONV),
     Rule(r"(.*)/kernel", r"\1.weight", DENSE),
     Rule(r"(.*)/scale", r"\1.weight", SAME),
     Rule(r"(.*/(?:iou_token|mask_tokens|point_embeddings_\d|not_a_point_embed|no_mask_embed))", r"\1.weight", SAME),
     Rule(r"(.*)", r"\1", SAME),
 )
+
+# What files hold beside the network: the classifier that MobileSAM's TinyViT was first trained with, and how many
+# batches its statistics have seen.
+UNUSED = re.compile(r"image_encoder\.(norm_head|head)\..*|image_encoder\..*\.bn\.num_batches_tracked")
 
 # Hugging Face name -> official name; every line is applied, in order, wherever it matches.
 HUGGING_FACE = (

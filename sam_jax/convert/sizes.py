@@ -6,8 +6,10 @@ import math
 import re
 from collections.abc import Mapping
 
-from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, PromptEncoderConfig, SamConfig
+from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, PromptEncoderConfig, SamConfig, TinyVitConfig
 from sam_jax.convert.errors import ConversionError
+
+TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"  # of all image encoders only a TinyViT's first convolution
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -26,7 +28,7 @@ def infer_config(shapes: Shapes, decoder_num_heads: int = 8) -> SamConfig:
         raise ConversionError(f"--decoder-num-heads must be positive, not {decoder_num_heads}")
     try:
         return SamConfig(
-            image_encoder=_image_encoder(shapes),
+            image_encoder=_tiny_vit(shapes) if TINY_VIT in shapes else _image_encoder(shapes),
             prompt_encoder=PromptEncoderConfig(_shape(shapes, "prompt_encoder.mask_downscaling.3.weight", 4)[0]),
             mask_decoder=_mask_decoder(shapes, decoder_num_heads),
             prompt_embed_dim=_shape(shapes, "image_encoder.neck.0.weight", 4)[0],
@@ -56,6 +58,24 @@ def _image_encoder(shapes: Shapes) -> ImageEncoderConfig:
         mlp_ratio=_mlp_ratio(hidden, embed_dim),
         window_size=window_size,
         global_attn_indexes=global_blocks,
+    )
+
+
+def _tiny_vit(shapes: Shapes) -> TinyVitConfig:
+    """Nothing in it depends on the size of the image, which therefore is MobileSAM's."""
+    layers = "image_encoder.layers"
+    stages = _count(shapes, re.escape(layers) + r"\.(\d+)\..*")
+    first = f"{layers}.0.blocks.0.conv1.c.weight"
+    tables = [_shape(shapes, f"{layers}.{i}.blocks.0.attn.attention_biases", 2) for i in range(1, stages)]
+    widths = [_shape(shapes, f"{layers}.{i}.downsample.conv1.c.weight", 4)[0] for i in range(stages - 1)]
+    hidden, width = _shape(shapes, f"{layers}.1.blocks.0.mlp.fc1.weight", 2)
+    return TinyVitConfig(
+        widths=(_shape(shapes, first, 4)[1], *widths),
+        depths=tuple(_count(shapes, rf"{re.escape(layers)}\.{i}\.blocks\.(\d+)\..*") for i in range(stages)),
+        num_heads=tuple(heads for heads, _ in tables),
+        window_sizes=tuple(math.isqrt(cells) for _, cells in tables),
+        mlp_ratio=_mlp_ratio(hidden, width),
+        expand_ratio=_mlp_ratio(*_shape(shapes, first, 4)[:2]),
     )
 
 

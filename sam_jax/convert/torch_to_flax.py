@@ -1,8 +1,9 @@
 """Converts SAM weights from PyTorch to a model directory of this library.
 
-Reads official state dicts and those of the Hugging Face `SamModel`, as .pth or .safetensors, also where a wrapper put a
-prefix before all names (`module.`, `model.`, `_orig_mod.`). The size is read off the tensors. Every tensor of the file
-is used once and every leaf of the model filled, or nothing is written.
+Reads official state dicts, those of MobileSAM, and those of the Hugging Face `SamModel`, as .pth or .safetensors, also
+where a wrapper put a prefix before all names (`module.`, `model.`, `_orig_mod.`). The size is read off the tensors.
+Every tensor of the file that the network computes with is used once and every leaf of the model filled, or nothing is
+written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sam_jax.checkpoint import Variables, save_model
 from sam_jax.config import SamConfig
 from sam_jax.convert.errors import ConversionError, check_new_directory
 from sam_jax.convert.foreign import refuse_relatives, without_prefixes
-from sam_jax.convert.rules import Axes, expected_leaves, official_key, official_name
+from sam_jax.convert.rules import UNUSED, Axes, expected_leaves, official_key, official_name
 from sam_jax.convert.sizes import infer_config
 from sam_jax.convert.torch_files import read_decoder_heads, read_state_dict
 
@@ -62,6 +63,7 @@ def from_state_dict(
     """
     tensors = without_prefixes(tensors)
     refuse_relatives(tensors)
+    tensors = {key: array for key, array in tensors.items() if not UNUSED.fullmatch(key)}
     if any(key.startswith("vision_encoder.") for key in tensors):
         tensors = _rename_hugging_face(tensors)
     shapes = {key: array.shape for key, array in tensors.items()}
@@ -130,10 +132,12 @@ def _finite_float32(key: str, array: np.ndarray) -> np.ndarray:
 
 
 def _describe(config: SamConfig) -> str:
-    for name in ("vit_b", "vit_l", "vit_h", "vit_tiny"):
+    for name in ("vit_b", "vit_l", "vit_h", "vit_tiny", "mobile_sam"):
         if getattr(configs, name)() == config:
             return name
-    c = config.image_encoder
+    if config.is_mobile:
+        return f"a TinyViT, {config.image_size} px"
+    c = config.vit
     return f"{c.depth} blocks of width {c.embed_dim}, {c.image_size} px"
 
 

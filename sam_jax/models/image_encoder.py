@@ -201,12 +201,12 @@ class ImageEncoder(nn.Module):
         pos_embed = self.param("pos_embed", kernel_init, (1, c.grid_size, c.grid_size, c.embed_dim))
         x = x + resize_pos_embed(pos_embed, (x.shape[1], x.shape[2])).astype(self.dtype)
         if not self.details:
-            return self._neck(self._blocks(x, deterministic)).astype(jnp.float32)
+            return neck(self._blocks(x, deterministic), self.out_channels, self.dtype).astype(jnp.float32)
         details = ImageDetails(self.details, c.patch_size // SIDE, self.dtype, name="details")(images)
         x = x + DetailsToTokens(c.embed_dim, self.dtype, name="details_to_tokens")(details)
         x = self._blocks(x, deterministic)
         fine = DetailsToPixels(self.out_channels, self.dtype, name="details_to_pixels")(details, x)
-        return jnp.concatenate([self._neck(x), fine], axis=-1).astype(jnp.float32)
+        return jnp.concatenate([neck(x, self.out_channels, self.dtype), fine], axis=-1).astype(jnp.float32)
 
     def _blocks(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """All blocks, (B, h, w, C) in and out."""
@@ -261,9 +261,10 @@ class ImageEncoder(nn.Module):
         x, _ = jax.lax.scan(group, x, (stacked, jnp.asarray(rates, jnp.float32).reshape(len(groups), size), keys))
         return x
 
-    def _neck(self, x: jax.Array) -> jax.Array:
-        channels, dtype = self.out_channels, self.dtype
-        x = Conv(channels, (1, 1), use_bias=False, dtype=dtype, name="neck_0")(x)
-        x = LayerNorm(epsilon=1e-6, dtype=dtype, name="neck_1")(x)
-        x = Conv(channels, (3, 3), padding=1, use_bias=False, dtype=dtype, name="neck_2")(x)
-        return LayerNorm(epsilon=1e-6, dtype=dtype, name="neck_3")(x)
+
+def neck(x: jax.Array, channels: int, dtype: jnp.dtype) -> jax.Array:
+    """Two convolutions, each normalised, of the module that calls this: (B, h, w, C) -> (B, h, w, channels)."""
+    x = Conv(channels, (1, 1), use_bias=False, dtype=dtype, name="neck_0")(x)
+    x = LayerNorm(epsilon=1e-6, dtype=dtype, name="neck_1")(x)
+    x = Conv(channels, (3, 3), padding=1, use_bias=False, dtype=dtype, name="neck_2")(x)
+    return LayerNorm(epsilon=1e-6, dtype=dtype, name="neck_3")(x)

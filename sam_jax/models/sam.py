@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.config import SamConfig
+from sam_jax.config import SamConfig, TinyVitConfig
 from sam_jax.models.image_encoder import ImageEncoder
 from sam_jax.models.layers import KERNEL_SCALE
 from sam_jax.models.mask_decoder import MaskDecoder
 from sam_jax.models.prompt_encoder import PromptEncoder
+from sam_jax.models.tiny_vit import TinyVit
 from sam_jax.ops.int8_mlp import quantize
 from sam_jax.ops.planes import join_subpixels
 from sam_jax.structs import MaskPredictions, Prompts
@@ -23,14 +24,14 @@ class Sam(nn.Module):
     """Segment Anything (Kirillov et al. 2023).
 
     Pure functions of `variables` with the collections `params` (trained) and `constants` (the random matrix of the
-    positional encoding). Call through `model.apply(variables, ..., method="encode_image")`.
+    positional encoding; a TinyViT's statistics). Call through `model.apply(variables, ..., method="encode_image")`.
     """
 
     config: SamConfig
 
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.image_encoder = ImageEncoder(c.image_encoder, c.prompt_embed_dim, dtype, c.details)
+        self.image_encoder = _image_encoder(c, dtype)
         self.prompt_encoder = PromptEncoder(c.prompt_encoder, c.prompt_embed_dim, dtype)
         self.mask_decoder = MaskDecoder(c.mask_decoder, c.prompt_embed_dim, dtype)
 
@@ -95,6 +96,13 @@ class Sam(nn.Module):
         return self.decode_masks(self.encode_image(images), prompts, multimask_output)
 
 
+def _image_encoder(config: SamConfig, dtype: jnp.dtype) -> ImageEncoder | TinyVit:
+    encoder, channels = config.image_encoder, config.prompt_embed_dim
+    if isinstance(encoder, TinyVitConfig):
+        return TinyVit(encoder, channels, dtype)
+    return ImageEncoder(encoder, channels, dtype, config.details)
+
+
 def init_variables(model: Sam, rng: jax.Array) -> dict[str, Any]:
     """Fresh float32 variables of `model`; the smallest input that creates every parameter is used."""
     patch = model.config.image_encoder.patch_size
@@ -110,7 +118,7 @@ def inference_variables(config: SamConfig, variables: dict[str, Any]) -> dict[st
     normalisation, biases and tables stay float32. With `int8_mlp` the MLPs' kernels are kept as 8-bit integers and
     scales. With float32 the variables come back as they are, and so do those that are ready already.
     """
-    dtype, int8 = jnp.dtype(config.dtype), config.image_encoder.int8_mlp
+    dtype, int8 = jnp.dtype(config.dtype), not config.is_mobile and config.vit.int8_mlp
     if dtype == jnp.float32 and not int8:
         return variables
     leaves = {}

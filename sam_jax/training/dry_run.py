@@ -63,7 +63,7 @@ def estimate_step(config: TrainConfig, stage: StageConfig, topology: str) -> Ste
 
 def describe(config: TrainConfig, topology: str) -> str:
     """A table of every stage's estimate, for people."""
-    encoder = config.sam.image_encoder
+    encoder = config.sam.vit
     mesh = f"fsdp {config.mesh.fsdp}, data {'all the rest' if config.mesh.data == -1 else config.mesh.data}"
     lines = [
         f"{encoder.depth} blocks of width {encoder.embed_dim}, {config.interaction.num_steps} interactions, {mesh}",
@@ -112,7 +112,7 @@ def _abstract_batch(
 
 def useful_flops(config: TrainConfig, stage: StageConfig) -> int:
     """FLOPs of the matrix products of a step on one image: all interactions forward, and backward to what learns."""
-    encoder = dataclasses.replace(config.sam.image_encoder, remat=False)
+    encoder = dataclasses.replace(config.sam.vit, remat=False)
     config = dataclasses.replace(config, sam=dataclasses.replace(config.sam, image_encoder=encoder))
     model, key = Sam(config.sam), jax.random.key(0)
     variables = jax.eval_shape(partial(init_variables, model), key)

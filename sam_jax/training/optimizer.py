@@ -34,7 +34,7 @@ def learning_rate_schedule(config: OptimConfig, num_steps: int) -> optax.Schedul
 
 def layer_scales(config: OptimConfig, sam: SamConfig, params: Any) -> Any:
     """The factor on each parameter's learning rate: `layer_decay` to the power of its distance from the neck."""
-    depth = sam.image_encoder.depth
+    depth = sam.vit.depth
 
     def scale(path: str, _: Any) -> float:
         if match := re.match(r"image_encoder/blocks_(\d+)/", path):

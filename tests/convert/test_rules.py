@@ -4,9 +4,19 @@ import dataclasses
 
 import pytest
 
-from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig, vit_b, vit_h, vit_l, vit_tiny
+from sam_jax.config import (
+    ImageEncoderConfig,
+    MaskDecoderConfig,
+    SamConfig,
+    TinyVitConfig,
+    mobile_sam,
+    vit_b,
+    vit_h,
+    vit_l,
+    vit_tiny,
+)
 from sam_jax.convert.errors import ConversionError
-from sam_jax.convert.rules import expected_leaves, official_key, official_name
+from sam_jax.convert.rules import UNUSED, expected_leaves, official_key, official_name
 from sam_jax.convert.sizes import infer_config
 from tests.golden.make_key_lists import read_key_list, tiny_config
 
@@ -17,6 +27,13 @@ UNUSUAL = SamConfig(
     mask_decoder=MaskDecoderConfig(
         depth=3, num_heads=4, mlp_dim=64, attention_downsample_rate=4, num_multimask_outputs=2, iou_head_depth=2
     ),
+    prompt_embed_dim=64,
+)
+ODD_MOBILE = SamConfig(
+    image_encoder=TinyVitConfig(
+        widths=(16, 24, 36), depths=(3, 1, 2), num_heads=(2, 3), window_sizes=(5, 4), mlp_ratio=3.0, expand_ratio=2.5
+    ),
+    mask_decoder=MaskDecoderConfig(mlp_dim=64),
     prompt_embed_dim=64,
 )
 
@@ -36,6 +53,14 @@ def test_official_keys_and_shapes_of_vit_b_are_exactly_those_of_the_official_cod
     assert official_shapes(config) == golden
 
 
+def test_keys_and_shapes_of_mobile_sam_are_those_of_its_code():
+    config, golden = read_key_list("mobile_sam_keys.json")
+    assert config == mobile_sam()
+    assert official_shapes(config) == {key: shape for key, shape in golden.items() if not UNUSED.fullmatch(key)}
+    unused = {key.rsplit(".", 1)[1] for key in golden if UNUSED.fullmatch(key)}
+    assert unused == {"weight", "bias", "num_batches_tracked"}
+
+
 def test_hugging_face_names_become_exactly_the_official_ones():
     config, golden = read_key_list("hf_sam_keys.json")
     renamed = {official_name(key, golden): shape for key, shape in golden.items()}
@@ -46,8 +71,8 @@ def test_hugging_face_names_become_exactly_the_official_ones():
 
 @pytest.mark.parametrize(
     "config",
-    [vit_b(), vit_l(), vit_h(), vit_tiny(), tiny_config(), UNUSUAL],
-    ids=lambda c: str(c.image_encoder.embed_dim),
+    [vit_b(), vit_l(), vit_h(), vit_tiny(), tiny_config(), UNUSUAL, mobile_sam(), ODD_MOBILE],
+    ids=["vit_b", "vit_l", "vit_h", "vit_tiny", "tiny", "unusual", "mobile_sam", "odd_mobile"],
 )
 def test_config_is_inferred_from_shapes(config):
     found = infer_config(official_shapes(config), config.mask_decoder.num_heads)

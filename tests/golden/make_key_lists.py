@@ -9,7 +9,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig, sam_config_from_dict, to_dict, vit_b
+from sam_jax.config import (
+    ImageEncoderConfig,
+    MaskDecoderConfig,
+    SamConfig,
+    mobile_sam,
+    sam_config_from_dict,
+    to_dict,
+    vit_b,
+)
 
 HERE = Path(__file__).parent
 
@@ -81,6 +89,7 @@ def main() -> None:
     from tests.oracle import build_official
 
     _write_key_list("official_vit_b_keys.json", vit_b(), build_official(vit_b()))
+    _write_key_list("mobile_sam_keys.json", mobile_sam(), build_official(mobile_sam()))
     _write_key_list("hf_sam_keys.json", tiny_config(), build_hugging_face(tiny_config()))
 
 

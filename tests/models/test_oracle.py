@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, SamConfig, vit_b, vit_h, vit_l
-from sam_jax.convert.torch_to_flax import to_variables
+from sam_jax.config import (
+    ImageEncoderConfig,
+    MaskDecoderConfig,
+    SamConfig,
+    TinyVitConfig,
+    mobile_sam,
+    vit_b,
+    vit_h,
+    vit_l,
+)
+from sam_jax.convert.torch_to_flax import from_state_dict, to_variables
 from sam_jax.models.layers import resize_pos_embed, resize_rel_pos
 from sam_jax.models.sam import Sam
 from sam_jax.ops import transforms
@@ -33,7 +42,21 @@ ODD = SamConfig(
     mask_decoder=MaskDecoderConfig(num_heads=4, mlp_dim=64),
     prompt_embed_dim=64,
 )
-CONFIGS = {"tiny": TINY, "odd": ODD, "vit_b": vit_b(), "vit_l": vit_l(), "vit_h": vit_h()}
+# Windows that do not divide the grids of 40, 20 and 10 cells, and as large as one of them.
+ODD_MOBILE = SamConfig(
+    image_encoder=TinyVitConfig(
+        image_size=160,
+        widths=(16, 24, 36, 320),
+        depths=(1, 2, 2, 1),
+        num_heads=(2, 3, 5),
+        window_sizes=(7, 4, 10),
+        mlp_ratio=3.0,
+        expand_ratio=2.0,
+    ),
+    mask_decoder=MaskDecoderConfig(mlp_dim=64),
+)
+MOBILE = {"odd_mobile": ODD_MOBILE, "mobile_sam": mobile_sam()}
+CONFIGS = MOBILE | {"tiny": TINY, "odd": ODD, "vit_b": vit_b(), "vit_l": vit_l(), "vit_h": vit_h()}
 # (h, w) of the images at a native size of 1024: square, wide, tall, smaller than the frame. Others scale with theirs.
 IMAGES = {"square": (1200, 1200), "wide": (700, 1500), "tall": (1500, 1001), "small": (333, 480)}
 KINDS = ("one_point", "three_points", "box", "box_negative", "refined_point")
@@ -61,11 +84,12 @@ class Pair:
     """An official model and its conversion."""
 
     def __init__(self, config):
-        from tests.oracle import build_official
+        from tests.oracle import build_official, encode_official
 
         self.config = config
         self.official = build_official(config)
-        self.variables = to_variables(config, dict(self.official.state_dict()))
+        self.variables = from_state_dict(dict(self.official.state_dict()), config.mask_decoder.num_heads)[1]
+        self._encode_official = encode_official
         self.images = {name: self._encode(make_image(name, config.image_size)) for name in IMAGES}
 
     @functools.cached_property
@@ -84,7 +108,7 @@ class Pair:
         ours = self._encoder(self.variables, images)
         with torch.no_grad():
             planes = torch.from_numpy(resized.copy()).permute(2, 0, 1)[None]
-            official = self.official.image_encoder(self.official.preprocess(planes))
+            official = self._encode_official(self.official.image_encoder, self.official.preprocess(planes))
         return Encoded(image.shape[:2], size, np.asarray(ours), official)
 
     @functools.cached_property
@@ -98,7 +122,7 @@ PUBLISHED = ["vit_b", *(pytest.param(name, marks=pytest.mark.slow) for name in (
 
 @pytest.fixture(
     scope="module",
-    params=["tiny", "odd", *PUBLISHED],
+    params=["tiny", "odd", *MOBILE, *PUBLISHED],
 )
 def pair(request):
     yield Pair(CONFIGS[request.param])
