@@ -19,10 +19,11 @@ from sam_jax.config import SamConfig
 def build_official(config: SamConfig, seed: int = 0) -> torch.nn.Module:
     """The official `Sam` of a config, in eval mode, with every tensor random and none zero or one throughout."""
     _import_official()
-    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+    from segment_anything.modeling import PromptEncoder, Sam, TwoWayTransformer
 
     e, d, dim = config.image_encoder, config.mask_decoder, config.prompt_embed_dim
     image_encoder = _build_tiny_vit(config) if config.is_mobile else _build_vit(config)
+    MaskDecoder = _hq_mask_decoder(config) if config.is_hq else _mask_decoder()
     prompt_encoder = PromptEncoder(
         embed_dim=dim,
         image_embedding_size=(e.grid_size, e.grid_size),
@@ -48,8 +49,26 @@ def build_official(config: SamConfig, seed: int = 0) -> torch.nn.Module:
     return sam.eval()
 
 
+def _mask_decoder() -> Any:
+    from segment_anything.modeling import MaskDecoder
+
+    return MaskDecoder
+
+
+def _hq_mask_decoder(config: SamConfig) -> Any:
+    _import_with_stand_ins("segment_anything_hq")
+    from segment_anything_hq.modeling import MaskDecoderHQ
+
+    early = config.image_encoder.widths[-2] if config.is_mobile else config.vit.embed_dim
+    return functools.partial(MaskDecoderHQ, vit_dim=early)
+
+
 def _build_vit(config: SamConfig) -> torch.nn.Module:
-    from segment_anything.modeling import ImageEncoderViT
+    if config.is_hq:
+        _import_with_stand_ins("segment_anything_hq")
+        from segment_anything_hq.modeling import ImageEncoderViT
+    else:
+        from segment_anything.modeling import ImageEncoderViT
 
     e = config.vit
     return ImageEncoderViT(
@@ -88,20 +107,32 @@ def _build_tiny_vit(config: SamConfig) -> torch.nn.Module:
     )
 
 
-def encode_official(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """(1, 3, S, S) -> (1, C, h, h). The `forward` of a TinyViT takes 64 x 64 cells for granted; this does not."""
+def encode_official(encoder: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(1, 3, S, S) -> embeddings (1, C, h, h), and early features (1, h, h, E) of the encoders that give them.
+
+    The `forward` of a TinyViT takes 64 x 64 cells for granted; this does not.
+    """
     if not hasattr(encoder, "layers"):
-        return encoder(images)
-    x = encoder.patch_embed(images)
+        found = encoder(images)
+        return (found[0], found[1][0]) if isinstance(found, tuple) else (found, None)
+    x, early = encoder.patch_embed(images), []
     for layer in encoder.layers:
         x = layer(x)
+        early.append(x)
     side = round(x.shape[1] ** 0.5)
-    return encoder.neck(x.reshape(1, side, side, -1).permute(0, 3, 1, 2))
+    return encoder.neck(x.reshape(1, side, side, -1).permute(0, 3, 1, 2)), early[-3].reshape(1, side, side, -1)
 
 
 def build_predictor(model: torch.nn.Module) -> Any:
     """The official `SamPredictor` of a model from `build_official`."""
     from segment_anything import SamPredictor
+
+    return SamPredictor(model)
+
+
+def build_hq_predictor(model: torch.nn.Module) -> Any:
+    """HQ-SAM's `SamPredictor` of a model from `build_official`."""
+    from segment_anything_hq import SamPredictor
 
     return SamPredictor(model)
 
@@ -146,7 +177,9 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 def _scale(name: str, tensor: torch.Tensor) -> float:
     if tensor.ndim == 1 or "rel_pos" in name or "pos_embed" in name:
         return 0.1
-    embeddings = r"(iou_token|mask_tokens|point_embed\w*\.\d|not_a_point_embed|no_mask_embed)\.weight|positional_\w+"
+    embeddings = (
+        r"(iou_token|mask_tokens|hf_token|point_embed\w*\.\d|not_a_point_embed|no_mask_embed)\.weight|positional_\w+"
+    )
     return 1.0 if re.search(rf"(^|\.)({embeddings})$", name) else tensor[0].numel() ** -0.5
 
 

@@ -20,7 +20,7 @@ from sam_jax.config import (
     to_dict,
 )
 from sam_jax.models.sam import Sam, init_variables
-from tests.tiny import TINY
+from tests.tiny import TINY, as_hq
 
 SIZES = {"vit_tiny": None, "vit_b": 93.7, "vit_l": 312.3, "vit_h": 641.1}
 
@@ -44,7 +44,15 @@ def test_published_shapes():
 
 
 @pytest.mark.parametrize(
-    "config", [SamConfig(), configs.vit_h(), configs.mobile_sam(), TINY, dataclasses.replace(TINY, dtype="bfloat16")]
+    "config",
+    [
+        SamConfig(),
+        configs.vit_h(),
+        configs.mobile_sam(),
+        as_hq(TINY),
+        TINY,
+        dataclasses.replace(TINY, dtype="bfloat16"),
+    ],
 )
 def test_a_config_survives_json(config):
     assert sam_config_from_dict(json.loads(json.dumps(to_dict(config)))) == config

@@ -172,6 +172,7 @@ BAD = {
 FREE = {
     "AmgConfig": {"pred_iou_thresh", "stability_score_thresh"},
     "CompositeDataConfig": {"composite"},
+    "HqMaskDecoderConfig": {"hq_token_only"},
     "ImageEncoderConfig": {"remat", "scan", "int8_mlp"},
     "InteractionConfig": {"box_noise_uniform", "box_multimask"},
     "LossConfig": {"supervise_all_iou", "supervise_all_outputs", "sum_interactions"},
@@ -184,6 +185,7 @@ FREE = {
     },
     "TrainConfig": {"sam", "data", "interaction", "loss", "optim", "finetune", "mesh"},
 }
+BAD["HqMaskDecoderConfig"] = BAD["MaskDecoderConfig"]
 CLASSES = [getattr(configs, name) for name in configs.__all__ if dataclasses.is_dataclass(getattr(configs, name))]
 CLASSES.append(RunOptions)
 FIELDS = [(cls, field.name) for cls in CLASSES for field in dataclasses.fields(cls)]
@@ -225,6 +227,18 @@ def test_the_defaults_and_what_is_known_to_be_good_pass():
 
 
 def test_what_only_together_is_wrong_is_refused():
+    hq = configs.HqMaskDecoderConfig()
+    for wrong, message in (
+        (lambda: SamConfig(mask_decoder=hq, details=8), "HQ-SAM has fine features of its own"),
+        (lambda: SamConfig(image_encoder=configs.TinyVitConfig(), details=8), "a TinyViT needs details 0"),
+        (lambda: SamConfig(mask_decoder=configs.HqMaskDecoderConfig(kernels="pallas")), "HQ-SAM has no TPU kernel"),
+        (lambda: SamConfig(configs.ImageEncoderConfig(scan=True), mask_decoder=hq), "first global block"),
+        (lambda: SamConfig(configs.ImageEncoderConfig(global_attn_indexes=()), mask_decoder=hq), "first global block"),
+        (lambda: TrainConfig(sam=SamConfig(mask_decoder=hq)), "HQ-SAM is for inference"),
+        (lambda: TrainConfig(sam=configs.mobile_sam()), r"a TinyViT \(MobileSAM\) is for inference"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
     with pytest.raises(ValueError, match=r"focal_weight, dice_weight, .* above 0"):
         LossConfig(focal_weight=0, dice_weight=0, iou_weight=0)
     with pytest.raises(ValueError, match=r"stage image_size \[100\] must be a multiple of patch_size 16"):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from sam_jax.config import (
+    HqMaskDecoderConfig,
     SamConfig,
     bare_network,
     for_inference,
@@ -62,6 +63,7 @@ TINY_VIT_OTHERS = {
     "image_encoder.mlp_ratio": 3.0,
     "image_encoder.expand_ratio": 3.0,
 }
+HQ = SamConfig(mask_decoder=HqMaskDecoderConfig())
 
 
 def changed(name, value, config):
@@ -74,10 +76,14 @@ def changed(name, value, config):
 
 def test_every_field_is_in_one_class():
     """A new field of SamConfig, or of a config inside it, needs a line in config/running.py and one above."""
-    fields = sam_fields(SamConfig()) | sam_fields(mobile_sam())
+    fields = sam_fields(SamConfig()) | sam_fields(mobile_sam()) | sam_fields(HQ)
     for name in fields:
         assert sum(name in names for names in (NETWORK, RUNNING, ANSWERS)) == 1, f"{name} needs one class"
-    assert NETWORK | RUNNING | ANSWERS == set(fields) == OTHERS.keys() | TINY_VIT_OTHERS.keys()
+    assert (
+        NETWORK | RUNNING | ANSWERS
+        == set(fields)
+        == OTHERS.keys() | TINY_VIT_OTHERS.keys() | {"mask_decoder.hq_token_only"}
+    )
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -98,11 +104,18 @@ def test_weights_of_a_tiny_vit_fit_unless_it_differs(name):
 
 
 def test_a_tiny_vit_is_another_network_and_for_inference():
-    assert network_differences(mobile_sam(), vit_b()) == ["image_encoder a TinyVitConfig, not a ImageEncoderConfig"]
+    assert network_differences(mobile_sam(), vit_b()) == ["image_encoder of kind TinyVitConfig, not ImageEncoderConfig"]
     assert for_inference(mobile_sam(), "bfloat16", "xla").image_encoder == mobile_sam().image_encoder
     for wrong in (lambda: for_inference(mobile_sam(), "int8"), lambda: for_training(mobile_sam())):
         with pytest.raises(ValueError, match=r"a TinyViT \(MobileSAM\) is for inference"):
             wrong()
+
+
+def test_hq_sam_is_another_network_that_keeps_which_masks_it_gives():
+    only = changed("mask_decoder.hq_token_only", True, HQ)
+    assert network_differences(only, HQ) == []
+    assert bare_network(only) == for_inference(only) == only
+    assert network_differences(HQ, vit_b()) == ["mask_decoder of kind HqMaskDecoderConfig, not MaskDecoderConfig"]
 
 
 def test_training_and_inference_leave_the_network_as_it_is():

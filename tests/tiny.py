@@ -7,7 +7,13 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, PromptEncoderConfig, SamConfig
+from sam_jax.config import (
+    HqMaskDecoderConfig,
+    ImageEncoderConfig,
+    MaskDecoderConfig,
+    PromptEncoderConfig,
+    SamConfig,
+)
 from sam_jax.models.sam import Sam, init_variables
 
 # The grid of 5 is no multiple of the window of 3. Attention of the decoder folds below 8 tokens.
@@ -25,6 +31,12 @@ SMALLEST = dataclasses.replace(
     image_encoder=dataclasses.replace(TINY.image_encoder, depth=1, global_attn_indexes=()),
     mask_decoder=dataclasses.replace(TINY.mask_decoder, depth=1),
 )
+
+
+def as_hq(config, **changes):
+    """The same with HQ-SAM's mask decoder."""
+    decoder = HqMaskDecoderConfig(**dataclasses.asdict(config.mask_decoder) | changes)
+    return dataclasses.replace(config, mask_decoder=decoder)
 
 
 def random_variables(config, seed=0):

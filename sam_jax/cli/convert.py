@@ -17,9 +17,10 @@ _TARGET = "model directory to write, local or gs://; must not exist yet"
 class FromTorch:
     """SAM's weights from PyTorch to a model directory.
 
-    Reads official state dicts, those of MobileSAM, and those of the Hugging Face `SamModel`, as .pth or .safetensors,
-    also where a wrapper put a prefix before all names (`module.`, `model.`, `_orig_mod.`). The size is read off the
-    tensors. Every tensor of the file is used once and every leaf of the model filled, or nothing is written.
+    Reads official state dicts, those of HQ-SAM and MobileSAM, and those of the Hugging Face `SamModel` and
+    `SamHQModel`, as .pth or .safetensors, also where a wrapper put a prefix before all names (`module.`, `model.`,
+    `_orig_mod.`). Size and family are read off the tensors. Every tensor of the file is used once and every leaf of
+    the model filled, or nothing is written.
     """
 
     source: Annotated[

@@ -142,6 +142,29 @@ class MaskDecoderConfig:
         """The single-mask token comes first, then one token per mask of an ambiguous prompt."""
         return self.num_multimask_outputs + 1
 
+    @property
+    def num_masks(self) -> int:
+        """Masks that the decoder gives, in the order of their tokens."""
+        return self.num_mask_tokens
+
+
+@dataclass(frozen=True)
+class HqMaskDecoderConfig(MaskDecoderConfig):
+    """HQ-SAM's mask decoder (Ke et al. 2023): one more token, whose mask is made of fine features. For inference alone.
+
+    Its mask is added to SAM's. Of the masks for an ambiguous prompt that with the best predicted IoU alone is given.
+
+    Attributes:
+      hq_token_only: the masks are those of that token, without SAM's. The published predictor has it as an argument.
+    """
+
+    hq_token_only: bool = False
+
+    @property
+    def num_masks(self) -> int:
+        """The single mask, and the best of those for ambiguous prompts."""
+        return 2
+
 
 @dataclass(frozen=True)
 class SamConfig:
@@ -149,6 +172,7 @@ class SamConfig:
 
     Attributes:
       image_encoder: its kind is that of its config: a plain ViT as SAM's, or MobileSAM's TinyViT.
+      mask_decoder: the same: SAM's, or HQ-SAM's.
       prompt_embed_dim: width of image embeddings, prompts and mask decoder.
       details: width of a few convolutions beside the ViT, at a quarter of the image's side, that give it and the
         decoder what lies between its patches (models/details.py). The published models have none: 0. With details
@@ -196,10 +220,27 @@ class SamConfig:
         require(not (self.details and self.is_mobile), "details are for a plain ViT; a TinyViT needs details 0")
         require(not self.details or patch % 4 == 0, f"details need a patch_size that is a multiple of 4, not {patch}")
         require(not self.crf or patch % 8 == 0, f"crf needs a patch_size that is a multiple of 8, not {patch}")
+        self._check_hq()
         require(
             not (self.details and self.mask_decoder.kernels == "pallas"),
             'details have no TPU kernel: with details, mask_decoder.kernels must be "auto" or "xla", not "pallas"',
         )
+
+    def _check_hq(self) -> None:
+        if not self.is_hq:
+            return
+        require(not self.details, "HQ-SAM has fine features of its own: it needs details 0")
+        require(
+            self.mask_decoder.kernels != "pallas",
+            'HQ-SAM has no TPU kernel: mask_decoder.kernels must be "auto" or "xla", not "pallas"',
+        )
+        early = self.is_mobile or (not self.vit.scan and bool(self.vit.global_attn_indexes))
+        require(early, "HQ-SAM reads the image encoder's first global block: it needs one, and scan False")
+
+    @property
+    def is_hq(self) -> bool:
+        """Whether the mask decoder is HQ-SAM's."""
+        return isinstance(self.mask_decoder, HqMaskDecoderConfig)
 
     @property
     def is_mobile(self) -> bool:
@@ -222,7 +263,9 @@ class SamConfig:
 
     @property
     def embedding_channels(self) -> int:
-        """Numbers per cell of an image embedding; with `details`, those of its sub-pixels come along."""
+        """Numbers per cell of an image embedding; with `details` and HQ-SAM, those of its sub-pixels come along."""
+        if self.is_hq:
+            return 3 * self.prompt_embed_dim
         return self.prompt_embed_dim + (3 * self.prompt_embed_dim + 16 * self.details if self.details else 0)
 
 
@@ -277,10 +320,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 def sam_config_from_dict(values: dict[str, Any]) -> SamConfig:
     """The inverse of `to_dict` for `SamConfig`. Raises ValueError that names an unknown key and the nearest known."""
     is_tiny_vit = "widths" in values.get("image_encoder", {})
+    is_hq = "hq_token_only" in values.get("mask_decoder", {})
     parts = {
         "image_encoder": TinyVitConfig if is_tiny_vit else ImageEncoderConfig,
         "prompt_encoder": PromptEncoderConfig,
-        "mask_decoder": MaskDecoderConfig,
+        "mask_decoder": HqMaskDecoderConfig if is_hq else MaskDecoderConfig,
     }
     values = dict(values)
     for name, cls in parts.items():

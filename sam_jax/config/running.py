@@ -54,7 +54,9 @@ RUNNING = frozenset(
     }
 )
 # What inference makes of the network's outputs. A model directory keeps it beside the weights, as their defaults.
-ANSWERS = frozenset({"crf", "mask_threshold", "pred_iou_thresh", "stability_score_thresh"})
+ANSWERS = frozenset(
+    {"mask_decoder.hq_token_only", "crf", "mask_threshold", "pred_iou_thresh", "stability_score_thresh"}
+)
 
 
 def sam_fields(config: SamConfig) -> dict[str, Any]:
@@ -82,9 +84,10 @@ def bare_network(config: SamConfig) -> SamConfig:
 def network_differences(stored: SamConfig, wanted: SamConfig) -> list[str]:
     """What keeps weights of one config from serving another: each `NETWORK` field that differs, with both values."""
     ours = sam_fields(wanted)
-    if stored.is_mobile != wanted.is_mobile:
-        kinds = [type(config.image_encoder).__name__ for config in (stored, wanted)]
-        return [f"image_encoder a {kinds[0]}, not a {kinds[1]}"]
+    for part in ("image_encoder", "mask_decoder"):
+        kinds = [type(getattr(config, part)) for config in (stored, wanted)]
+        if kinds[0] is not kinds[1]:
+            return [f"{part} of kind {kinds[0].__name__}, not {kinds[1].__name__}"]
     return [
         f"{name} {value}, not {ours[name]}"
         for name, value in sam_fields(stored).items()
@@ -108,7 +111,7 @@ def for_inference(config: SamConfig, dtype: str = "float32", kernels: str = "aut
         A TinyViT has no kernels: this is for its decoder then.
 
     Raises:
-      ValueError: another dtype or kernels, "pallas" for a network with details, or "int8" for a TinyViT.
+      ValueError: another dtype or kernels, "pallas" for a network with details or HQ-SAM, or "int8" for a TinyViT.
     """
     require(dtype in INFERENCE_DTYPES, f"dtype {dtype!r} is not one of {', '.join(INFERENCE_DTYPES)}")
     require(kernels in ATTENTION, f"kernels {kernels!r} is not one of {', '.join(ATTENTION)}")

@@ -271,6 +271,7 @@ class TrainConfig:
         require(len(self.stages) > 0, "stages must hold at least one stage, not ()")
         patch = self.sam.image_encoder.patch_size
         require(patch == 16, f"training needs patch_size 16 (masks at a quarter of the image side), not {patch}")
+        require(not self.sam.is_hq, "HQ-SAM is for inference; training needs a mask_decoder of SAM")
         require(not self.sam.vit.int8_mlp, "int8_mlp is for inference; training needs it False")
         wrong = [stage.image_size for stage in self.stages if stage.image_size % patch]
         require(not wrong, f"stage image_size {wrong} must be a multiple of patch_size {patch}")

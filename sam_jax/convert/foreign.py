@@ -31,12 +31,6 @@ RELATIVES = (
     ),
     Relative(r"(detector|tracker|tracker_model|detector_model)\..*", "SAM 3, which is another network", _OTHER),
     Relative(
-        r"mask_decoder\.(hf_token|hf_mlp|hq_token|hq_mask_mlp|compress_vit_feat|compress_vit_conv\d"
-        r"|embedding_encoder|encoder_conv\d|embedding_maskfeature|mask_conv\d)\..*",
-        "HQ-SAM, whose mask decoder has a token and layers of its own",
-        _OTHER,
-    ),
-    Relative(
         r"image_encoder\.(stages|features|backbone|stem|body)\..*",
         "a SAM with a convolutional image encoder (EfficientViT-SAM, EdgeSAM, RepViT-SAM)",
         _OTHER,

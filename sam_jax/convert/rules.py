@@ -37,11 +37,23 @@ class Rule(NamedTuple):
 
 # A path reads image_encoder/blocks_0/attn/qkv/kernel. The first match wins; then "/" and the "_" of indices become ".".
 OFFICIAL = (
+    # HQ-SAM's decoder makes an image's fine features anew for each prompt; here they are a part of their own.
+    Rule(r"hq_features/(.*)/kernel", r"mask_decoder.\1.weight", CONV_TRANSPOSE),
+    Rule(r"hq_features/(.*)/scale", r"mask_decoder.\1.weight", SAME),
+    Rule(r"hq_features/(.*)", r"mask_decoder.\1", SAME),
     Rule(r"(.*/output_upscaling_[03])/kernel", r"\1.weight", CONV_TRANSPOSE),
-    Rule(r"(.*/(?:patch_embed/proj|neck_[02]|mask_downscaling_[036]|c))/kernel", r"\1.weight", CONV),
+    Rule(
+        r"(.*/(?:patch_embed/proj|neck_[02]|mask_downscaling_[036]|embedding_maskfeature_[03]|c))/kernel",
+        r"\1.weight",
+        CONV,
+    ),
     Rule(r"(.*)/kernel", r"\1.weight", DENSE),
     Rule(r"(.*)/scale", r"\1.weight", SAME),
-    Rule(r"(.*/(?:iou_token|mask_tokens|point_embeddings_\d|not_a_point_embed|no_mask_embed))", r"\1.weight", SAME),
+    Rule(
+        r"(.*/(?:iou_token|mask_tokens|hf_token|point_embeddings_\d|not_a_point_embed|no_mask_embed))",
+        r"\1.weight",
+        SAME,
+    ),
     Rule(r"(.*)", r"\1", SAME),
 )
 
@@ -73,10 +85,21 @@ HUGGING_FACE = (
     (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
     (r"\.upscale_conv2\.", ".output_upscaling.3."),
     (r"\.layer_norm", ".norm"),
+    # `SamHQModel`
+    (r"\.hq_token\.", ".hf_token."),
+    (r"\.compress_vit_conv1\.", ".compress_vit_feat.0."),
+    (r"\.compress_vit_norm\.", ".compress_vit_feat.1."),
+    (r"\.compress_vit_conv2\.", ".compress_vit_feat.3."),
+    (r"\.encoder_conv1\.", ".embedding_encoder.0."),
+    (r"\.encoder_norm\.", ".embedding_encoder.1."),
+    (r"\.encoder_conv2\.", ".embedding_encoder.3."),
+    (r"\.mask_conv1\.", ".embedding_maskfeature.0."),
+    (r"\.mask_norm\.", ".embedding_maskfeature.1."),
+    (r"\.mask_conv2\.", ".embedding_maskfeature.3."),
 )
 # The MLPs of the decoder alone are numbered differently: proj_in, layers.0 .. layers.n, proj_out.
 _HUGGING_FACE_MLP = re.compile(
-    r"(mask_decoder\.(?:iou_prediction_head|output_hypernetworks_mlps\.\d+))\.(proj_in|proj_out|layers\.(\d+))\.(.*)"
+    r"(mask_decoder\.(?:iou_prediction_head|hq_mask_mlp|output_hypernetworks_mlps\.\d+))\.(proj_in|proj_out|layers\.(\d+))\.(.*)"
 )
 
 
@@ -103,8 +126,7 @@ def official_name(key: str, keys: Iterable[str]) -> str:
     if not match:
         return key
     mlp, layer, index, leaf = match.groups()
-    if layer == "proj_in":
-        return f"{mlp}.layers.0.{leaf}"
     if layer == "proj_out":
         index = sum(k.startswith(f"{mlp}.layers.") and k.endswith(".weight") for k in keys)
-    return f"{mlp}.layers.{int(index) + 1}.{leaf}"
+    number = 0 if layer == "proj_in" else int(index) + 1
+    return f"{mlp.replace('hq_mask_mlp', 'hf_mlp')}.layers.{number}.{leaf}"

@@ -6,10 +6,18 @@ import math
 import re
 from collections.abc import Mapping
 
-from sam_jax.config import ImageEncoderConfig, MaskDecoderConfig, PromptEncoderConfig, SamConfig, TinyVitConfig
+from sam_jax.config import (
+    HqMaskDecoderConfig,
+    ImageEncoderConfig,
+    MaskDecoderConfig,
+    PromptEncoderConfig,
+    SamConfig,
+    TinyVitConfig,
+)
 from sam_jax.convert.errors import ConversionError
 
 TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"  # of all image encoders only a TinyViT's first convolution
+HQ_TOKEN = "mask_decoder.hf_token.weight"  # HQ-SAM's alone
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -95,7 +103,7 @@ def _mask_decoder(shapes: Shapes, num_heads: int) -> MaskDecoderConfig:
     transformer, head = "mask_decoder.transformer", "mask_decoder.iou_prediction_head.layers"
     tokens, dim = _shape(shapes, "mask_decoder.mask_tokens.weight", 2)
     inner = _shape(shapes, f"{transformer}.final_attn_token_to_image.q_proj.weight", 2)[0]
-    return MaskDecoderConfig(
+    return (HqMaskDecoderConfig if HQ_TOKEN in shapes else MaskDecoderConfig)(
         depth=_count(shapes, re.escape(transformer) + r"\.layers\.(\d+)\.norm1\.weight"),
         num_heads=num_heads,
         mlp_dim=_shape(shapes, f"{transformer}.layers.0.mlp.lin1.weight", 2)[0],

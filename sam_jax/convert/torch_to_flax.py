@@ -1,13 +1,14 @@
 """Converts SAM weights from PyTorch to a model directory of this library.
 
-Reads official state dicts, those of MobileSAM, and those of the Hugging Face `SamModel`, as .pth or .safetensors, also
-where a wrapper put a prefix before all names (`module.`, `model.`, `_orig_mod.`). The size is read off the tensors.
-Every tensor of the file that the network computes with is used once and every leaf of the model filled, or nothing is
-written.
+Reads official state dicts, those of HQ-SAM and MobileSAM, and those of the Hugging Face `SamModel` and `SamHQModel`, as
+.pth or .safetensors, also where a wrapper put a prefix before all names (`module.`, `model.`, `_orig_mod.`). Size and
+family are read off the tensors. Every tensor of the file that the network computes with is used once and every leaf of
+the model filled, or nothing is written.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -18,7 +19,7 @@ from flax.traverse_util import unflatten_dict
 
 from sam_jax import config as configs
 from sam_jax.checkpoint import Variables, save_model
-from sam_jax.config import SamConfig
+from sam_jax.config import MaskDecoderConfig, SamConfig
 from sam_jax.convert.errors import ConversionError, check_new_directory
 from sam_jax.convert.foreign import refuse_relatives, without_prefixes
 from sam_jax.convert.rules import UNUSED, Axes, expected_leaves, official_key, official_name
@@ -132,6 +133,9 @@ def _finite_float32(key: str, array: np.ndarray) -> np.ndarray:
 
 
 def _describe(config: SamConfig) -> str:
+    if config.is_hq:
+        bare = {field.name: getattr(config.mask_decoder, field.name) for field in dataclasses.fields(MaskDecoderConfig)}
+        return f"HQ-SAM on {_describe(dataclasses.replace(config, mask_decoder=MaskDecoderConfig(**bare)))}"
     for name in ("vit_b", "vit_l", "vit_h", "vit_tiny", "mobile_sam"):
         if getattr(configs, name)() == config:
             return name

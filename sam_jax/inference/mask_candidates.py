@@ -125,7 +125,7 @@ def concatenate(parts: list[Candidates]) -> Candidates:
 def decode_points(
     model: Sam, variables: Any, embedding: jax.Array, points: jax.Array, least_iou: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Three masks of each point, still in planes: most of them will never be looked at.
+    """Three masks of each point (HQ-SAM: one), still in planes: most of them will never be looked at.
 
     CPUs decode few points at once, whose pixels stay in their caches, and upscale those of promising points alone.
 

@@ -135,7 +135,8 @@ class SamPredictor:
           point_labels: (P,) 1 on the object, 0 off it.
           box: (4,) x0, y0, x1, y1 in pixels of the image.
           mask_input: (1, 4h, 4w) logits, usually one of an earlier call's `low_res_masks`.
-          multimask_output: True gives three masks, best for an ambiguous prompt such as a single point; False one.
+          multimask_output: True gives three masks, best for an ambiguous prompt such as a single point; False one. Of
+            HQ-SAM both give one: True the best of three.
           return_logits: logits instead of booleans.
 
         Raises:
@@ -266,7 +267,7 @@ class SamPredictor:
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
     def _no_predictions(self) -> MaskPredictions:
-        masks = self.model.config.mask_decoder.num_mask_tokens
+        masks = self.model.config.mask_decoder.num_masks
         low_res = np.zeros((0, masks, *self._mask_shape[1:]), np.float32)
         return MaskPredictions(low_res, np.zeros((0, masks), np.float32))
 

@@ -193,13 +193,7 @@ class ImageEncoder(nn.Module):
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
         """(B, H, W, 3) normalised RGB -> (B, h, w, C) float32: `out_channels`, and more with `details`."""
         c = self.config
-        if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % c.patch_size or images.shape[2] % c.patch_size:
-            raise ValueError(
-                f"images have shape {images.shape}; expected (B, H, W, 3) with H and W multiples of {c.patch_size}"
-            )
-        x = PatchEmbed(c, self.dtype, name="patch_embed")(images)
-        pos_embed = self.param("pos_embed", kernel_init, (1, c.grid_size, c.grid_size, c.embed_dim))
-        x = x + resize_pos_embed(pos_embed, (x.shape[1], x.shape[2])).astype(self.dtype)
+        x = self._tokens(images)
         if not self.details:
             return neck(self._blocks(x, deterministic), self.out_channels, self.dtype).astype(jnp.float32)
         details = ImageDetails(self.details, c.patch_size // SIDE, self.dtype, name="details")(images)
@@ -208,23 +202,47 @@ class ImageEncoder(nn.Module):
         fine = DetailsToPixels(self.out_channels, self.dtype, name="details_to_pixels")(details, x)
         return jnp.concatenate([neck(x, self.out_channels, self.dtype), fine], axis=-1).astype(jnp.float32)
 
+    def _tokens(self, images: jax.Array) -> jax.Array:
+        """Images as tokens that know their places."""
+        c = self.config
+        if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % c.patch_size or images.shape[2] % c.patch_size:
+            raise ValueError(
+                f"images have shape {images.shape}; expected (B, H, W, 3) with H and W multiples of {c.patch_size}"
+            )
+        x = PatchEmbed(c, self.dtype, name="patch_embed")(images)
+        pos_embed = self.param("pos_embed", kernel_init, (1, c.grid_size, c.grid_size, c.embed_dim))
+        return x + resize_pos_embed(pos_embed, (x.shape[1], x.shape[2])).astype(self.dtype)
+
     def _blocks(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """All blocks, (B, h, w, C) in and out."""
         c = self.config
-        block = nn.remat(Block, static_argnums=(2, 3)) if c.remat else Block
-        rates = np.linspace(0.0, c.drop_path_rate, c.depth).tolist()
         if c.scan and not self.is_initializing():
-            return self._scanned(block, x, rates, deterministic)
-        blocks = [partial(block(c, i, self.dtype, name=f"blocks_{i}"), drop_path_rate=rates[i]) for i in range(c.depth)]
-        return self._in_order(blocks, x, deterministic)
+            return self._scanned(x, deterministic)
+        return self._in_order(self._made_blocks(), x, deterministic)
 
-    def _in_order(self, blocks: Sequence[Callable[..., jax.Array]], x: jax.Array, deterministic: bool) -> jax.Array:
-        """Blocks one after the other; between windowed ones tokens may stay in window order."""
+    @property
+    def _block(self) -> Any:
+        return nn.remat(Block, static_argnums=(2, 3)) if self.config.remat else Block
+
+    @property
+    def _rates(self) -> list[float]:
+        """Drop path of each block."""
+        rates: list[float] = np.linspace(0.0, self.config.drop_path_rate, self.config.depth).tolist()
+        return rates
+
+    def _made_blocks(self) -> list[Callable[..., jax.Array]]:
+        c, block, rates = self.config, self._block, self._rates
+        return [partial(block(c, i, self.dtype, name=f"blocks_{i}"), drop_path_rate=rates[i]) for i in range(c.depth)]
+
+    def _in_order(
+        self, blocks: Sequence[Callable[..., jax.Array]], x: jax.Array, deterministic: bool, first: int = 0
+    ) -> jax.Array:
+        """Blocks one after the other, numbered from `first`; between windowed ones tokens may stay in window order."""
         c, order = self.config, self.config.token_order
         if order == "auto":
             order = "windows" if self.dtype == jnp.bfloat16 else "grid"
         ordered: Windows | None = None
-        for i, block in enumerate(blocks):
+        for i, block in enumerate(blocks, first):
             windowed = order == "windows" and i not in c.global_attn_indexes
             if windowed and not ordered:
                 ordered = Windows(c.window_size, *x.shape[1:3])
@@ -235,9 +253,9 @@ class ImageEncoder(nn.Module):
             x = block(x, deterministic, ordered)
         return ordered.join(x) if ordered else x
 
-    def _scanned(self, block: Any, x: jax.Array, rates: Sequence[float], deterministic: bool) -> jax.Array:
+    def _scanned(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """The same as a loop over equal groups, of which one is compiled. The parameter tree stays as it is."""
-        c = self.config
+        c, block, rates = self.config, self._block, self._rates
         size = c.depth // len(c.global_attn_indexes)
         params = self.variables["params"]
         groups = [[params[f"blocks_{i}"] for i in range(k, k + size)] for k in range(0, c.depth, size)]
@@ -260,6 +278,19 @@ class ImageEncoder(nn.Module):
 
         x, _ = jax.lax.scan(group, x, (stacked, jnp.asarray(rates, jnp.float32).reshape(len(groups), size), keys))
         return x
+
+
+class HqImageEncoder(ImageEncoder):
+    """The image encoder of HQ-SAM, which hands on early features, too: those after its first global block."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
+        """(B, H, W, 3) -> (B, h, w, `out_channels` + embed_dim) float32: embeddings, and early features beside them."""
+        blocks, first = self._made_blocks(), self.config.global_attn_indexes[0] + 1
+        early = self._in_order(blocks[:first], self._tokens(images), deterministic)
+        x = self._in_order(blocks[first:], early, deterministic, first)
+        parts = [neck(x, self.out_channels, self.dtype), early]
+        return jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)
 
 
 def neck(x: jax.Array, channels: int, dtype: jnp.dtype) -> jax.Array:

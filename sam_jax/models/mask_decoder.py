@@ -56,7 +56,7 @@ class MaskDecoder(nn.Module):
         c = self.config
         iou_token = self.param("iou_token", _normal, (1, self.dim))
         mask_tokens = self.param("mask_tokens", _normal, (c.num_mask_tokens, self.dim))
-        tokens, valid = _join(jnp.concatenate([iou_token, mask_tokens]), prompts)
+        tokens, valid = join_tokens(jnp.concatenate([iou_token, mask_tokens]), prompts)
         image_embeddings, details = split_details(image_embeddings, self.dim)
         pixels = rearrange(image_embeddings, "b h w c -> b 1 c (h w)").astype(self.dtype)
         pixels = repeat(pixels, prompts.dense.shape[1], 1) + prompts.dense
@@ -100,13 +100,11 @@ class MaskDecoder(nn.Module):
 
         if wanted is None:
             return of_prompts(hypernetworks, pixels)
-        return _of_wanted(of_prompts, wanted, hypernetworks, pixels)
+        return of_wanted(of_prompts, wanted, hypernetworks, pixels)
 
 
-def _of_wanted(
-    of_prompts: Callable[..., jax.Array], wanted: jax.Array, hypernetworks: jax.Array, pixels: jax.Array
-) -> jax.Array:
-    """`of_prompts`, prompt by prompt and only where `wanted` (B, N); zeros elsewhere."""
+def of_wanted(of_prompts: Callable[..., jax.Array], wanted: jax.Array, *operands: jax.Array) -> jax.Array:
+    """`of_prompts` of operands (B, N, ...), prompt by prompt and only where `wanted` (B, N); zeros elsewhere."""
 
     def of_one(wanted: jax.Array, *one: jax.Array) -> jax.Array:
         alone = [x[:, None] for x in one]
@@ -114,12 +112,12 @@ def _of_wanted(
         planes: jax.Array = jax.lax.cond(wanted.any(), of_prompts, lambda *_: nothing, *alone)
         return planes[:, 0]
 
-    by_prompt = [x.swapaxes(0, 1) for x in (wanted, hypernetworks, pixels)]
+    by_prompt = [x.swapaxes(0, 1) for x in (wanted, *operands)]
     planes: jax.Array = jax.lax.map(lambda one: of_one(*one), by_prompt)
     return planes.swapaxes(0, 1)
 
 
-def _join(output_tokens: jax.Array, prompts: PromptEmbeddings) -> tuple[jax.Array, jax.Array]:
+def join_tokens(output_tokens: jax.Array, prompts: PromptEmbeddings) -> tuple[jax.Array, jax.Array]:
     """Output tokens in front of the prompt tokens of every prompt, with flags for those that count."""
     batch = prompts.sparse.shape[:2]
     output_tokens = jnp.broadcast_to(output_tokens, (*batch, *output_tokens.shape))

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sam_jax.config import SamConfig, TinyVitConfig
-from sam_jax.models.image_encoder import ImageEncoder
+from sam_jax.config import HqMaskDecoderConfig, MaskDecoderConfig, SamConfig, TinyVitConfig
+from sam_jax.models.hq_mask_decoder import HqFeatures, HqMaskDecoder
+from sam_jax.models.image_encoder import HqImageEncoder, ImageEncoder
 from sam_jax.models.layers import KERNEL_SCALE
 from sam_jax.models.mask_decoder import MaskDecoder
 from sam_jax.models.prompt_encoder import PromptEncoder
-from sam_jax.models.tiny_vit import TinyVit
+from sam_jax.models.tiny_vit import HqTinyVit, TinyVit
 from sam_jax.ops.int8_mlp import quantize
 from sam_jax.ops.planes import join_subpixels
 from sam_jax.structs import MaskPredictions, Prompts
@@ -33,7 +34,9 @@ class Sam(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         self.image_encoder = _image_encoder(c, dtype)
         self.prompt_encoder = PromptEncoder(c.prompt_encoder, c.prompt_embed_dim, dtype)
-        self.mask_decoder = MaskDecoder(c.mask_decoder, c.prompt_embed_dim, dtype)
+        self.mask_decoder = _mask_decoder(c.mask_decoder, c.prompt_embed_dim, dtype)
+        if c.is_hq:
+            self.hq_features = HqFeatures(c.prompt_embed_dim, dtype)
 
     def encode_image(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
         """Preprocessed images -> image embeddings.
@@ -45,12 +48,16 @@ class Sam(nn.Module):
         Returns:
           (B, h, w, C) float32, with C = `config.embedding_channels`.
         """
-        return self.image_encoder(images, deterministic)
+        encoded = self.image_encoder(images, deterministic)
+        return self.hq_features(encoded) if self.config.is_hq else encoded
 
     def predict_masks(
         self, image_embeddings: jax.Array, prompts: Prompts, masks: slice = slice(None)
     ) -> MaskPredictions:
-        """Those of the M = 1 (unambiguous) + num_multimask_outputs masks of each prompt that `masks` names."""
+        """Those of the M = 1 (unambiguous) + num_multimask_outputs masks of each prompt that `masks` names.
+
+        HQ-SAM has two masks (`HqMaskDecoderConfig.num_masks`).
+        """
         h, w = image_embeddings.shape[1:3]
         planes, iou_predictions = self.predict_planes(image_embeddings, prompts, masks=masks)
         return MaskPredictions(join_subpixels(planes, (h, w)), iou_predictions)
@@ -86,8 +93,8 @@ class Sam(nn.Module):
         Args:
           image_embeddings: (B, h, w, C) from `encode_image`.
           prompts: N prompts per image, in pixels of the input frame (H, W) = patch_size * (h, w).
-          multimask_output: True gives the masks for ambiguous prompts (M = 3), False the single mask (M = 1), which is
-            the better one when a prompt holds several points or a box.
+          multimask_output: True gives the masks for ambiguous prompts (M = 3; with HQ-SAM the best, M = 1), False the
+            single mask (M = 1), which is the better one when a prompt holds several points or a box.
         """
         return self.predict_masks(image_embeddings, prompts, slice(1, None) if multimask_output else slice(0, 1))
 
@@ -99,8 +106,14 @@ class Sam(nn.Module):
 def _image_encoder(config: SamConfig, dtype: jnp.dtype) -> ImageEncoder | TinyVit:
     encoder, channels = config.image_encoder, config.prompt_embed_dim
     if isinstance(encoder, TinyVitConfig):
-        return TinyVit(encoder, channels, dtype)
-    return ImageEncoder(encoder, channels, dtype, config.details)
+        return (HqTinyVit if config.is_hq else TinyVit)(encoder, channels, dtype)
+    return (HqImageEncoder if config.is_hq else ImageEncoder)(encoder, channels, dtype, config.details)
+
+
+def _mask_decoder(config: MaskDecoderConfig, dim: int, dtype: jnp.dtype) -> MaskDecoder | HqMaskDecoder:
+    if isinstance(config, HqMaskDecoderConfig):
+        return HqMaskDecoder(config, dim, dtype)
+    return MaskDecoder(config, dim, dtype)
 
 
 def init_variables(model: Sam, rng: jax.Array) -> dict[str, Any]:

@@ -224,12 +224,29 @@ class TinyVit(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
         """(B, H, W, 3) normalised RGB -> (B, h, w, out_channels) float32. `deterministic` changes nothing here."""
+        return neck(self._stages(images)[1], self.out_channels, self.dtype).astype(jnp.float32)
+
+    def _stages(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What leads to the last stage but one, where cells have their final size, and what the last stage gives."""
         c = self.config
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % c.patch_size or images.shape[2] % c.patch_size:
             raise ValueError(
                 f"images have shape {images.shape}; expected (B, H, W, 3) with H and W multiples of {c.patch_size}"
             )
         x = PatchEmbed(c.widths[0], self.dtype, name="patch_embed")(images)
+        early = x
         for i in range(len(c.widths)):
+            early = x if i == len(c.widths) - 2 else early
             x = Stage(c, i, self.dtype, name=f"layers_{i}")(x)
-        return neck(x, self.out_channels, self.dtype).astype(jnp.float32)
+        return early, x
+
+
+class HqTinyVit(TinyVit):
+    """The same for HQ-SAM, which reads early features, too: those that lead to the last stage but one."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
+        """(B, H, W, 3) -> (B, h, w, `out_channels` + width) float32: embeddings, and early features beside them."""
+        early, x = self._stages(images)
+        parts = [neck(x, self.out_channels, self.dtype), early]
+        return jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)

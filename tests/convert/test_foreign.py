@@ -70,9 +70,6 @@ def test_masked_autoencoders_have_prefixes_too():
 
 # A key of each that the official network lacks.
 RELATIVES = [
-    ("mask_decoder.hf_token.weight", "HQ-SAM"),
-    ("mask_decoder.compress_vit_feat.0.weight", "HQ-SAM"),
-    ("mask_decoder.hq_token.weight", "HQ-SAM"),
     ("image_encoder.backbone.stages.0.op_list.0.main.conv.weight", "convolutional image encoder"),
     ("image_encoder.blocks.0.MLP_Adapter.D_fc1.weight", "SAM with adapters"),
     ("image_encoder.blocks.0.Space_Adapter.D_fc1.weight", "SAM with adapters"),
@@ -108,5 +105,5 @@ def test_fine_tuned_sam_has_the_same_names(state, variables):
 
 def test_sam_itself_is_no_relative(state):
     refuse_relatives(state)
-    for name in ("official_vit_b_keys.json", "mobile_sam_keys.json", "hf_sam_keys.json"):
+    for name in ("official_vit_b_keys.json", "mobile_sam_keys.json", "hq_sam_keys.json", "hf_sam_keys.json"):
         refuse_relatives(read_key_list(name)[1])

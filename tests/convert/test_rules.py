@@ -19,6 +19,7 @@ from sam_jax.convert.errors import ConversionError
 from sam_jax.convert.rules import UNUSED, expected_leaves, official_key, official_name
 from sam_jax.convert.sizes import infer_config
 from tests.golden.make_key_lists import read_key_list, tiny_config
+from tests.tiny import as_hq
 
 UNUSUAL = SamConfig(
     image_encoder=ImageEncoderConfig(
@@ -61,8 +62,15 @@ def test_keys_and_shapes_of_mobile_sam_are_those_of_its_code():
     assert unused == {"weight", "bias", "num_batches_tracked"}
 
 
-def test_hugging_face_names_become_exactly_the_official_ones():
-    config, golden = read_key_list("hf_sam_keys.json")
+def test_keys_and_shapes_of_hq_sam_are_those_of_its_code():
+    config, golden = read_key_list("hq_sam_keys.json")
+    assert config == as_hq(tiny_config())
+    assert official_shapes(config) == golden
+
+
+@pytest.mark.parametrize("name", ["hf_sam_keys.json", "hf_hq_sam_keys.json"])
+def test_hugging_face_names_become_exactly_the_official_ones(name):
+    config, golden = read_key_list(name)
     renamed = {official_name(key, golden): shape for key, shape in golden.items()}
     assert renamed == official_shapes(config)
     twice = [key for key in golden if official_name(key, golden).endswith("gaussian_matrix")]
@@ -71,8 +79,19 @@ def test_hugging_face_names_become_exactly_the_official_ones():
 
 @pytest.mark.parametrize(
     "config",
-    [vit_b(), vit_l(), vit_h(), vit_tiny(), tiny_config(), UNUSUAL, mobile_sam(), ODD_MOBILE],
-    ids=["vit_b", "vit_l", "vit_h", "vit_tiny", "tiny", "unusual", "mobile_sam", "odd_mobile"],
+    [
+        vit_b(),
+        vit_l(),
+        vit_h(),
+        vit_tiny(),
+        tiny_config(),
+        UNUSUAL,
+        mobile_sam(),
+        ODD_MOBILE,
+        as_hq(UNUSUAL),
+        as_hq(ODD_MOBILE),
+    ],
+    ids=["vit_b", "vit_l", "vit_h", "vit_tiny", "tiny", "unusual", "mobile_sam", "odd_mobile", "hq", "hq_mobile"],
 )
 def test_config_is_inferred_from_shapes(config):
     found = infer_config(official_shapes(config), config.mask_decoder.num_heads)

@@ -18,6 +18,7 @@ from sam_jax.config import (
     to_dict,
     vit_b,
 )
+from tests.tiny import as_hq
 
 HERE = Path(__file__).parent
 
@@ -41,11 +42,16 @@ def tiny_config() -> SamConfig:
 
 
 def build_hugging_face(config: SamConfig):
-    """The `SamModel` of a config, in eval mode."""
+    """The `SamModel` of a config, or for HQ-SAM the `SamHQModel`, in eval mode."""
     import transformers as hf
 
+    kind = "SamHQ" if config.is_hq else "Sam"
+    Vision, Prompt, Decoder, Whole, Model = (
+        getattr(hf, f"{kind}{part}")
+        for part in ("VisionConfig", "PromptEncoderConfig", "MaskDecoderConfig", "Config", "Model")
+    )
     e, d, dim = config.image_encoder, config.mask_decoder, config.prompt_embed_dim
-    vision = hf.SamVisionConfig(
+    vision = Vision(
         hidden_size=e.embed_dim,
         output_channels=dim,
         num_hidden_layers=e.depth,
@@ -57,18 +63,19 @@ def build_hugging_face(config: SamConfig):
         num_pos_feats=dim // 2,
         mlp_dim=int(e.embed_dim * e.mlp_ratio),
     )
-    prompt = hf.SamPromptEncoderConfig(hidden_size=dim, image_size=e.image_size, patch_size=e.patch_size)
-    decoder = hf.SamMaskDecoderConfig(
+    prompt = Prompt(hidden_size=dim, image_size=e.image_size, patch_size=e.patch_size)
+    decoder = Decoder(
         hidden_size=dim,
         mlp_dim=d.mlp_dim,
         num_attention_heads=d.num_heads,
         iou_head_depth=d.iou_head_depth,
         iou_head_hidden_dim=d.iou_head_hidden_dim,
+        **({"vit_dim": e.embed_dim} if config.is_hq else {}),
     )
-    both = hf.SamConfig(
+    both = Whole(
         vision_config=vision.to_dict(), prompt_encoder_config=prompt.to_dict(), mask_decoder_config=decoder.to_dict()
     )
-    return hf.SamModel(both).eval()
+    return Model(both).eval()
 
 
 def read_key_list(name: str) -> tuple[SamConfig, dict[str, tuple[int, ...]]]:
@@ -90,6 +97,8 @@ def main() -> None:
 
     _write_key_list("official_vit_b_keys.json", vit_b(), build_official(vit_b()))
     _write_key_list("mobile_sam_keys.json", mobile_sam(), build_official(mobile_sam()))
+    _write_key_list("hq_sam_keys.json", as_hq(tiny_config()), build_official(as_hq(tiny_config())))
+    _write_key_list("hf_hq_sam_keys.json", as_hq(tiny_config()), build_hugging_face(as_hq(tiny_config())))
     _write_key_list("hf_sam_keys.json", tiny_config(), build_hugging_face(tiny_config()))
 
 

@@ -30,7 +30,7 @@ from sam_jax.ops import transforms
 from sam_jax.ops.attention import relative_positions
 from sam_jax.ops.masks import postprocess_masks
 from sam_jax.structs import Prompts
-from tests.tiny import TINY
+from tests.tiny import TINY, as_hq
 
 pytestmark = pytest.mark.oracle
 
@@ -55,8 +55,14 @@ ODD_MOBILE = SamConfig(
     ),
     mask_decoder=MaskDecoderConfig(mlp_dim=64),
 )
-MOBILE = {"odd_mobile": ODD_MOBILE, "mobile_sam": mobile_sam()}
-CONFIGS = MOBILE | {"tiny": TINY, "odd": ODD, "vit_b": vit_b(), "vit_l": vit_l(), "vit_h": vit_h()}
+FAMILIES = {
+    "odd_mobile": ODD_MOBILE,
+    "mobile_sam": mobile_sam(),
+    "hq": as_hq(ODD),
+    "hq_token_only": as_hq(ODD, hq_token_only=True),
+    "hq_mobile": as_hq(ODD_MOBILE),
+}
+CONFIGS = FAMILIES | {"tiny": TINY, "odd": ODD, "vit_b": vit_b(), "vit_l": vit_l(), "vit_h": vit_h()}
 # (h, w) of the images at a native size of 1024: square, wide, tall, smaller than the frame. Others scale with theirs.
 IMAGES = {"square": (1200, 1200), "wide": (700, 1500), "tall": (1500, 1001), "small": (333, 480)}
 KINDS = ("one_point", "three_points", "box", "box_negative", "refined_point")
@@ -72,7 +78,7 @@ def make_image(name, side):
 
 
 class Encoded(NamedTuple):
-    """An image's sizes, and its image embeddings from both sides (1, h, w, C) and (1, C, h, w)."""
+    """An image's sizes, and its image embeddings from both sides: (1, h, w, C), and `encode_official`'s."""
 
     original_size: tuple[int, int]
     input_size: tuple[int, int]
@@ -111,6 +117,15 @@ class Pair:
             official = self._encode_official(self.official.image_encoder, self.official.preprocess(planes))
         return Encoded(image.shape[:2], size, np.asarray(ours), official)
 
+    def decode_official(self, encoded, prompts, multimask):
+        return official_decode(
+            self.official,
+            encoded.official,
+            prompts,
+            multimask,
+            getattr(self.config.mask_decoder, "hq_token_only", False),
+        )
+
     @functools.cached_property
     def _encoder(self):
         model = Sam(self.config)
@@ -122,7 +137,7 @@ PUBLISHED = ["vit_b", *(pytest.param(name, marks=pytest.mark.slow) for name in (
 
 @pytest.fixture(
     scope="module",
-    params=["tiny", "odd", *MOBILE, *PUBLISHED],
+    params=["tiny", "odd", *FAMILIES, *PUBLISHED],
 )
 def pair(request):
     yield Pair(CONFIGS[request.param])
@@ -130,7 +145,7 @@ def pair(request):
     jax.clear_caches()
 
 
-def official_decode(official, embeddings, prompts, multimask):
+def official_decode(official, encoded, prompts, multimask, hq_token_only=False):
     """low_res_masks (N, M, 4h, 4w) and iou_predictions (N, M) of the official code; prompts without the image axis."""
     import torch
 
@@ -140,7 +155,9 @@ def official_decode(official, embeddings, prompts, multimask):
     with torch.no_grad():
         sparse, dense = official.prompt_encoder(points, given.get("boxes"), masks)
         pe = official.prompt_encoder.get_dense_pe()
-        outputs = official.mask_decoder(embeddings, pe, sparse, dense, multimask)
+        embeddings, early = encoded
+        rest = (hq_token_only, early[None]) if hasattr(official.mask_decoder, "hf_token") else ()
+        outputs = official.mask_decoder(embeddings, pe, sparse, dense, multimask, *rest)
     return tuple(output.numpy() for output in outputs)
 
 
@@ -159,14 +176,15 @@ def make_prompts(pair, encoded, kind):
         return {"boxes": boxes}
     if kind == "box_negative":
         return {"boxes": boxes, "point_coords": points[:, 1:2], "point_labels": np.zeros((2, 1), int)}
-    masks, ious = official_decode(pair.official, encoded.official, one_point, True)
+    masks, ious = pair.decode_official(encoded, one_point, True)
     return one_point | {"mask_inputs": masks[np.arange(2), ious.argmax(axis=1)]}
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_image_embeddings(pair, name):
     encoded = pair.images[name]
-    np.testing.assert_allclose(encoded.ours, encoded.official.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-4)
+    ours = encoded.ours[..., : pair.config.prompt_embed_dim]  # HQ-SAM's carry more
+    np.testing.assert_allclose(ours, encoded.official[0].permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -180,7 +198,7 @@ def test_masks_and_scores(pair, name, kind):
     ours = pair.apply(pair.variables, encoded.ours, Prompts(**{key: value[None] for key, value in prompts.items()}))
     frame = (pair.config.image_size,) * 2
     for multimask, wanted in ((True, slice(1, None)), (False, slice(0, 1))):
-        masks, ious = official_decode(pair.official, encoded.official, prompts, multimask)
+        masks, ious = pair.decode_official(encoded, prompts, multimask)
         low_res, iou_predictions = (np.asarray(x)[0][:, wanted] for x in (ours.low_res_masks, ours.iou_predictions))
         np.testing.assert_allclose(low_res, masks, rtol=0, atol=1e-3)
         np.testing.assert_allclose(iou_predictions, ious, rtol=0, atol=1e-4)
@@ -202,7 +220,7 @@ def test_masks_with_the_decoders_kernels(pair, kind):
     given = Prompts(**{key: value[None] for key, value in prompts.items()})
     run = jax.jit(functools.partial(model.apply, method="predict_masks"))
     ours = run(pair.variables, encoded.ours, given)
-    masks, ious = official_decode(pair.official, encoded.official, prompts, True)
+    masks, ious = pair.decode_official(encoded, prompts, True)
     np.testing.assert_allclose(ours.low_res_masks[0, :, 1:], masks, rtol=0, atol=1e-3)
     np.testing.assert_allclose(ours.iou_predictions[0, :, 1:], ious, rtol=0, atol=1e-4)
 
@@ -223,7 +241,7 @@ def wide():
     images = np.random.default_rng(0).standard_normal((1, 64, 112, 3)).astype(np.float32)
     with torch.no_grad():
         embeddings = official.image_encoder(torch.from_numpy(images).permute(0, 3, 1, 2))
-    return official, variables, images, embeddings
+    return official, variables, images, (embeddings, None)
 
 
 @pytest.mark.parametrize("kind", ["point", "box", "mask"])
