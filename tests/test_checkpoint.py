@@ -142,7 +142,7 @@ def _empty(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, r"does not exist; expected a directory written by convert\.torch_to_flax or by training"),
+        (shutil.rmtree, r"does not exist; expected a directory written by `sam-jax convert from-torch` or by training"),
         (lambda path: (shutil.rmtree(path), path.write_text("x")), "is a file, not a model directory; expected"),
         (_remove("config.json"), "has no config.json; expected"),
         (_config("{"), "is not a model config of this library"),

@@ -58,13 +58,13 @@ class LineFile:
 
 
 class MetricWriter:
-    """Rows of metrics into `log.jsonl` and TensorBoard, images into `images/`. Host 0 writes, the others don't.
+    """Rows of metrics into `log.jsonl` and TensorBoard, overlays into `overlays/`. Host 0 writes, the others don't.
 
     A context manager. Rows beyond `first_step`, which a resumed run makes again, are taken out of `log.jsonl`.
     """
 
     def __init__(self, workdir: epath.Path, first_step: int) -> None:
-        self._overlays = workdir / "images"
+        self._overlays = workdir / "overlays"
         self._active = jax.process_index() == 0
         if self._active:
             self._rows = LineFile(workdir / "log.jsonl", _rows_until(workdir / "log.jsonl", first_step))

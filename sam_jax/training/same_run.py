@@ -29,7 +29,6 @@ FREE_TO_CHANGE = frozenset(
         "log_every",
         "eval_every",
         "overlay_every",
-        "picture_every",  # the former name of it
         "checkpoint_every",
         "data.num_workers",
         "data.prefetch",
@@ -43,6 +42,8 @@ FREE_TO_CHANGE = frozenset(
         "sam.stability_score_thresh",
     )
 )
+# Fields that runs of earlier versions have, of such a kind.
+FORMER_NAMES = frozenset(("picture_every",))  # overlay_every
 # What runs had before there was such a field, where that is not its default.
 BEFORE = {"data.scaled_decode": True}
 # Where the data lies, as opposed to what it is: may change as long as the data's fingerprint does not.
@@ -96,7 +97,7 @@ def differences(theirs: dict[str, Any], config: TrainConfig) -> Iterator[tuple[s
     """
     for name, old, new in _differences(theirs, json.loads(json.dumps(to_dict(config))), _defaults(config)):
         cache_moved = name in PLACES_OF_CACHES and old is not None and new is not None
-        if name not in FREE_TO_CHANGE and not cache_moved:
+        if name not in FREE_TO_CHANGE | FORMER_NAMES and not cache_moved:
             yield name, f"{name}: {old!r} -> {new!r}"
 
 

@@ -193,7 +193,7 @@ def test_split_of_is_stable_and_about_one_in_ten():
 
 
 def test_a_missing_pool_says_how_to_make_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"pool\.json is missing.*composites\.pool build"):
+    with pytest.raises(FileNotFoundError, match=r"pool\.json is missing.*sam-jax data pool"):
         load_pool(tmp_path / "nowhere", "train")
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-import train
 from sam_jax import sharding
 from sam_jax.checkpoint import load_config, save_model
+from sam_jax.cli import train
 from sam_jax.config import MeshConfig, bare_network, sam_config_from_dict, to_dict
 from sam_jax.config.running import NETWORK
 from sam_jax.convert import mae_to_flax, torch_to_flax
@@ -106,7 +106,7 @@ def of_smallest_size(sam):
 
 def one_small_step(name, root, init_from, **data):
     """The experiment of a config file, with the sizes of a test and all else as it is."""
-    config = train.load_config_file(str(ROOT / "configs" / name))
+    config = train.load_config(str(ROOT / "configs" / name))
     finetune = config.finetune
     if finetune.embedding_cache:
         finetune = dataclasses.replace(finetune, embedding_cache=str(root / "embeddings"))
@@ -165,7 +165,7 @@ COMMANDS = ["finetune_coco.py", "sa1b_vit_b.py"]
 def test_a_config_starts_from_what_its_converter_writes(name, root, request):
     source, images = STARTS[name]
     init_from, path = source and request.getfixturevalue(source), str(request.getfixturevalue(images))
-    assert (train.load_config_file(str(ROOT / "configs" / name)).init_from is None) == (source is None)
+    assert (train.load_config(str(ROOT / "configs" / name)).init_from is None) == (source is None)
     data = {"pool": path} if images == "pool" else {"path": path, "num_workers": 0}
     config = one_small_step(name, root, init_from, **data)
     written = loop.train(config)

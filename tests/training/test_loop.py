@@ -99,7 +99,7 @@ def whole(config_file, root):
 
 
 @pytest.mark.long
-def test_a_run_leaves_a_model_metrics_images_and_logs(whole, config_file, monkeypatch, capsys):
+def test_a_run_leaves_a_model_metrics_overlays_and_logs(whole, config_file, monkeypatch, capsys):
     rows = rows_of(whole)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
@@ -118,7 +118,7 @@ def test_a_run_leaves_a_model_metrics_images_and_logs(whole, config_file, monkey
     assert expected | {"iou_2"} <= rows[-1].keys()
     assert rows[-1]["learning_rate"] < rows[1]["learning_rate"]
     assert [row["step"] for row in rows_of(whole, "eval_loss")] == [3, 6]
-    assert {path.name for path in (whole / "images").iterdir()} == {"step_0000004.png"}
+    assert {path.name for path in (whole / "overlays").iterdir()} == {"step_0000004.png"}
     assert list((whole / "tensorboard").iterdir())
     assert "held-out mIoU by interaction" in (whole / "logs" / "host_0.log").read_text()
     assert load_config(whole / "model") == SMALLEST
@@ -140,7 +140,7 @@ def test_evaluation_alone(whole, config_file, monkeypatch, capsys):
 
 @pytest.mark.long
 def test_a_model_with_details_trains_and_finds_masks(composite_file, root, monkeypatch):
-    options = "--sam.details", 4, "--loss.affinity-weight", 1.0, "--eval-every", 0, "--image-every", 0
+    options = "--sam.details", 4, "--loss.affinity-weight", 1.0, "--eval-every", 0, "--overlay-every", 0
     assert train(monkeypatch, composite_file, "--workdir", root / "details", *options) == 0
     rows = rows_of(root / "details")
     assert np.isfinite([[row["loss"], row["affinity"]] for row in rows]).all()
@@ -290,7 +290,7 @@ def test_a_wrong_command_line_is_one_line(config_file, tmp_path, monkeypatch, ca
 def test_a_missing_pool_says_how_to_make_one(composite_file, tmp_path, monkeypatch, capsys):
     args = [composite_file, "--workdir", tmp_path / "run", "--data.pool", tmp_path / "none"]
     assert train(monkeypatch, *args) == 2
-    assert re.search("no cut-out pool at .*composites\.pool build", capsys.readouterr().err)
+    assert re.search("no cut-out pool at .*sam-jax data pool", capsys.readouterr().err)
 
 
 def test_a_misspelt_option_is_an_error(config_file, monkeypatch, capsys):

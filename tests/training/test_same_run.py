@@ -114,3 +114,11 @@ def test_a_run_of_an_earlier_version_goes_on(workdir):
         check_same_run(moved, workdir, here())
     check_same_run(CONFIG, workdir, here())
     check_same_run(moved, workdir, here())  # now it is noted
+
+
+def test_a_run_with_a_field_of_a_former_name_goes_on(workdir):
+    file = workdir / "config.json"
+    theirs = json.loads(file.read_text())
+    theirs["picture_every"] = theirs.pop("overlay_every") + 5
+    file.write_text(json.dumps(theirs))
+    check_same_run(CONFIG, workdir, here())
