@@ -100,7 +100,9 @@ def of_smallest_size(sam):
     values, small = to_dict(sam), to_dict(SMALLEST)
     for name in NETWORK - {"details"}:
         *part, leaf = name.split(".")
-        (values[part[0]] if part else values)[leaf] = (small[part[0]] if part else small)[leaf]
+        theirs, ours = (values[part[0]], small[part[0]]) if part else (values, small)
+        if leaf in ours:  # networks of other families have fields of their own
+            theirs[leaf] = ours[leaf]
     return sam_config_from_dict(values)
 
 
