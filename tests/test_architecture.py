@@ -236,6 +236,12 @@ def test_files_and_functions_are_short():
     assert long == []
 
 
+def test_files_of_tests_are_short():
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    assert len(files) > 100
+    assert [str(file) for file in files if len(file.read_text().splitlines()) > MAX_FILE_LINES] == []
+
+
 def test_no_junk_drawers():
     assert [file for file in FILES if Path(file).stem in ("utils", "util", "helpers", "misc", "common")] == []
     trees = {file: ast.parse((ROOT / file).read_text()) for file in FILES}
