@@ -124,22 +124,21 @@ def encode_official(encoder: torch.nn.Module, images: torch.Tensor) -> tuple[tor
 
 
 def build_predictor(model: torch.nn.Module) -> Any:
-    """The official `SamPredictor` of a model from `build_official`."""
-    from segment_anything import SamPredictor
-
-    return SamPredictor(model)
-
-
-def build_hq_predictor(model: torch.nn.Module) -> Any:
-    """HQ-SAM's `SamPredictor` of a model from `build_official`."""
-    from segment_anything_hq import SamPredictor
+    """The official `SamPredictor` of a model from `build_official`, for HQ-SAM its own."""
+    if hasattr(model.mask_decoder, "hf_token"):
+        from segment_anything_hq import SamPredictor
+    else:
+        from segment_anything import SamPredictor
 
     return SamPredictor(model)
 
 
 def build_generator(model: torch.nn.Module, **options: Any) -> Any:
-    """The official `SamAutomaticMaskGenerator` of a model from `build_official`."""
-    from segment_anything import SamAutomaticMaskGenerator
+    """The official `SamAutomaticMaskGenerator` of a model from `build_official`, for HQ-SAM its own."""
+    if hasattr(model.mask_decoder, "hf_token"):
+        from segment_anything_hq import SamAutomaticMaskGenerator
+    else:
+        from segment_anything import SamAutomaticMaskGenerator
 
     return SamAutomaticMaskGenerator(model, **options)
 

@@ -118,12 +118,12 @@ def test_the_commands(family, tmp_path, request, capsys):
 @pytest.mark.parametrize("hq_token_only", [False, True])
 def test_predictions_are_those_of_hq_sams_predictor(hq_token_only):
     """Ambiguous prompts, boxes and masks fed back, by the class that comes with HQ-SAM."""
-    from tests.oracle import build_hq_predictor, build_official
+    from tests.oracle import build_official, build_predictor
 
     config = as_hq(dataclasses.replace(TINY, mask_decoder=MOBILE.mask_decoder), hq_token_only=hq_token_only)
     official = build_official(config)
     _, variables = from_state_dict({key: value.numpy() for key, value in official.state_dict().items()})
-    theirs, ours = build_hq_predictor(official), SamPredictor(Sam(config), variables)
+    theirs, ours = build_predictor(official), SamPredictor(Sam(config), variables)
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
     theirs.set_image(image)
     ours.set_image(image)

@@ -11,7 +11,7 @@ from sam_jax.checkpoint import load_model
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.images import read_image
 from sam_jax.models.sam import Sam
-from tests.tiny import TINY
+from tests.tiny import TINY, as_hq
 
 pytestmark = pytest.mark.oracle
 SHAPES = [(70, 110), (120, 90), (40, 40), (300, 200)]
@@ -69,19 +69,36 @@ def fields(record):
     return {key: value for key, value in record.items() if key != "segmentation"}
 
 
-@pytest.fixture(scope="module")
-def pair():
+def build_pair(config):
     """The official model and ours, with random weights and predicted IoUs around a half."""
     import torch
 
     from sam_jax.convert.torch_to_flax import to_variables
     from tests.oracle import build_official
 
-    official = build_official(TINY)
+    official = build_official(config)
     official.mask_threshold = THRESHOLD
     with torch.no_grad():
         official.mask_decoder.iou_prediction_head.layers[-1].bias += 1.5
-    return official, Sam(dataclasses.replace(TINY, mask_threshold=THRESHOLD)), to_variables(TINY, official.state_dict())
+    ours = Sam(dataclasses.replace(config, mask_threshold=THRESHOLD))
+    return official, ours, to_variables(config, official.state_dict())
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return build_pair(TINY)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_records_are_those_of_hq_sams_generator(layers):
+    from tests.oracle import build_generator
+
+    official, model, variables = build_pair(as_hq(TINY))
+    options = OPTIONS | {"crop_n_layers": layers}
+    image = np.random.default_rng(1).integers(0, 255, (70, 110, 3), np.uint8)
+    expected = build_generator(official, **options).generate(image)
+    assert len(expected) > 1
+    compare(SamAutomaticMaskGenerator(model, variables, **options).generate(image), expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
