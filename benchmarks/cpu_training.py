@@ -8,7 +8,6 @@ is the best of some large matrix products, timed in the same run. With --pool, w
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -17,11 +16,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
+from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -116,14 +117,19 @@ def data_seconds(config: TrainConfig, stage: StageConfig, pool: str, repetitions
     return (time.perf_counter() - start) / (4 * repetitions)
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    stage: Annotated[int, arg(help="which of the recipe's stages; -1 is the last")] = -1
+    pool: Annotated[str | None, arg(help="cut-out pool; with it, the time to make examples is measured too")] = None
+    repetitions: Annotated[int, arg(help="timed repetitions")] = 5
+    json: Annotated[Path | None, arg(help="also write the figures there")] = None
+
+
 def main() -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", type=int, default=-1, help="which of the recipe's stages (default: the last)")
-    parser.add_argument("--pool", help="cut-out pool; with it, the time to make examples is measured too")
-    parser.add_argument("--repetitions", type=int, default=5, help="timed repetitions (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    args = parser.parse_args()
+    args = tyro.cli(Options, description=__doc__)
     recipe = get_config()
     stage = recipe.stages[args.stage]
     config = for_stage(recipe, stage)

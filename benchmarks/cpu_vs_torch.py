@@ -18,7 +18,6 @@ far less.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -28,11 +27,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 import torch
+import tyro
+from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sam_jax import Prompts, Sam, SamAutomaticMaskGenerator, vit_b, vit_tiny
@@ -43,7 +44,8 @@ from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import create_state, train_step
 from tests.oracle import build_official
 
-ROWS = ("encode", "decode", "tiny", "everything", "train")
+Row = Literal["encode", "decode", "tiny", "everything", "train"]
+ROWS: tuple[Row, ...] = ("encode", "decode", "tiny", "everything", "train")
 Sides = tuple[Callable[[], object], Callable[[], object]]
 
 
@@ -227,13 +229,18 @@ def _torch_losses(logits: Any, targets: Any) -> tuple[Any, Any]:
     return 20 * focal + dice, (predicted & target).sum(dim=(2, 3)) / union
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    rows: Annotated[tuple[Row, ...], arg(help="what to measure")] = ROWS
+    repetitions: Annotated[int, arg(help="timed repetitions")] = 5
+    json: Annotated[Path | None, arg(help="also write the figures there")] = None
+
+
 def main() -> int:
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="what to measure (default: all)")
-    parser.add_argument("--repetitions", type=int, default=5, help="timed repetitions (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
-    args = parser.parse_args()
+    args = tyro.cli(Options, description=__doc__)
     results: dict[str, dict[str, float]] = {}
 
     def measure(name: str, sides: Sides, times: int = 1) -> None:

@@ -13,8 +13,8 @@ Times are CPU seconds of one thread, so that a busy machine disturbs them little
 
 from __future__ import annotations
 
-import argparse
 import cProfile
+import dataclasses
 import io
 import json
 import pstats
@@ -23,11 +23,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import tyro
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
+from tyro.conf import arg
 
 from sam_jax.composites.random_shapes import smooth_field
 from sam_jax.data.example import MASK_STRIDE, Example, pack_example
@@ -146,17 +149,23 @@ def report(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     return figures
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    dir: Annotated[Path | None, arg(help="where the records are made and kept; None: a temporary directory")] = None
+    images: Annotated[int, arg(help="images to read")] = 8
+    rounds: Annotated[int, arg(help="timed rounds")] = 5
+    json: Annotated[Path | None, arg(help="also write the figures there")] = None
+    profile: Annotated[bool, arg(help="print where the time goes, and do not compare")] = False
+
+
 def main() -> int:
     """Parses the command line and measures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, help="where the records are made and kept; default: a temporary directory")
-    parser.add_argument("--images", type=int, default=8, help="images to read (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--profile", action="store_true", help="print where the time goes, and do not compare")
-    args = parser.parse_args()
+    args = tyro.cli(Options, description=__doc__)
     if args.images < 1 or args.rounds < 1:
-        parser.error("--images and --rounds must be 1 or more")
+        print("--images and --rounds must be 1 or more", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.dir or Path(temporary)
         make_records(folder, args.images)

@@ -13,7 +13,6 @@ chip; nothing runs.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -22,12 +21,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
+import tyro
+from tyro.conf import Positional, arg
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import tpu_training
@@ -39,6 +40,7 @@ from sam_jax.models.sam import Sam, inference_variables, init_variables
 from sam_jax.ops import crf
 from sam_jax.ops.attention import packed_attention
 
+Kind = Literal["encoder", "blocks", "kernels", "decoder", "edges", "everything", "train"]
 SIZES = {"b": config.vit_b, "l": config.vit_l, "h": config.vit_h}
 COLUMNS = {
     "program": "{program}",
@@ -58,6 +60,31 @@ COLUMNS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class ProgramOptions:
+    """What to compile; tpu_run.py runs the same."""
+
+    program: Annotated[Positional[tuple[Kind, ...]], arg(metavar="PROGRAM", help="what to compile")]
+    size: Annotated[tuple[Literal["b", "l", "h"], ...], arg(help="of the ViT")] = ("b",)
+    batch: Annotated[int, arg(help="images")] = 1
+    prompts: Annotated[int, arg(help="prompts per image, for the decoder")] = 64
+    attention: Annotated[
+        Literal["auto", "xla", "pallas"], arg(help="see ImageEncoderConfig; also the decoder's kernels")
+    ] = "auto"
+    scan: Annotated[bool, arg(help="see ImageEncoderConfig")] = False
+    dtype: Annotated[Literal["float32", "bfloat16", "int8"], arg(help="compute type")] = "bfloat16"
+    json: Annotated[Path | None, arg(help="also write the figures there")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(ProgramOptions):
+    """The command line."""
+
+    topology: Annotated[tuple[str, ...], arg(help="such as v5e:1 v6e:1 v5p:1; for train whole slices: v5e:4x4")] = (
+        "v5e:1",
+    )
+
+
 def main() -> None:
     """Prints one line per compilation, as Markdown."""
     args = parse()
@@ -73,7 +100,7 @@ def main() -> None:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def print_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+def print_rows(args: Any) -> list[dict[str, Any]]:
     """Rows of `compile_rows`, each printed as it comes."""
     rows = []
     for row in compile_rows(args):
@@ -86,36 +113,12 @@ def print_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_program_options(parser, [*PROGRAMS, "train"])
-    parser.add_argument(
-        "--topology", nargs="+", default=["v5e:1"], help="such as v5e:1 v6e:1 v5p:1; for train whole slices: v5e:4x4"
-    )
-    return parser.parse_args(argv)
+    return tyro.cli(Options, description=__doc__, args=argv)
 
 
-def add_program_options(parser: argparse.ArgumentParser, programs: Sequence[str]) -> None:
-    """What to compile; tpu_run.py runs the same."""
-    parser.add_argument("program", nargs="+", choices=sorted(programs), help="what to compile")
-    parser.add_argument("--size", nargs="+", choices=sorted(SIZES), default=["b"], help="of the ViT (default: b)")
-    parser.add_argument("--batch", type=int, default=1, help="images")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts per image, for the decoder")
-    parser.add_argument(
-        "--attention",
-        choices=config.ATTENTION,
-        default="auto",
-        help="see ImageEncoderConfig; also the decoder's kernels",
-    )
-    parser.add_argument("--scan", action="store_true", help="see ImageEncoderConfig")
-    parser.add_argument(
-        "--dtype", choices=config.INFERENCE_DTYPES, default="bfloat16", help="compute type (default: bfloat16)"
-    )
-    parser.add_argument("--json", type=Path, help="also write the figures there")
-
-
-def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compile_rows(args: Any) -> Iterator[dict[str, Any]]:
     """Compiles what the command line asks for; a row of figures for each program.
 
     Raises:
@@ -140,7 +143,7 @@ class Program:
     useful_flops: float
 
 
-def encoder(size: str, args: argparse.Namespace, **changes: Any) -> list[Program]:
+def encoder(size: str, args: Any, **changes: Any) -> list[Program]:
     """`Sam.encode_image` at the native size."""
     model, variables = _model(size, args, **changes)
     side = model.config.image_size
@@ -153,12 +156,12 @@ def encoder(size: str, args: argparse.Namespace, **changes: Any) -> list[Program
     return [Program(name, function, (variables, images), useful)]
 
 
-def blocks(size: str, args: argparse.Namespace) -> list[Program]:
+def blocks(size: str, args: Any) -> list[Program]:
     """The encoder with two windowed blocks and a global one: quick to compile, and all kinds of layers are in it."""
     return encoder(size, args, depth=3, global_attn_indexes=(2,))
 
 
-def kernels(size: str, args: argparse.Namespace) -> list[Program]:
+def kernels(size: str, args: Any) -> list[Program]:
     """Attention alone: windows and the whole grid, forward, and forward and backward."""
     sam = config.for_inference(SIZES[size](), args.dtype)
     c = sam.image_encoder
@@ -176,7 +179,7 @@ def kernels(size: str, args: argparse.Namespace) -> list[Program]:
     return programs
 
 
-def decoder(size: str, args: argparse.Namespace) -> list[Program]:
+def decoder(size: str, args: Any) -> list[Program]:
     """`Sam.decode_masks` for prompts of one point each, three masks per prompt."""
     model, variables = _model(size, args)
     side = model.config.image_encoder.grid_size
@@ -193,7 +196,7 @@ def decoder(size: str, args: argparse.Namespace) -> list[Program]:
     return [Program(name, function, arguments, tpu_estimates.matmul_flops(function, *arguments))]
 
 
-def edges(size: str, args: argparse.Namespace) -> list[Program]:
+def edges(size: str, args: Any) -> list[Program]:
     """What `SamConfig.crf` adds: an image's pixels once, then edge refinement of each prompt's mask."""
     side, patch, low = 1024, 16, 256
     image, input_size = jax.ShapeDtypeStruct((side, side, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -206,7 +209,7 @@ def edges(size: str, args: argparse.Namespace) -> list[Program]:
     ]
 
 
-def everything(size: str, args: argparse.Namespace) -> list[Program]:
+def everything(size: str, args: Any) -> list[Program]:
     """What everything mode runs for an image of 1500 x 2250 and 32 x 32 points: the encoder once, the decoder 16 times,
     and the filters for each chunk of masks whose predicted IoU is high enough."""
     (encode,) = encoder(size, args)
@@ -288,7 +291,7 @@ def estimate(program: Program, chip: tpu_estimates.Chip, device: Any) -> dict[st
     }
 
 
-def _model(size: str, args: argparse.Namespace, **changes: Any) -> tuple[Sam, Any]:
+def _model(size: str, args: Any, **changes: Any) -> tuple[Sam, Any]:
     """The model, and the shapes of its variables as they are kept for inference."""
     sam = config.for_inference(SIZES[size](), args.dtype)
     image_encoder = dataclasses.replace(sam.image_encoder, attention=args.attention, scan=args.scan, **changes)

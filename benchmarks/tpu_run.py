@@ -10,15 +10,15 @@ empty. Times are medians over --repetitions calls, each waited for.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 # tpu_aot.py, imported below, compiles on CPUs and says so by default.
 os.environ.setdefault("JAX_PLATFORMS", "")
@@ -26,6 +26,8 @@ os.environ.setdefault("JAX_PLATFORMS", "")
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
+from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import tpu_aot
@@ -43,13 +45,17 @@ KINDS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(tpu_aot.ProgramOptions):
+    """The command line."""
+
+    repetitions: Annotated[int, arg(help="timed repetitions")] = 20
+    trace: Annotated[Path | None, arg(help="folder for a profile of the timed calls")] = None
+
+
 def main() -> None:
     """Prints one line per program, as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tpu_aot.add_program_options(parser, list(tpu_aot.PROGRAMS))
-    parser.add_argument("--repetitions", type=int, default=20, help="timed repetitions (default: %(default)s)")
-    parser.add_argument("--trace", type=Path, help="folder for a profile of the timed calls")
-    args = parser.parse_args()
+    args = tyro.cli(Options, description=__doc__)
     device = jax.devices()[0]
     print(f"jax {jax.__version__}, {device.device_kind}\n", HEADER, "|" + "---|" * 7, sep="\n", flush=True)
     rows = []

@@ -9,12 +9,15 @@ All figures are the TPU compiler's estimates; nothing runs.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import arg
 
 from sam_jax.training.dry_run import estimate_step
 
@@ -34,16 +37,21 @@ HEADER = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    size: Annotated[tuple[Literal["b", "l", "h"], ...], arg(help="of the ViT; with --topology")] = ()
+    topology: Annotated[tuple[str, ...], arg(help="such as v5e:4x4 v5p:2x2x1; with --size")] = ()
+    batch: Annotated[int, arg(help="images per chip")] = 1
+    masks: Annotated[tuple[int, ...], arg(help="masks per image")] = (64,)
+    remat: Annotated[Literal["blocks", "none"] | None, arg(help="takes the place of the config's remat")] = None
+    json: Annotated[Path | None, arg(help="also write the figures there")] = None
+
+
 def main() -> None:
     """Prints one line per compilation, as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", choices=["b", "l", "h"], help="of the ViT; with --topology")
-    parser.add_argument("--topology", nargs="+", help="such as v5e:4x4 v5p:2x2x1; with --size")
-    parser.add_argument("--batch", type=int, default=1, help="images per chip")
-    parser.add_argument("--masks", type=int, nargs="+", default=[64], help="masks per image")
-    parser.add_argument("--remat", choices=["blocks", "none"], help="take the place of the config's remat")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
-    args = parser.parse_args()
+    args = tyro.cli(Options, description=__doc__)
     chosen = DEFAULT
     if args.size or args.topology:
         chosen = [(s, t, args.batch) for s in args.size or "blh" for t in args.topology or ["v5e:4x4"]]
@@ -52,7 +60,9 @@ def main() -> None:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def print_rows(chosen: list[tuple[str, str, int]], masks: list[int], remat: str | None = None) -> list[dict[str, Any]]:
+def print_rows(
+    chosen: list[tuple[str, str, int]], masks: Sequence[int], remat: str | None = None
+) -> list[dict[str, Any]]:
     """Compiles sizes on topologies with so many images per chip, for each number of masks; prints lines of Markdown."""
     print("Compiler estimates, not measurements.\n", HEADER, "|" + "---|" * HEADER.count(" |"), sep="\n", flush=True)
     rows = []

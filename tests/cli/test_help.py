@@ -1,6 +1,7 @@
 """The `sam-jax` command: every option of every sub-command says what it does, and help does not wait for JAX."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from sam_jax.cli import convert, data, main, train
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = [
     ["infer"],
     ["evaluate"],
@@ -50,6 +52,23 @@ def without_help(arguments):
 def test_every_argument_has_help(words, capsys):
     arguments = list(arguments_of(help_of(words, capsys)))
     assert len(arguments) > (100 if words[0] == "train" else 1)
+    assert without_help(arguments) == []
+
+
+BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.oracle] * ("torch" in name)) for name in BENCHMARKS]
+)
+def test_every_argument_of_a_benchmark_has_help(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
+    assert caught.value.code == 0
+    arguments = list(arguments_of(capsys.readouterr().out))
+    assert len(arguments) > 3
     assert without_help(arguments) == []
 
 
@@ -104,8 +123,7 @@ def test_help_does_not_load_jax(words):
         f"    main({[*words, '--help']!r})\n"
         "print(sorted({'jax', 'numpy', 'flax'} & sys.modules.keys()), time.process_time())"
     )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     loaded, seconds = done.stdout.strip().rsplit(" ", 1)
     assert loaded == "[]"
     assert float(seconds) < 1
