@@ -204,7 +204,9 @@ def _import_with_stand_ins(package: str) -> None:
         "timm.models.layers": layers,
         "timm.models.registry": {"register_model": lambda function: function},
     }
-    absent = [name for name in stand_ins if not importlib.util.find_spec(name.split(".")[0])]
+    # timm is stood in for in any case: newer ones warn of the names that are wanted of it.
+    absent = [name for name in stand_ins if name.startswith("timm") or not importlib.util.find_spec("torchvision")]
+    before = {name: sys.modules[name] for name in absent if name in sys.modules}
     for name in absent:
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(stand_ins[name])
@@ -213,3 +215,4 @@ def _import_with_stand_ins(package: str) -> None:
     finally:  # others look for them, too, and must not find these
         for name in absent:
             del sys.modules[name]
+        sys.modules.update(before)

@@ -171,8 +171,8 @@ class SamConfig:
     """A whole Segment Anything model.
 
     Attributes:
-      image_encoder: its kind is that of its config: a plain ViT as SAM's, or MobileSAM's TinyViT.
-      mask_decoder: the same: SAM's, or HQ-SAM's.
+      image_encoder: a plain ViT as SAM's or, by the class of this config, MobileSAM's TinyViT.
+      mask_decoder: two-way transformer and heads: SAM's or, by the class of this config, HQ-SAM's.
       prompt_embed_dim: width of image embeddings, prompts and mask decoder.
       details: width of a few convolutions beside the ViT, at a quarter of the image's side, that give it and the
         decoder what lies between its patches (models/details.py). The published models have none: 0. With details

@@ -36,6 +36,11 @@ RELATIVES = (
         _OTHER,
     ),
     Relative(
+        r"(mask_decoder\.final_output_upscaling_layers|prompt_encoder\.(invalid_points|bbox_\w+_embeddings))\..*",
+        "EfficientSAM, whose prompt encoder and mask decoder are its own",
+        _OTHER,
+    ),
+    Relative(
         r".*\.(lora_\w+|linear_[ab]_[qv]|w_[ab]_\d+|lora)(\..*)?|w_[ab]_\d+",
         "SAM with LoRA, whose low-rank changes are not merged",
         "merge them into the weights and save the plain state dict",

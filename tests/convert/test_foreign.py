@@ -71,6 +71,8 @@ def test_masked_autoencoders_have_prefixes_too():
 # A key of each that the official network lacks.
 RELATIVES = [
     ("image_encoder.backbone.stages.0.op_list.0.main.conv.weight", "convolutional image encoder"),
+    ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
+    ("prompt_encoder.bbox_top_left_embeddings.weight", "EfficientSAM"),
     ("image_encoder.blocks.0.MLP_Adapter.D_fc1.weight", "SAM with adapters"),
     ("image_encoder.blocks.0.Space_Adapter.D_fc1.weight", "SAM with adapters"),
     ("image_encoder.blocks.0.Adapter.channel.0.weight", "SAM with adapters"),
