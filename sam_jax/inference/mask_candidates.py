@@ -21,7 +21,7 @@ from sam_jax.inference.encoding import EncodedImages, encode_and_wait
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
 from sam_jax.ops.crf import CELL, CrfPixels, refine_masks
-from sam_jax.ops.mask_bits import Enlarging, Seen, enlarging, see, see_stacked
+from sam_jax.ops.mask_bits import Enlarging, Seen, bits_inside, enlarging, see, see_stacked
 from sam_jax.ops.masks import axis_matrix, bilinear_matrix
 from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.ops.products import einsum
@@ -183,17 +183,21 @@ def examine(
         mask = join_subpixels(planes[index], grid)
         return mask, mask[None] if pixels is None else _refined_and_own(mask, pixels)
 
-    def one(index: jax.Array) -> dict[str, jax.Array]:
-        mask, looks = looks_of(index)
-        return _facts(mask, see(looks, levels, enlarge, size))
+    def one_by_one(indices: jax.Array) -> dict[str, jax.Array]:
+        inside = bits_inside(enlarge, size)
+
+        def one(index: jax.Array) -> dict[str, jax.Array]:
+            mask, looks = looks_of(index)
+            return _facts(mask, see(looks, levels, enlarge, inside))
+
+        facts: dict[str, jax.Array] = jax.lax.map(one, indices)
+        return facts
 
     def few(indices: jax.Array) -> dict[str, jax.Array]:
         masks, looks = jax.vmap(looks_of)(indices)
         return jax.vmap(_facts)(masks, see_stacked(looks, levels, enlarge, size))
 
-    found: dict[str, jax.Array] = jax.lax.platform_dependent(
-        indices, cpu=partial(_in_groups, few), default=partial(jax.lax.map, one)
-    )
+    found: dict[str, jax.Array] = jax.lax.platform_dependent(indices, cpu=partial(_in_groups, few), default=one_by_one)
     return found
 
 

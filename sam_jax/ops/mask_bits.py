@@ -49,23 +49,28 @@ class Seen(NamedTuple):
     down: jax.Array
 
 
-def see(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, size: jax.Array) -> Seen:
+def bits_inside(enlarge: Enlarging, size: jax.Array) -> jax.Array:
+    """(X, Y / 8) uint8: pixels inside a crop of `size` (2,) h and w, for `see`; the same for all masks of a crop."""
+    rows = enlarge.row_bands.shape[0] * enlarge.row_bands.shape[1]
+    inside = (jnp.arange(len(enlarge.columns)) < size[1])[:, None] & (jnp.arange(rows) < size[0])
+    return jnp.packbits(inside, axis=-1)
+
+
+def see(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, inside: jax.Array) -> Seen:
     """Enlarges one mask and compares it with three levels.
 
     Args:
       looks: (1, h, w) logits, or (3, h, w), for the first level and the same for both others.
       levels: (3,) logits.
-      size: (2,) h and w of the crop, pixels: what lies beyond does not count.
+      inside: (X, Y / 8) uint8 of `bits_inside`: what lies beyond does not count.
     """
-    rows = enlarge.row_bands.shape[0] * enlarge.row_bands.shape[1]
-    inside = (jnp.arange(len(enlarge.columns)) < size[1])[:, None] & (jnp.arange(rows) < size[0])
-    bits = _side_by_side(looks, levels, enlarge) & jnp.packbits(inside, axis=-1)
+    bits = _side_by_side(looks, levels, enlarge) & inside
     areas = jax.lax.population_count(bits.view(jnp.uint32)).astype(jnp.int32).sum(axis=(1, 2))
     return Seen(bits[0], areas, bits[0].any(axis=1), jnp.bitwise_or.reduce(bits[0], axis=0))
 
 
 def see_stacked(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, size: jax.Array) -> Seen:
-    """`see` for CPUs, and for M masks (M, 1 or 3, h, w) at once.
+    """`see` for CPUs, and for M masks (M, 1 or 3, h, w) at once; `size` (2,) is h and w of the crop, pixels.
 
     Pixels of a byte lie below each other until all is counted: CPUs then work on whole rows.
     """

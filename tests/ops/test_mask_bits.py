@@ -22,7 +22,8 @@ def test_what_is_seen_are_logits_above_the_levels(looks):
     first = above[:, 0]
     packed = np.packbits(first, axis=-1), np.packbits(first.any(axis=1), axis=-1)
     expected = mask_bits.Seen(packed[0], above.sum(axis=(2, 3)), first.any(axis=2), packed[1])
-    arguments = LEVELS, mask_bits.enlarging(rows, columns, 64), size
-    one_by_one = [jax.jit(mask_bits.see)(mask, *arguments) for mask in masks]
+    enlarge = mask_bits.enlarging(rows, columns, 64)
+    inside = mask_bits.bits_inside(enlarge, size)
+    one_by_one = [jax.jit(mask_bits.see)(mask, LEVELS, enlarge, inside) for mask in masks]
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda *x: np.stack(x), *one_by_one), expected)
-    jax.tree.map(np.testing.assert_array_equal, jax.jit(mask_bits.see_stacked)(masks, *arguments), expected)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(mask_bits.see_stacked)(masks, LEVELS, enlarge, size), expected)
