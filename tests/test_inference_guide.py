@@ -29,12 +29,14 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_blocks_run(block, capsys):
     exec(compile(block, "inference.md", "exec"), {})
     assert "Error" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [line for block in blocks("bash") for line in block.splitlines()])
 def test_commands_run(command, here, capsys):
     words = shlex.split(command)

@@ -34,6 +34,7 @@ def run(code, names):
     exec(compile(code, "docs", "exec"), names)
 
 
+@pytest.mark.long
 def test_the_tutorial_in_python(here):
     import matplotlib as mpl
 
@@ -47,6 +48,7 @@ def test_the_tutorial_in_python(here):
     mpl.pyplot.close("all")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", commands("tutorial.md"))
 def test_the_tutorial_on_the_command_line(line, here, capsys):
     words = shlex.split(line)
@@ -56,16 +58,14 @@ def test_the_tutorial_on_the_command_line(line, here, capsys):
     assert list(out.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", blocks("faq.md"))
 def test_answers(block, capsys):
     run(block, {})
-    assert capsys.readouterr().out
-
-
-def test_a_mask_prompt_made_of_a_mask_is_understood(capsys):
-    (block,) = (block for block in blocks("faq.md") if "logits" in block)
-    run(block, {})
-    assert float(capsys.readouterr().out) > 0.5
+    printed = capsys.readouterr().out
+    assert printed
+    if "logits" in block:  # a mask prompt made of a mask is understood
+        assert float(printed) > 0.5
 
 
 def test_links_between_pages_and_headings():

@@ -14,6 +14,7 @@ import pytest
 from tests.many_images import OPTIONS, contents, failures, folder
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
