@@ -105,7 +105,7 @@ def test_embeddings_of_another_encoder_or_made_otherwise_are_refused(data, tmp_p
         open_cache(tmp_path, random_variables(SMALLEST), stream)
 
 
-def test_a_run_on_a_cache_shows_images_evaluates_and_stops_while_it_is_filled(data, tmp_path, monkeypatch):
+def test_a_run_on_a_cache_shows_overlays_evaluates_and_stops_while_it_is_filled(data, tmp_path, monkeypatch):
     save_model(tmp_path / "start", SMALLEST, random_variables(SMALLEST))
     config = TrainConfig(
         sam=SMALLEST,
@@ -127,7 +127,7 @@ def test_a_run_on_a_cache_shows_images_evaluates_and_stops_while_it_is_filled(da
             loop.train(config)
     assert len(list((tmp_path / "cache").rglob("*.npy"))) in (1, 2)
     loop.train(config)
-    assert [path.name for path in (tmp_path / "run" / "images").iterdir()] == ["step_0000001.png"]
+    assert [path.name for path in (tmp_path / "run" / "overlays").iterdir()] == ["step_0000001.png"]
     loop.train(config, loop.RunOptions(eval_only=True))
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "eval_loss" in row] == [1]

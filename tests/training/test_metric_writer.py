@@ -12,7 +12,7 @@ def rows_of(root):
     return [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()]
 
 
-def test_rows_and_images_are_written_and_a_resumed_run_repeats_none(tmp_path):
+def test_rows_and_overlays_are_written_and_a_resumed_run_repeats_none(tmp_path):
     root = epath.Path(tmp_path)
     with MetricWriter(root, 0) as writer:
         for step in (1, 2, 3):
@@ -20,7 +20,7 @@ def test_rows_and_images_are_written_and_a_resumed_run_repeats_none(tmp_path):
         writer.write(3, {"loss": 0.5}, group="eval")
         writer.image(2, np.full((4, 6, 3), 200, np.uint8))
     assert rows_of(tmp_path)[-1] == {"step": 3, "eval_loss": 0.5}
-    with Image.open(tmp_path / "images" / "step_0000002.png") as image:
+    with Image.open(tmp_path / "overlays" / "step_0000002.png") as image:
         assert image.size == (6, 4)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # a process was killed while it wrote
