@@ -18,6 +18,7 @@ from tests.tiny import TINY, random_variables
 
 # Markers that run only where `-m` names them.
 OPT_IN = ("oracle", "slow", "long", "libtpu")
+LONGEST = ("test_distributed.py", "test_loop.py")
 # The last match wins. What others do inside their own packages is theirs.
 WARNINGS = (
     "error",
@@ -54,6 +55,8 @@ def pytest_collection_modifyitems(config, items):
     if len(chosen) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
+    # Files that take minutes come first: at the end one worker would wait for the other.
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

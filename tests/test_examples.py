@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 MAX_BYTES = 150_000
 # What a notebook needs beyond the `examples` extra is the marker of its test.
-NEEDS = {"official_weights": pytest.mark.oracle, "tpu_pod": pytest.mark.libtpu}
+# Two minutes of training are slow.
+NEEDS = {"official_weights": pytest.mark.oracle, "tpu_pod": pytest.mark.libtpu, "fine_tuning": pytest.mark.slow}
 
 
 def cells(path, kind):

@@ -74,7 +74,8 @@ def test_any_mesh_gives_the_curve_of_one_device(data, fsdp, one_device, untraine
     monkeypatch.setattr(sharding, "MIN_SPLIT_ELEMENTS", 64)
     assert np.abs(one_device - untrained)[5:].min() > 1e-3  # what wrong updates could do
     # Of the draws tried, one under which no logit that decides a mask's IoU lies within rounding of 0.
-    np.testing.assert_allclose(curve(data, fsdp, 8), one_device, atol=1e-5)
+    # Losses of about 4 in float32: 80 units in the last place for sums in another order, over twenty steps.
+    np.testing.assert_allclose(curve(data, fsdp, 8), one_device, rtol=1e-5)
 
 
 @pytest.mark.long

@@ -138,7 +138,7 @@ def test_evaluation_alone(whole, config_file, monkeypatch, capsys):
     assert 0 <= rows[-1]["eval_iou_1"] <= 1
 
 
-@pytest.mark.long
+@pytest.mark.slow  # the recipe that has them is started among the long ones
 def test_a_model_with_details_trains_and_finds_masks(composite_file, root, monkeypatch):
     options = "--sam.details", 4, "--loss.affinity-weight", 1.0, "--eval-every", 0, "--overlay-every", 0
     assert train(monkeypatch, composite_file, "--workdir", root / "details", *options) == 0
