@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import time
 import typing
@@ -31,7 +32,7 @@ _SOME_FAILED = 1
 def _field_help() -> dict[str, str]:
     """Each field's first sentence, from the docstring of AmgConfig."""
     texts: dict[str, str] = {}
-    for entry in re.split(r"\n      (?=\w)", (AmgConfig.__doc__ or "").partition("Attributes:")[2]):
+    for entry in re.split(r"\n  (?=\w)", (inspect.getdoc(AmgConfig) or "").partition("Attributes:")[2]):
         names, _, text = " ".join(entry.split()).partition(": ")
         texts |= dict.fromkeys(names.split(", "), re.split(r"(?<=\w)[.] |(?<=\w{6}); ", text)[0].rstrip("."))
     return texts

@@ -33,7 +33,7 @@ def arguments_of(text):
     for line in re.split(r"^ -{4,} *$", text, maxsplit=1, flags=re.M)[1].splitlines():
         line = line.rstrip()
         indent = len(line) - len(line.lstrip())
-        if re.match(r" {2}(-[-h]|[A-Z]+\b)", line) and line.strip(" -"):
+        if re.match(r" {2}(-[-h]|[A-Z]+(?: {2}|$))", line) and line.strip(" -"):
             entries.append(line.strip())
         elif entries and indent > 3:
             entries[-1] += "  " + line.strip()

@@ -60,7 +60,8 @@ def test_detections_have_the_boxes_of_their_masks():
 
 @pytest.mark.oracle
 def test_supervision_takes_them():
-    supervision = pytest.importorskip("supervision")
+    import supervision
+
     found = supervision.Detections(**to_detections([record(MASK), record(MASK)]))
     assert len(found) == 2
     assert found.area.tolist() == [120, 120]
