@@ -167,7 +167,7 @@ def expect_refusal(folder, source, *words, target="out", module="torch_to_flax")
     done = run(module, source, folder / target)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("sam-jax convert ")
     assert done.stderr.count("\n") == 1, done.stderr
     for word in (str(source), *words):
         assert word in done.stderr

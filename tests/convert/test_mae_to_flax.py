@@ -12,6 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from sam_jax.checkpoint import load_model
+from sam_jax.cli import convert as convert_command
 from sam_jax.config import vit_b, vit_h, vit_l
 from sam_jax.convert import mae_to_flax
 from sam_jax.convert.mae_to_flax import infer_size, load_mae
@@ -157,11 +158,10 @@ def refusal(folder, content, capsys):
     import torch
 
     torch.save(content, folder / "bad.pth")
-    with pytest.raises(SystemExit) as exit_info:
-        mae_to_flax.main([str(folder / "bad.pth"), str(folder / "out")])
+    code = convert_command.main(["from-mae", str(folder / "bad.pth"), str(folder / "out")])
     out, err = capsys.readouterr()
-    assert (exit_info.value.code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"error: {folder / 'bad.pth'}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"sam-jax convert from-mae: {folder / 'bad.pth'}")
     assert [path.name for path in folder.iterdir()] == ["bad.pth"]
     return err
 
@@ -219,14 +219,13 @@ def test_training_can_start_from_what_the_command_writes(tmp_path, capsys):
     import torch
 
     torch.save({"model": mae_state(grid=3, patch=14)}, tmp_path / "mae.pth")
-    args = [str(tmp_path / "mae.pth"), str(tmp_path / "sam"), "--seed", "7"]
-    mae_to_flax.main(args)
+    args = ["from-mae", str(tmp_path / "mae.pth"), str(tmp_path / "sam"), "--seed", "7"]
+    assert convert_command.main(args) == 0
     assert "the encoder of small" in capsys.readouterr().out
     model, variables = load_model(tmp_path / "sam")
     assert model.config == CONFIG
     jax.tree.map(np.testing.assert_array_equal, variables, load_mae(tmp_path / "mae.pth", seed=7)[1])
-    with pytest.raises(SystemExit):
-        mae_to_flax.main(args)
+    assert convert_command.main(args) == 2
     assert f"{tmp_path / 'sam'} exists already; remove it" in capsys.readouterr().err
 
 
