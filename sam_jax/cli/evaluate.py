@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -32,14 +32,10 @@ class Evaluate:
     ] = ()
     list_sets: Annotated[bool, arg(help="describe the paper's sets and stop")] = False
     images: Annotated[str | None, arg(metavar="DIR", help="where the images of COCO or LVIS files in DATA lie")] = None
-    checkpoint: Annotated[str | None, arg(metavar="DIR", help="model directory; None is the bundled vit_tiny")] = None
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "int8"] | None, arg(help="compute type; None is float32; int8 is for TPUs")
-    ] = None
-    crf: Annotated[bool, arg(help="refine masks at the image's edges (CRF); vit_tiny does so unless told not to")] = (
-        False
-    )
-    no_crf: Annotated[bool, arg(help="no edge refinement")] = False
+    checkpoint: parsing.Checkpoint = None
+    dtype: parsing.Dtype = None
+    crf: parsing.Crf = False
+    no_crf: parsing.NoCrf = False
     out: Annotated[str, arg(metavar="DIR", help="where the report goes")] = "report"
     clicks: Annotated[tuple[int, ...], arg(help="score masks after so many clicks")] = (1, 2, 3, 5, 9)
     no_boxes: Annotated[bool, arg(help="leave box prompts out")] = False

@@ -8,7 +8,7 @@ import re
 import time
 import typing
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -82,15 +82,11 @@ class Infer:
         Positional[tuple[str, ...]],
         arg(metavar="IMAGES", help="files, directories, 'dir/*.jpg', @LIST; local or gs://"),
     ]
-    checkpoint: Annotated[str | None, arg(metavar="DIR", help="model directory; None is the bundled vit_tiny")] = None
+    checkpoint: parsing.Checkpoint = None
     out: Annotated[str, arg(metavar="DIR", help="where results go")] = "sam_out"
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "int8"] | None, arg(help="compute type; None is float32; int8 is for TPUs")
-    ] = None
-    crf: Annotated[bool, arg(help="refine masks at the image's edges (CRF); vit_tiny does so unless told not to")] = (
-        False
-    )
-    no_crf: Annotated[bool, arg(help="no edge refinement")] = False
+    dtype: parsing.Dtype = None
+    crf: parsing.Crf = False
+    no_crf: parsing.NoCrf = False
 
     point: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="X,Y[,L]", help="of one image: label 1 on, 0 off the object")

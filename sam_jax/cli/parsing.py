@@ -6,12 +6,20 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
+from tyro.conf import arg
 
 T = TypeVar("T")
 V = TypeVar("V")
+# Options of every command that runs a model.
+Checkpoint = Annotated[str | None, arg(metavar="DIR", help="model directory; None is the bundled vit_tiny")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "int8"] | None, arg(help="compute type; None is float32; int8 is for TPUs")
+]
+Crf = Annotated[bool, arg(help="refine masks at the image's edges (CRF); vit_tiny does so unless told not to")]
+NoCrf = Annotated[bool, arg(help="no edge refinement")]
 WRONG_INPUT = 2
 STOPPED = 130
 
