@@ -4,7 +4,6 @@ A box says that what lies outside it is not the object; GrabCut (Rother et al., 
 the inside. A region is kept where the box of the answer gives the same answer.
 """
 
-import importlib.util
 import math
 
 import numpy as np
@@ -26,8 +25,10 @@ def find_grabcut_regions(rng: np.random.Generator, photo: np.ndarray, tries: int
 
     Raises ImportError without OpenCV.
     """
-    if importlib.util.find_spec("cv2") is None:
-        raise ImportError("GrabCut comes from OpenCV: pip install opencv-python-headless")
+    try:
+        import cv2  # noqa: F401  (before the first box is tried)
+    except ImportError:
+        raise ImportError("GrabCut comes from OpenCV: pip install opencv-python-headless") from None
     found: list[np.ndarray] = []
     for _ in range(tries):
         region = _region_of(photo, _random_window(rng, photo.shape[:2]))
