@@ -6,8 +6,6 @@ The pool of cut-outs and images comes first: sam-jax data pool data/pool
 and then what GrabCut finds in its images: sam-jax data pool-label data/pool
 """
 
-import dataclasses
-
 from sam_jax.config import (
     CompositeConfig,
     CompositeDataConfig,
@@ -21,12 +19,8 @@ from sam_jax.config import (
 
 
 def get_config() -> TrainConfig:
-    """The best recipe known; docs/model_card.md says how far the present weights, of `vit_tiny` as it is, follow it."""
-    tiny = vit_tiny()
-    # Sixteen numbers per head of the decoder's cross-attention, to tell places and contents apart by, not eight.
-    decoder = dataclasses.replace(tiny.mask_decoder, attention_downsample_rate=1)
     return TrainConfig(
-        sam=dataclasses.replace(tiny, mask_decoder=decoder, details=32),
+        sam=vit_tiny(),
         stages=(
             StageConfig(128, 16, masks_per_image=6, num_steps=2500, num_points=0, mosaics=0.6, num_examples=12_000),
             StageConfig(256, 8, masks_per_image=6, num_steps=3500, num_points=0, mosaics=0.3, num_examples=8_000),
