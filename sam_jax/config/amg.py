@@ -1,4 +1,4 @@
-"""How everything mode looks at an image."""
+"""Settings of everything mode."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle", "low_res")
 class AmgConfig:
     """Settings of `SamAutomaticMaskGenerator`.
 
-    The first block has the official class's names, meanings and defaults; the second is ours, and off by default.
+    The first block has the names, meanings and defaults of the official class; the second is ours, off by default.
 
     Attributes:
       points_per_side: points along each side of the grid over the whole image.
       points_per_batch: points decoded at once.
-      pred_iou_thresh: masks whose predicted IoU is not above this are dropped; 0 switches the filter off. None takes
-        the model's own, `SamConfig.pred_iou_thresh`: 0.88 for the published sizes.
-      stability_score_thresh: masks below this stability score are dropped; 0 switches the filter off. None takes the
-        model's own, `SamConfig.stability_score_thresh`: 0.95 for the published sizes.
+      pred_iou_thresh: masks whose predicted IoU is not above this are dropped; 0 switches the filter off. None uses
+        `SamConfig.pred_iou_thresh` of the model: 0.88 for the published sizes.
+      stability_score_thresh: masks below this stability score are dropped; 0 switches the filter off. None uses
+        `SamConfig.stability_score_thresh` of the model: 0.95 for the published sizes.
       stability_score_offset: the score is the IoU of the masks at `mask_threshold` plus and minus this many logits.
       box_nms_thresh: of two masks of one crop whose *boxes* overlap by more than this IoU, the one with the lower
         predicted IoU is dropped.
-      crop_n_layers: above 0, the image is also looked at in 4, 16, ... overlapping crops.
+      crop_n_layers: above 0, masks are also generated in 4, 16, ... overlapping crops, one set of crops per layer.
       crop_nms_thresh: as `box_nms_thresh`, between crops; masks of smaller crops win.
       crop_overlap_ratio: overlap of the first layer's crops, as a share of the image's shorter side.
       crop_n_points_downscale_factor: layer i has points_per_side / factor**i points along each side of each crop.
-      min_mask_region_area: above 0, holes and islands of fewer pixels are filled and removed, and duplicates that this
-        makes are dropped. It drops no mask for being small: that is `min_mask_area`.
-      output_mode: what `segmentation` is: "binary_mask" (H, W) bool, "uncompressed_rle", "coco_rle", or "low_res"
-        (ours): the decoder's own logits, (4h, 4w) float32, of the crop.
+      min_mask_region_area: above 0, holes of fewer pixels are filled and islands of fewer pixels removed; duplicates
+        that result are dropped. To drop small masks, use `min_mask_area`.
+      output_mode: format of `segmentation`: "binary_mask" (H, W) bool, "uncompressed_rle", "coco_rle", or "low_res"
+        (ours): the mask decoder's logits for the crop, (4h, 4w) float32.
       mask_nms_thresh: of two masks whose *pixels* overlap by more than this IoU, the one with the lower predicted IoU
         is dropped. Box NMS alone leaves near-duplicates.
       min_mask_area: masks of fewer pixels of the image are dropped.
       max_mask_area: masks of more pixels of the image are dropped; None means no limit.
-      max_mask_cover: masks that cover more of the image than this are dropped; SA-1B was made with 0.95.
-      skip_full_image: with crops, do not look at the whole image: for very large images of small things.
+      max_mask_cover: masks that cover more than this share of the image are dropped; SA-1B was made with 0.95.
+      skip_full_image: generate masks in crops only, not in the whole image: for small objects in very large images.
     """
 
     points_per_side: int | None = 32
@@ -86,6 +86,6 @@ class AmgConfig:
         )
 
     def of_model(self, sam: SamConfig) -> AmgConfig:
-        """These settings with the model's own thresholds where none are given."""
+        """These settings, with thresholds that are None replaced by the model's."""
         names = ("pred_iou_thresh", "stability_score_thresh")
         return dataclasses.replace(self, **{name: getattr(sam, name) for name in names if getattr(self, name) is None})

@@ -1,4 +1,4 @@
-"""Conditions that a config has to meet."""
+"""Validation of config fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class Range(NamedTuple):
-    """The values that a field may have: a test, and the words for it in a message."""
+    """The values that a field may have: a predicate, and its description for error messages."""
 
     accepts: Callable[[Any], bool]
     text: str
@@ -27,7 +27,7 @@ GIVEN = Range(lambda x: bool(x.strip()), "given, not empty")
 
 
 def one_of(names: Sequence[str]) -> Range:
-    """The range of a field that holds one of some names."""
+    """The range of a field that must be one of `names`."""
     return Range(lambda x: x in names, f"one of {', '.join(names)}")
 
 
@@ -41,9 +41,9 @@ def check_fields(config: Any, what: str = "", /, **ranges: Range) -> None:
     """Checks each field of a config dataclass against its annotation and, where one is given, its range.
 
     Args:
-      what: stands before the field's name in messages: "stage" makes "stage image_size must be ...".
-      ranges: by field name. Of a tuple every element has to lie in the range; None, where the annotation allows it, is
-        always good.
+      what: prefix of the field's name in messages: "stage" gives "stage image_size must be ...".
+      ranges: by field name. Every element of a tuple must lie in the range; None, where the annotation allows it, is
+        always accepted.
 
     Raises:
       ValueError: one line that names the field, its value and what was expected.
@@ -59,7 +59,7 @@ def check_fields(config: Any, what: str = "", /, **ranges: Range) -> None:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is what an annotation says; whole numbers are good floats, NaN and infinity are not."""
+    """Whether a value matches an annotation. Integers pass as floats; NaN and infinity do not."""
     arguments = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
         return any(_fits(value, part) for part in arguments)
@@ -76,7 +76,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _words(kind: Any) -> str:
-    """An annotation in the words of a message: "a whole number", "3 values, each a number"."""
+    """An annotation in words, for messages: "a whole number", "a tuple of 3, each a number"."""
     arguments = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
         return " or ".join(_words(part) for part in arguments)

@@ -1,4 +1,4 @@
-"""What a model is trained on."""
+"""Training data: images on disk, or composites made from a pool."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ class CompositeConfig:
 
     Attributes:
       image_size: side S of the padded square, in pixels; a multiple of 4.
-      masks_per_image: K, masks kept of each image; where there are more, large and hollow ones are kept more often.
+      masks_per_image: K, masks kept per image; of more than K, large and hollow ones are kept with higher probability.
       mask_stride: pixels per cell of the masks, as in `StageConfig`.
-      length: examples in one pass: what `len` says.
-      labelled: share of examples that are labelled photographs, where the pool has any.
-      regions: share of examples that are photographs with the regions that GrabCut found, where the pool has any.
+      length: examples in one pass, the `len` of the source.
+      labelled: share of examples that are labelled photographs, if the pool has any.
+      regions: share of examples that are photographs with regions found by GrabCut, if the pool has any.
       mosaics: share of examples that are mosaics: images cut into surfaces, without objects.
-      pseudo_regions: share of examples that are plain photographs with regions found in them.
+      pseudo_regions: share of examples that are unlabelled photographs with regions found in them on the fly.
       square: share of examples whose content fills the square.
-      min_aspect: shorter over longer side of the other examples, at least.
-      plain_background: share of composites before a plain backdrop (studio, sky).
-      blurred_background: share of composites before a photograph out of focus.
-      max_objects: cut-outs in a composite, at most; the least is 2.
-      max_distractors: misleading edges below the objects, at most.
-      photo_region_object: share of objects that are random shapes out of other photographs.
-      region_object: share of objects that are such regions, cut out, where the pool has any.
-      match_colours: share of objects whose colours are drawn towards the background's.
+      min_aspect: lower limit of the shorter side over the longer side, for the other examples.
+      plain_background: share of composites on a plain background (studio, sky).
+      blurred_background: share of composites on an out-of-focus photograph.
+      max_objects: largest number of cut-outs in a composite; the smallest is 2.
+      max_distractors: largest number of misleading edges behind the objects.
+      photo_region_object: share of objects that are random shapes cut out of other photographs.
+      region_object: share of objects that are GrabCut regions, cut out, if the pool has any.
+      match_colours: share of objects whose colours are shifted towards the background's.
       feather: share of objects with soft edges.
-      shadow: share of objects that throw a soft shadow.
+      shadow: share of objects that cast a soft shadow.
       parts: share of objects that get parts.
-      repeat: share of objects that come as touching copies.
-      degrade: share of examples that are degraded as a whole.
+      repeat: share of objects that appear as several touching copies.
+      degrade: share of examples whose whole image is degraded.
     """
 
     image_size: int = 256
@@ -99,11 +99,11 @@ class CompositeConfig:
 class CompositeDataConfig:
     """Composites from a pool that `sam-jax data pool` wrote.
 
-    The stage's image size and masks per image take the place of those in `composite`.
+    The stage's image size, masks per image and mask stride replace those in `composite`.
 
     Attributes:
-      pool: the pool's directory, local.
-      composite: how composites are made of it.
+      pool: the pool's local directory.
+      composite: how composites are made from it.
     """
 
     pool: str = "data/pool"
@@ -118,18 +118,18 @@ class RecordDataConfig:
     """Photographs with masks on disk, local or gs://.
 
     Attributes:
-      path: tells by itself what it is: a directory of SA-1B tars (or one tar), a directory of jpg + json, a prepared
-        tensorflow-datasets directory (array_record), or a COCO instances .json file.
-      image_dir: where the images of a COCO file lie; None means that they are looked for beside it.
-      hold_out: share of the images, chosen by image id, that training never sees and evaluation during training uses.
+      path: a directory of SA-1B tars (or one tar), a directory of jpg + json, a prepared tensorflow-datasets directory
+        (array_record), or a COCO instances .json file. The format is detected.
+      image_dir: directory of a COCO file's images; None looks for them beside the file.
+      hold_out: share of the images, chosen by image id, that are kept out of training for the evaluation during it.
         Above 0, at least one image of a data set of two or more is held out, and at least one is trained on.
-      max_images: train on that many images only, chosen by image id: the paper's subsets are 100_000 and 1_000_000.
-      max_mask_share: masks that cover more of the image than this are dropped (SAM paper, appendix A: 0.9).
-      max_bad_share: unreadable images above this share stop the run; below it each is logged and replaced.
-      jitter: (smallest, largest) scale of large-scale jitter, (0.1, 2.0) in the paper's first two stages; None, as the
-        published recipe has it, means no augmentation.
-      scaled_decode: JPEGs are decoded at a half, a quarter or an eighth where that leaves enough pixels. It is faster,
-        but images are then not quite those that inference sees.
+      max_images: train on this many images only, chosen by image id: the paper's subsets are 100_000 and 1_000_000.
+      max_mask_share: masks that cover more than this share of the image are dropped (SAM paper, appendix A: 0.9).
+      max_bad_share: a larger share of unreadable images stops the run; below it, each is logged and replaced.
+      jitter: (smallest, largest) scale of large-scale jitter, (0.1, 2.0) in the paper's first two stages; None, as in
+        the published recipe, means no augmentation.
+      scaled_decode: decode JPEGs at 1/2, 1/4 or 1/8 size where that leaves enough pixels. Faster, but the images then
+        differ slightly from those that inference sees.
       num_workers: processes that read ahead; 0 reads in threads of this process.
       prefetch: examples that each reader keeps ready.
     """

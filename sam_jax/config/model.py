@@ -1,4 +1,4 @@
-"""What the network is: sizes and compute dtype. A new model size is a new function here, nothing else."""
+"""The network: sizes and compute dtype. A new model size needs only a new function here."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ class ImageEncoderConfig:
     """ViT with windowed and global blocks (Li et al. 2022, as in SAM). Defaults are ViT-B's.
 
     Attributes:
-      image_size: side in pixels of the square input that the position tables are made for. Other input sizes work
-        through interpolation.
+      image_size: side in pixels of the square input that the position tables are made for. For other input sizes the
+        tables are interpolated.
       patch_size: side in pixels of one token.
       embed_dim: width of a token, in channels; a multiple of `num_heads`.
       depth: number of blocks.
       num_heads: attention heads of each block.
-      mlp_ratio: width of each block's MLP, in token widths.
+      mlp_ratio: width of each block's MLP as a multiple of `embed_dim`.
       window_size: side in tokens of the windows of all blocks but `global_attn_indexes`.
       global_attn_indexes: which blocks, counted from 0, attend to the whole image instead of windows.
-      drop_path_rate: stochastic depth of the last block at training; earlier blocks scale down linearly to 0.
+      drop_path_rate: stochastic depth rate of the last block in training; it rises linearly from 0 at the first block.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      scan: loop over groups of blocks, of which one is compiled. Compiling takes less time, running a sixth more, and
-        memory a second copy of the blocks' parameters. Groups have to be equal and end with a global block each.
-      attention: "xla" is the form that every platform compiles, "pallas" the TPU kernels (an error for shapes that they
-        do not take), "auto" the kernels on TPU for the shapes that they take and the XLA form elsewhere.
-      token_order: how tokens lie between consecutive windowed blocks, which changes no result. "grid" cuts windows in
-        every block and computes no padded token outside attention: less arithmetic, best on CPUs. "windows" cuts once
-        per group of windowed blocks and carries the padding along: fewer copies, best on TPUs. "auto" is "windows"
-        where the compute dtype is bfloat16, else "grid".
-      int8_mlp: multiply the MLPs of blocks, two thirds of the arithmetic, in 8-bit integers. For inference alone:
+      scan: loop over equal groups of blocks, each ending with a global block, and compile only one group. Compilation
+        is faster, a step takes a sixth longer, and memory holds a second copy of the blocks' parameters.
+      attention: "xla" runs on every platform; "pallas" uses the TPU kernels and is an error for shapes that they do
+        not support; "auto" uses the kernels on TPU for the shapes that they support, XLA otherwise.
+      token_order: memory layout of tokens between consecutive windowed blocks; results do not depend on it. "grid"
+        cuts windows in every block and computes no padded token outside attention: less arithmetic, best on CPUs.
+        "windows" cuts once per group of windowed blocks and carries the padding along: fewer copies, best on TPUs.
+        "auto" is "windows" where the compute dtype is bfloat16, else "grid".
+      int8_mlp: multiply the MLPs of blocks, two thirds of the arithmetic, in 8-bit integers. For inference only:
         rounding has no gradient.
     """
 
@@ -84,16 +84,16 @@ class ImageEncoderConfig:
 
     @property
     def grid_size(self) -> int:
-        """Side of the square token grid at the native input size."""
+        """Side in tokens of the square token grid at `image_size`."""
         return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True)
 class PromptEncoderConfig:
-    """What turns prompts into tokens (SAM paper, appendix A).
+    """Prompts to tokens (SAM paper, appendix A).
 
     Attributes:
-      mask_in_chans: channels of the mask prompt just before its last 1x1 convolution; a multiple of 4.
+      mask_in_chans: channels of the mask prompt before its last 1x1 convolution; a multiple of 4.
     """
 
     mask_in_chans: int = 16
@@ -111,14 +111,14 @@ class MaskDecoderConfig:
       depth: number of two-way blocks.
       num_heads: attention heads of each block.
       mlp_dim: width of each block's MLP, in channels.
-      attention_downsample_rate: the cross-attention works at the decoder's width divided by this.
-      num_multimask_outputs: masks for an ambiguous prompt, beside the single one for all others.
+      attention_downsample_rate: cross-attention has the decoder's width divided by this.
+      num_multimask_outputs: masks for an ambiguous prompt, beside the single mask for all others.
       iou_head_depth: layers of the MLP that predicts each mask's IoU.
       iou_head_hidden_dim: width of that MLP, in channels.
       kernels: as `ImageEncoderConfig.attention`, for the decoder's work on pixels. The kernels are made for inference:
-        a gradient computes what it needs anew in the XLA form.
-      dropout_rate: at training, of what each self-attention, cross-attention and MLP gives, before it is added to its
-        residual and normalised. There is no kernel for it. The paper trains with 0.1; its released code has none.
+        a gradient recomputes the forward pass with XLA.
+      dropout_rate: in training, applied to the output of each self-attention, cross-attention and MLP, before the
+        residual sum and the norm. No kernel supports it. The paper trains with 0.1; its released code has none.
     """
 
     depth: int = 2
@@ -139,30 +139,30 @@ class MaskDecoderConfig:
 
     @property
     def num_mask_tokens(self) -> int:
-        """The single-mask token comes first, then one token per mask of an ambiguous prompt."""
+        """Number of mask tokens: the single-mask token first, then one per mask of an ambiguous prompt."""
         return self.num_multimask_outputs + 1
 
     @property
     def num_masks(self) -> int:
-        """Masks that the decoder gives, in the order of their tokens."""
+        """M, masks that the decoder returns per prompt, in the order of their tokens."""
         return self.num_mask_tokens
 
 
 @dataclass(frozen=True)
 class HqMaskDecoderConfig(MaskDecoderConfig):
-    """HQ-SAM's mask decoder (Ke et al. 2023): one more token, whose mask is made of fine features. For inference alone.
+    """HQ-SAM's mask decoder (Ke et al. 2023): one more token, whose mask uses fine features. For inference only.
 
-    Its mask is added to SAM's. Of the masks for an ambiguous prompt that with the best predicted IoU alone is given.
+    Its mask is added to SAM's. For an ambiguous prompt, only the mask with the highest predicted IoU is returned.
 
     Attributes:
-      hq_token_only: the masks are those of that token, without SAM's. The published predictor has it as an argument.
+      hq_token_only: return the HQ token's mask alone, without adding SAM's: an argument of the published predictor.
     """
 
     hq_token_only: bool = False
 
     @property
     def num_masks(self) -> int:
-        """The single mask, and the best of those for ambiguous prompts."""
+        """M: the single mask, and the best of the masks for an ambiguous prompt."""
         return 2
 
 
@@ -171,25 +171,25 @@ class SamConfig:
     """A whole Segment Anything model.
 
     Attributes:
-      image_encoder: a plain ViT as SAM's or, by the class of this config, MobileSAM's TinyViT.
-      mask_decoder: two-way transformer and heads: SAM's or, by the class of this config, HQ-SAM's.
-      prompt_embed_dim: width of image embeddings, prompts and mask decoder.
-      details: width of a few convolutions beside the ViT, at a quarter of the image's side, that give it and the
-        decoder what lies between its patches (models/details.py). The published models have none: 0. With details
-        the decoder has no TPU kernel for its enlargement.
-      pixel_mean: means of red, green and blue, on the 0 to 255 scale, that images are normalised by.
-      pixel_std: their standard deviations, on the same scale.
-      crf: edge refinement by a CRF (ops/crf.py): outlines move to the edges and colours of the image, and box
-        prompts' masks end at the box, before masks are enlarged to the image. It has no parameters and no part in
-        training. The published models do without.
+      image_encoder: SAM's plain ViT or MobileSAM's TinyViT, by the class of this config.
+      mask_decoder: SAM's or HQ-SAM's mask decoder, by the class of this config.
+      prompt_embed_dim: C, width of image embeddings, prompts and mask decoder.
+      details: width of a few convolutions beside the ViT, at a quarter of the image's side, that give the ViT and the
+        decoder features finer than a patch (models/details.py). 0, as in the published models: none. With details
+        the decoder has no TPU kernel for its upscaling.
+      pixel_mean: mean of red, green and blue for normalising images, on the 0 to 255 scale.
+      pixel_std: standard deviation of red, green and blue, on the same scale.
+      crf: edge refinement by a CRF (ops/crf.py), before masks are enlarged to the image: outlines move to edges and
+        colours of the image, and masks of box prompts end at the box. It has no parameters and is not used in
+        training. The published models do not use it.
       mask_threshold: a pixel belongs to a mask where its logit is above this.
-      pred_iou_thresh: everything mode drops masks with a predicted IoU below this where its caller names no other. It
-        cuts what this model's IoU head says, so that it belongs to the weights; the published sizes have the official.
-      stability_score_thresh: the same for the stability score, which follows from this model's logits.
-      dtype: compute dtype, "float32" or "bfloat16". "float32" is multiplied as float32 on every platform
-        (ops/products.py): on TPUs and GPUs several times slower than "bfloat16", which is what they are fast at.
-        Parameters are float32 in any case; softmax, normalisation statistics, positional encoding, losses, the
-        optimizer and all that is done to masks after the decoder stay in float32, and as exact.
+      pred_iou_thresh: default threshold of everything mode, which drops masks with a lower predicted IoU. It suits
+        this model's IoU head, so it belongs to the weights; the published sizes have the official value.
+      stability_score_thresh: the same for the stability score, which depends on the scale of this model's logits.
+      dtype: compute dtype, "float32" or "bfloat16". "float32" means true float32 products on every platform
+        (ops/products.py), several times slower than "bfloat16" on TPUs and GPUs. Parameters, softmax, normalisation
+        statistics, positional encoding, losses, the optimizer and all mask processing after the decoder are float32
+        in either case.
     """
 
     image_encoder: ImageEncoderConfig | TinyVitConfig = field(default_factory=ImageEncoderConfig)
@@ -249,7 +249,7 @@ class SamConfig:
 
     @property
     def vit(self) -> ImageEncoderConfig:
-        """The image encoder, for what only plain ViTs can. Raises ValueError where it is a TinyViT."""
+        """The image encoder, where only a plain ViT will do. Raises ValueError if it is a TinyViT."""
         if isinstance(self.image_encoder, TinyVitConfig):
             raise ValueError(
                 "a TinyViT (MobileSAM) is for inference in float32 or bfloat16; take a SAM with a plain ViT"
@@ -258,12 +258,12 @@ class SamConfig:
 
     @property
     def image_size(self) -> int:
-        """Native side of the model's square input frame in pixels."""
+        """Side in pixels of the model's native square input frame."""
         return self.image_encoder.image_size
 
     @property
     def embedding_channels(self) -> int:
-        """Numbers per cell of an image embedding; with `details` and HQ-SAM, those of its sub-pixels come along."""
+        """Channels of an image embedding; with `details` or HQ-SAM they include fine features of each cell."""
         if self.is_hq:
             return 3 * self.prompt_embed_dim
         return self.prompt_embed_dim + (3 * self.prompt_embed_dim + 16 * self.details if self.details else 0)
@@ -313,12 +313,12 @@ def mobile_sam() -> SamConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as nested plain dictionaries, ready for JSON."""
+    """A config as nested dictionaries that JSON can hold."""
     return dataclasses.asdict(config)
 
 
 def sam_config_from_dict(values: dict[str, Any]) -> SamConfig:
-    """The inverse of `to_dict` for `SamConfig`. Raises ValueError that names an unknown key and the nearest known."""
+    """The inverse of `to_dict` for a `SamConfig`. Raises ValueError for an unknown key, and suggests a known one."""
     is_tiny_vit = "widths" in values.get("image_encoder", {})
     is_hq = "hq_token_only" in values.get("mask_decoder", {})
     parts = {

@@ -1,4 +1,4 @@
-"""What a network is, as opposed to how it runs: each field of a `SamConfig` stands here once, in one of three sets."""
+"""What a network is, as opposed to how it runs: each field of a `SamConfig` is in exactly one of three sets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from sam_jax.config.checks import require
 from sam_jax.config.model import ATTENTION, INFERENCE_DTYPES, SamConfig, sam_config_from_dict, to_dict
 
-# Shapes of parameters, and what they mean: weights that were trained under one value are of no use under another.
+# Shapes and meaning of parameters: weights trained with one value are useless with another.
 NETWORK = frozenset(
     {
         "image_encoder.image_size",
@@ -38,8 +38,8 @@ NETWORK = frozenset(
         "pixel_std",
     }
 )
-# How the same parameters are computed with, in training or in inference. Whoever runs a network chooses; a model
-# directory does not keep it.
+# How a network with given parameters is run, in training or inference. The caller chooses; a model directory does not
+# store it.
 RUNNING = frozenset(
     {
         "image_encoder.drop_path_rate",
@@ -53,14 +53,14 @@ RUNNING = frozenset(
         "dtype",
     }
 )
-# What inference makes of the network's outputs. A model directory keeps it beside the weights, as their defaults.
+# What inference does with the network's outputs. A model directory stores it as the defaults of its weights.
 ANSWERS = frozenset(
     {"mask_decoder.hq_token_only", "crf", "mask_threshold", "pred_iou_thresh", "stability_score_thresh"}
 )
 
 
 def sam_fields(config: SamConfig) -> dict[str, Any]:
-    """Every value of a config by its dotted name: {"image_encoder.depth": 12, ..., "dtype": "float32"}."""
+    """Values of all fields by dotted name: {"image_encoder.depth": 12, ..., "dtype": "float32"}."""
     values: dict[str, Any] = {}
     for name, value in to_dict(config).items():
         values |= {f"{name}.{inner}": x for inner, x in value.items()} if isinstance(value, dict) else {name: value}
@@ -68,7 +68,7 @@ def sam_fields(config: SamConfig) -> dict[str, Any]:
 
 
 def to_saved_dict(config: SamConfig) -> dict[str, Any]:
-    """What a model directory keeps of a config, as `to_dict` has it: all but how it runs."""
+    """What a model directory stores of a config: `to_dict` without the fields of `RUNNING`."""
     values = to_dict(config)
     for name in RUNNING:
         *part, leaf = name.split(".")
@@ -82,7 +82,7 @@ def bare_network(config: SamConfig) -> SamConfig:
 
 
 def network_differences(stored: SamConfig, wanted: SamConfig) -> list[str]:
-    """What keeps weights of one config from serving another: each `NETWORK` field that differs, with both values."""
+    """Why weights of `stored` do not fit `wanted`: each `NETWORK` field that differs, with both values."""
     ours = sam_fields(wanted)
     for part in ("image_encoder", "mask_decoder"):
         kinds = [type(getattr(config, part)) for config in (stored, wanted)]
@@ -96,22 +96,22 @@ def network_differences(stored: SamConfig, wanted: SamConfig) -> list[str]:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Equality; a width divided by another and multiplied again may be off by a last digit."""
+    """Equality, up to rounding: `mlp_ratio` is a quotient of widths."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-6)
     return bool(one == other)
 
 
 def for_inference(config: SamConfig, dtype: str = "float32", kernels: str = "auto") -> SamConfig:
-    """A network as it predicts; whatever the config says of training, or of how else to run, is dropped.
+    """The config of a network for inference; all other fields of `RUNNING` get their defaults.
 
     Args:
       dtype: one of INFERENCE_DTYPES; "int8" is bfloat16 with `ImageEncoderConfig.int8_mlp`.
       kernels: one of ATTENTION, for the encoder's attention and the mask decoder; see `ImageEncoderConfig.attention`.
-        A TinyViT has no kernels: this is for its decoder then.
+        A TinyViT has no kernels; only the decoder uses it then.
 
     Raises:
-      ValueError: another dtype or kernels, "pallas" for a network with details or HQ-SAM, or "int8" for a TinyViT.
+      ValueError: an unknown dtype or kernels, "pallas" for a network with details or HQ-SAM, or "int8" for a TinyViT.
     """
     require(dtype in INFERENCE_DTYPES, f"dtype {dtype!r} is not one of {', '.join(INFERENCE_DTYPES)}")
     require(kernels in ATTENTION, f"kernels {kernels!r} is not one of {', '.join(ATTENTION)}")
@@ -127,8 +127,10 @@ def for_inference(config: SamConfig, dtype: str = "float32", kernels: str = "aut
 def for_training(
     config: SamConfig, drop_path_rate: float = 0.0, remat: bool = True, dropout_rate: float = 0.0
 ) -> SamConfig:
-    """A network as it trains on TPUs: bfloat16 arithmetic, drop path in the encoder, dropout in the decoder, blocks
-    recomputed for gradients or kept."""
+    """The config of a network for training on TPUs, in bfloat16 and with XLA's form of the decoder.
+
+    `drop_path_rate` and `remat` are the encoder's, `dropout_rate` the decoder's. Raises ValueError for a TinyViT.
+    """
     encoder = dataclasses.replace(config.vit, drop_path_rate=drop_path_rate, remat=remat)
     decoder = dataclasses.replace(config.mask_decoder, kernels="xla", dropout_rate=dropout_rate)
     return dataclasses.replace(config, image_encoder=encoder, mask_decoder=decoder, dtype="bfloat16")

@@ -12,16 +12,16 @@ REDUCTION = 4  # of the first convolutions
 @dataclass(frozen=True)
 class TinyVitConfig:
     """TinyViT (Wu et al. 2022) as in MobileSAM (Zhang et al. 2023): one stage of convolutions, then stages of windowed
-    attention. Defaults are those of the 5 M model. For inference alone.
+    attention. Defaults are those of the 5 M model. For inference only.
 
     Attributes:
-      image_size: side in pixels of the square frame. Other input sizes work as they are: nothing depends on it.
+      image_size: side in pixels of the square input frame. No parameter depends on it.
       widths: channels of each stage.
       depths: blocks of each stage.
-      num_heads: attention heads of the stages after the first; each divides its stage's width.
-      window_sizes: sides in cells of the windows of the stages after the first.
-      mlp_ratio: width of an MLP, in widths of its stage.
-      expand_ratio: width inside a convolutional block, in widths of its stage.
+      num_heads: attention heads of each stage after the first; each divides its stage's width.
+      window_sizes: side in cells of the windows of each stage after the first.
+      mlp_ratio: width of an MLP as a multiple of its stage's width.
+      expand_ratio: width inside a convolutional block as a multiple of its stage's width.
     """
 
     image_size: int = 1024
@@ -50,10 +50,10 @@ class TinyVitConfig:
 
     @property
     def patch_size(self) -> int:
-        """Side in pixels of a cell of the image embedding: every stage but the last two is halved."""
+        """Side in pixels of a cell of the image embedding: every stage but the last two ends with a halving."""
         return REDUCTION * 2 ** (len(self.widths) - 2)
 
     @property
     def grid_size(self) -> int:
-        """Side of the square embedding grid at the native input size."""
+        """Side in cells of the square embedding grid at `image_size`."""
         return self.image_size // self.patch_size

@@ -1,4 +1,4 @@
-"""How a model is trained. The files in configs/ return a `TrainConfig`."""
+"""Settings of training. The files in configs/ return a `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -27,21 +27,20 @@ STORAGE_DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A stretch of training at one image size. Batches are per step over all devices.
+    """A part of training at one image size.
 
     Attributes:
       image_size: side of the padded square input, in pixels; a multiple of the model's patch size.
       batch_size: images in each step, over all devices.
-      masks_per_image: masks of each image that are trained on in a step, at most, drawn at random (SAM paper,
-        appendix A: 64).
+      masks_per_image: largest number of masks of each image per step, drawn at random (SAM paper, appendix A: 64).
       num_steps: training steps of this stage.
-      mask_stride: pixels of the image per cell of the masks that the loss compares. 4 (default) is the decoder's own
-        grid, a quarter of the image: no more detail than the decoder can say, at a sixteenth of the memory. 2 and 1
-        enlarge its logits bilinearly, as SAM 2's training code does; SAM's paper does not say.
-      num_points: where given, takes the place of `InteractionConfig.num_points` in this stage.
-      mosaics: where given, takes the place of `CompositeConfig.mosaics` in this stage.
-      num_examples: composites made for this stage and kept in memory; then they come again. None makes new ones
-        throughout, which costs a CPU about as much as a small model's step.
+      mask_stride: pixels of the input frame per cell of the masks in the loss. 4 (default) is the decoder's own grid,
+        a quarter of the frame's side, at a sixteenth of the memory. With 2 or 1 its logits are enlarged bilinearly,
+        as in SAM 2's training code; SAM's paper does not say.
+      num_points: replaces `InteractionConfig.num_points` in this stage, unless None.
+      mosaics: replaces `CompositeConfig.mosaics` in this stage, unless None.
+      num_examples: number of composites made for this stage, kept in memory and repeated. None always makes new ones,
+        which costs a CPU about as much as a small model's step.
     """
 
     image_size: int = 1024
@@ -64,16 +63,16 @@ class InteractionConfig:
     """The simulated interactive segmentation of one training step (SAM paper, appendix A).
 
     Attributes:
-      num_points: corrective points after the first prompt, one per step, drawn from the error region.
-      num_mask_only_steps: further steps that feed back the mask without a new point; the last step is one of them,
-        the others fall at random places.
-      box_probability: chance that the first prompt is a box rather than a point.
+      num_points: corrective points after the first prompt, one per interaction, drawn from the error region.
+      num_mask_only_steps: further interactions that feed back the mask without a new point: the last one, and the
+        others at random positions.
+      box_probability: probability that the first prompt is a box rather than a point.
       box_noise: standard deviation of the noise on box corners, as a share of the box side.
       box_noise_max: limit of the noise on box corners, in pixels of the input frame.
-      box_noise_uniform: uniform in +-min(box_noise * side, box_noise_max), which SAM 2's training code calls
-        SAM's noise. The paper says "standard deviation": default False, Gaussian.
-      box_multimask: whether a box as first prompt counts as ambiguous, so that the three-mask output is trained on it.
-        The paper says "more than one prompt" for the single mask, and a box is two corner tokens: default False.
+      box_noise_uniform: draw uniform noise from +-min(box_noise * side, box_noise_max), which SAM 2's training code
+        calls SAM's noise. The paper says "standard deviation": default False, Gaussian.
+      box_multimask: treat a box as first prompt as ambiguous, and train the three masks on it. The paper says "more
+        than one prompt" for the single mask, and a box is two corner tokens: default False.
     """
 
     num_points: int = 8
@@ -102,19 +101,19 @@ class LossConfig:
       focal_weight: weight of the focal loss, 0 or more.
       dice_weight: weight of the dice loss, 0 or more.
       iou_weight: weight of the squared error of the predicted IoU, 0 or more.
-      focal_alpha: share of the mask's own pixels in the focal loss, from 0 to 1. The paper gives none; this is Lin et
-        al. 2017's, which SAM 2's training code uses.
-      focal_gamma: how much pixels that are right already count less, 0 or more. From the same source.
-      supervise_all_iou: the paper leaves open which of the three masks teach the IoU head. False (default) takes the
-        lowest-loss mask alone; True all three, which ranks them better when little data is seen.
-      supervise_all_outputs: the paper trains the single mask on unambiguous prompts alone and the three masks on
-        ambiguous ones alone (False). True trains both on every prompt: twice the signal per image.
-      sum_interactions: add the losses of all interactions, as SAM 2's training code does, instead of averaging them.
-        The paper does not say. AdamW does not see the factor, but clipping and logs do: default False, so that both
-        mean the same at any number of interactions.
-      affinity_weight: weight of `losses.affinity_loss`, which teaches the image embedding directly, and with
-        `SamConfig.details` those of its details that masks are weighed of as well. The paper has none (0); a
-        model trained from scratch otherwise learns to answer prompts without looking at the image.
+      focal_alpha: weight of foreground pixels in the focal loss, from 0 to 1; background pixels get 1 - alpha. The
+        paper gives none; 0.25 is that of Lin et al. 2017, which SAM 2's training code uses.
+      focal_gamma: exponent that reduces the weight of pixels already classified well, 0 or more. From the same source.
+      supervise_all_iou: the paper leaves open which of the three masks train the IoU head. False (default): only the
+        lowest-loss mask; True: all three, which ranks them better after little data.
+      supervise_all_outputs: False, as in the paper, trains the single mask on unambiguous prompts only and the three
+        masks on ambiguous ones only. True trains both on every prompt: twice the signal per image.
+      sum_interactions: sum the losses of all interactions, as SAM 2's training code does, instead of averaging them.
+        The paper does not say. AdamW is invariant to the factor, but clipping and logs are not: default False, so
+        that they do not depend on the number of interactions.
+      affinity_weight: weight of `losses.affinity_loss`, which trains the image embedding directly, and with
+        `SamConfig.details` the detail features for masks too. The paper has none (0); without it, a model trained from
+        scratch learns to answer prompts without using the image.
     """
 
     focal_weight: float = 20.0
@@ -139,16 +138,16 @@ class OptimConfig:
     """AdamW with linear warm-up (SAM paper, appendix A).
 
     Attributes:
-      optimizer: "adamw", the paper's, or "muon", which moves the kernels of dense layers along their orthogonalised
-        momentum (Jordan et al. 2024) in steps as long as Adam's (Liu et al. 2025), and all else as Adam does. Rates and
-        decay carry over. configs/bundled.py trains with it.
+      optimizer: "adamw", the paper's, or "muon", which updates large kernels along their orthogonalised momentum
+        (Jordan et al. 2024), in steps as long as Adam's (Liu et al. 2025), and other parameters as Adam does. Learning
+        rates and weight decay carry over. configs/bundled.py uses it.
       learning_rate: the peak of the learning rate, after warm-up.
-      b1: decay of Adam's mean of gradients per step, from 0 to below 1.
-      b2: decay of Adam's mean of squared gradients per step, from 0 to below 1.
-      weight_decay: share of each kernel that is taken away per step, times the learning rate.
+      b1: decay rate of Adam's mean of gradients, from 0 to below 1.
+      b2: decay rate of Adam's mean of squared gradients, from 0 to below 1.
+      weight_decay: decoupled weight decay of kernels, scaled by the learning rate.
       warmup_steps: steps over which the learning rate rises from 0 to its peak; half of all steps at most.
-      milestones: shares of the whole training after which the learning rate drops by `milestone_factor`.
-      milestone_factor: what the learning rate is multiplied by at each milestone.
+      milestones: shares of the whole training after which the learning rate is multiplied by `milestone_factor`.
+      milestone_factor: factor on the learning rate at each milestone.
       cosine: decay along a half cosine to 0 instead of at milestones.
       layer_decay: the learning rate of each encoder block is this times the next one's; 1 switches it off.
       clip_norm: clips gradients to this global norm; 0 switches it off.
@@ -184,17 +183,16 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Which parameters learn. The defaults train everything.
+    """Which parameters are trained. The defaults train everything.
 
     Attributes:
-      frozen: regular expressions over parameter paths ("image_encoder/.*"); parameters that match one in full do not
-        learn and carry no optimizer state. A pattern that matches nothing is an error.
-      lora_rank: above 0, the qkv kernels of the image encoder stay as they are and learn a low-rank change (Hu et al.
-        2021) instead, but for those that `frozen` names; the saved model has it merged. The encoder's other parameters
-        then stay frozen.
-      lora_alpha: the change is scaled by lora_alpha / lora_rank.
-      embedding_cache: a directory, local or gs://, in which the embeddings of all training images are kept: computed
-        once, read ever after. Needs a frozen image encoder and images without jitter.
+      frozen: regular expressions over parameter paths ("image_encoder/.*"); parameters whose whole path matches one are
+        not trained and have no optimizer state. A pattern that matches nothing is an error.
+      lora_rank: above 0, the image encoder is frozen and the qkv kernels that `frozen` does not name learn a low-rank
+        update (LoRA, Hu et al. 2021), which is merged into the saved model.
+      lora_alpha: the update is scaled by lora_alpha / lora_rank.
+      embedding_cache: a directory, local or gs://, that keeps the embeddings of all training images, each computed only
+        once. Needs a frozen image encoder and images without jitter.
     """
 
     frozen: tuple[str, ...] = ()
@@ -209,11 +207,11 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How devices are laid out. The batch is split over all of them.
+    """The device mesh. The batch is split over all devices.
 
     Attributes:
-      data: groups of devices that each hold a whole copy of parameters and optimizer state; -1 takes what is left.
-      fsdp: devices among which one such copy is split. On a TPU v5e, ViT-H needs at least 16.
+      data: groups of devices that each hold a whole copy of parameters and optimizer state; -1: all devices / fsdp.
+      fsdp: devices that share one such copy. On a TPU v5e, ViT-H needs at least 16.
     """
 
     data: int = -1
@@ -228,19 +226,19 @@ class TrainConfig:
     """One experiment. The files in configs/ return one of these.
 
     Attributes:
-      workdir: local or gs://; receives `config.json`, `log.jsonl`, TensorBoard files, `images/`, `logs/` (one per
-        host), `state/` (checkpoints) and, at the end, `model/` and, where evaluation found an earlier state better,
+      workdir: output directory, local or gs://: `config.json`, `log.jsonl`, `tensorboard/`, `overlays/`, `logs/` (one
+        per host), `state/` (checkpoints) and, at the end, `model/` and, if an earlier state had a better evaluation,
         `best/` (both for `load_model`).
       init_from: a model directory to start from, or "vit_tiny", the bundled one; None starts from scratch.
       storage_dtype: how the finished model's parameters are stored, "float32" or, at half the size, "float16".
-      accumulate: split each batch into this many pieces, one after the other, and step once with their mean gradient.
-      seed: seed of fresh weights, of the order of the data and of all that is drawn; from 0 to 2**32 - 1.
-      log_every: steps between two rows of metrics.
-      eval_every: steps between two evaluations, each of mean IoU by interaction on held-out images; 0 never.
-      eval_images: how many held-out images each evaluation looks at.
-      overlay_every: every so many steps, an image of predictions on the evaluation's first images; 0 never.
-      checkpoint_every: steps between two checkpoints. One precedes each evaluation too.
-      keep: how many of the newest checkpoints stay; the one with the best evaluation stays as well.
+      accumulate: process each batch in this many pieces and take one optimizer step with their mean gradient.
+      seed: seed of initial weights, data order and all random draws; from 0 to 2**32 - 1.
+      log_every: steps between rows of metrics.
+      eval_every: steps between evaluations, which measure mean IoU per interaction on held-out images; 0 never.
+      eval_images: number of held-out images per evaluation.
+      overlay_every: steps between images of predictions on the first held-out images; 0 never.
+      checkpoint_every: steps between checkpoints. Each evaluation saves one too.
+      keep: number of newest checkpoints to keep, beside the one with the best evaluation.
     """
 
     sam: SamConfig = field(default_factory=SamConfig)
@@ -280,7 +278,7 @@ class TrainConfig:
 
     @property
     def num_steps(self) -> int:
-        """Training steps over all stages."""
+        """Training steps of all stages together."""
         return sum(stage.num_steps for stage in self.stages)
 
 
@@ -293,7 +291,7 @@ def _is_pattern(text: str) -> bool:
 
 
 def for_stage(config: TrainConfig, stage: StageConfig) -> TrainConfig:
-    """The config as the steps of `stage` see it."""
+    """The config with the values that `stage` replaces in its `interaction`."""
     if stage.num_points is None:
         return config
     interaction = dataclasses.replace(config.interaction, num_points=stage.num_points)
