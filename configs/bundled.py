@@ -2,8 +2,8 @@
 
 Trains 7 M parameters on composites made on the fly, on a CPU. Small images come first: prompts are learned at 128 px
 for a sixteenth of the cost, outlines at 256 px, and the last stage is at the native 512 px.
-The pool of cut-outs and images comes first: sam-jax data pool data/pool
-and then what GrabCut finds in its images: sam-jax data pool-label data/pool
+Before it, make the pool of cut-outs and images: sam-jax data pool data/pool
+and label regions of its images with GrabCut: sam-jax data pool-label data/pool
 """
 
 from sam_jax.config import (
@@ -27,7 +27,7 @@ def get_config() -> TrainConfig:
             StageConfig(256, 8, masks_per_image=6, num_steps=4_000, num_points=1, mosaics=0.1, num_examples=16_000),
             StageConfig(512, 4, masks_per_image=5, num_steps=2_400, num_points=1, mosaics=0.06, num_examples=8_000),
         ),
-        # Easier images than the default: a small model that trains briefly learns more from a few large objects.
+        # Easier images than the default: a small model learns more from a few large objects in a short training.
         data=CompositeDataConfig(
             pool="data/pool",
             composite=CompositeConfig(
@@ -42,14 +42,14 @@ def get_config() -> TrainConfig:
                 degrade=0.6,
             ),
         ),
-        # Fewer interactions than the paper's eleven: on a CPU the encoder's share of the work has to stay high. Without
-        # clicks and fed-back masks in training, more clicks make masks worse.
-        # Boxes are nearly tight: where a small model may trust them, they tell it much.
+        # Fewer interactions than the paper's eleven, to spend a CPU's time on the encoder. Without clicks and fed-back
+        # masks in training, more clicks make masks worse.
+        # Boxes are nearly tight: a small model gains much from boxes that it can trust.
         interaction=InteractionConfig(
             num_points=1, num_mask_only_steps=0, box_probability=0.6, box_noise=0.04, box_noise_max=8.0
         ),
         loss=LossConfig(focal_alpha=0.6, supervise_all_iou=True, supervise_all_outputs=True, affinity_weight=1.0),
-        # Without the affinity loss the encoder's output collapses at such rates; see its docstring.
+        # Without the affinity loss the encoder's output collapses at this learning rate; see `affinity_loss`.
         optim=OptimConfig(
             optimizer="muon",
             learning_rate=1.2e-3,

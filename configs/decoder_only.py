@@ -1,7 +1,7 @@
 """Train the mask decoder alone, on embeddings computed once: sam-jax train decoder_only --data.path DATA
 
-The first run through writes every training image's embedding into `finetune.embedding_cache` (2 MB per image at
-1024 px); from then on the image encoder does not run at all. The cheapest way to adapt SAM: it trains on a CPU too.
+Before the first step every training image's embedding is written to `finetune.embedding_cache` (2 MB per image at
+1024 px); after that the image encoder does not run. The cheapest way to adapt SAM: it trains on a CPU too.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from sam_jax.config import (
 
 
 def get_config() -> TrainConfig:
-    """Everything but the mask decoder stays as it is."""
+    """Everything but the mask decoder is frozen."""
     return TrainConfig(
         sam=dataclasses.replace(vit_b(), dtype="bfloat16"),
         stages=(StageConfig(image_size=1024, batch_size=8, masks_per_image=16, num_steps=3_000),),

@@ -1,7 +1,7 @@
 """Fine-tune a converted SAM on your own objects: sam-jax train finetune_coco --data.path instances.json
 
 --data.path is a COCO instances file with its images in `images/` beside it (or --data.image-dir). The image encoder
-learns through low-rank changes (LoRA), the rest in full, which fits one 16 GB chip. Less: configs/decoder_only.py.
+learns low-rank updates (LoRA), the rest is trained in full: it fits one 16 GB chip. configs/decoder_only.py needs less.
 """
 
 from sam_jax.config import (
@@ -17,7 +17,7 @@ from sam_jax.config import (
 
 
 def get_config() -> TrainConfig:
-    """A few thousand steps from the official weights, with jitter, since own data sets are small."""
+    """A few thousand steps from the official weights, with jitter, since most own data sets are small."""
     return TrainConfig(
         sam=for_training(vit_b()),
         stages=(StageConfig(image_size=1024, batch_size=8, masks_per_image=16, num_steps=3_000),),

@@ -1,7 +1,7 @@
-"""Fine-tune the bundled vit_tiny, on a CPU too: sam-jax train finetune_tiny --data.path my_images
+"""Fine-tune the bundled vit_tiny, even on a CPU: sam-jax train finetune_tiny --data.path my_images
 
---data.path is a folder of images with SA-1B's .json beside each, or a COCO instances file. A few hundred images and
-some minutes adapt it to one kind of object.
+--data.path is a folder of images, each with a .json file in SA-1B's format, or a COCO instances file. A few hundred
+images and some minutes adapt it to one kind of object.
 """
 
 from sam_jax.config import (
@@ -16,7 +16,7 @@ from sam_jax.config import (
 
 
 def get_config() -> TrainConfig:
-    """All parameters learn, at a low rate."""
+    """All parameters are trained, at a low learning rate."""
     return TrainConfig(
         sam=vit_tiny(),
         stages=(StageConfig(image_size=512, batch_size=4, masks_per_image=8, num_steps=300),),

@@ -3,7 +3,7 @@
 SAM paper, appendix A: 180,000 steps at batch 128, learning rate 8e-4, layer decay .6, drop path .6,
 up to 64 masks per image.
 The encoder starts from MAE weights: sam-jax convert from-mae mae_pretrain_vit_base.pth checkpoints/mae_vit_b
-The paper does not say when ViT-B's learning rate drops; ViT-H's shares of the training are kept.
+The paper does not say when ViT-B's learning rate drops; the milestones are ViT-H's, as shares of the training.
 """
 
 from sam_jax.config import MeshConfig, OptimConfig, RecordDataConfig, StageConfig, TrainConfig, for_training, vit_b
@@ -12,7 +12,7 @@ from sam_jax.config import MeshConfig, OptimConfig, RecordDataConfig, StageConfi
 def get_config() -> TrainConfig:
     """One image per chip on 128 chips, or several on fewer."""
     return TrainConfig(
-        # Activations are kept: with one image per chip they take 1 GiB, and making them anew takes time.
+        # No remat: with one image per chip the activations take 1 GiB, and recomputing them takes time.
         sam=for_training(vit_b(), dropout_rate=0.1, drop_path_rate=0.6, remat=False),
         stages=(StageConfig(image_size=1024, batch_size=128, masks_per_image=64, num_steps=180_000),),
         data=RecordDataConfig(path="data/sa1b", num_workers=8),

@@ -3,7 +3,7 @@
 SAM paper, appendix A: 180,000 steps at batch 128, learning rate 4e-4, layer decay .8, drop path .4,
 up to 64 masks per image.
 The encoder starts from MAE weights: sam-jax convert from-mae mae_pretrain_vit_large.pth checkpoints/mae_vit_l
-The paper does not say when ViT-L's learning rate drops; ViT-H's shares of the training are kept.
+The paper does not say when ViT-L's learning rate drops; the milestones are ViT-H's, as shares of the training.
 """
 
 from sam_jax.config import MeshConfig, OptimConfig, RecordDataConfig, StageConfig, TrainConfig, for_training, vit_l
