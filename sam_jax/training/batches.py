@@ -1,7 +1,7 @@
-"""From a data config to a seeded stream of batches, each host with its share.
+"""Seeded batches of training data, of which each host reads its share.
 
-Example i of a run depends on the seed and on i alone: not on the number of hosts, workers or restarts. Step s reads
-examples s * B to (s + 1) * B, so that the step number is all that a checkpoint has to know about the data.
+Example i of a run depends only on the seed and on i, not on the number of hosts, workers or restarts. Step s reads
+examples s * B to (s + 1) * B, so a checkpoint needs only the step number to resume the data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sam_jax.training.fingerprint import fingerprint_of_pool, fingerprint_of_rec
 log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-_THREADS = 2  # PIL and numpy leave the interpreter lock in their inner loops
+_THREADS = 2  # PIL and numpy release the interpreter lock in their inner loops
 
 
 def make_batches(
@@ -39,16 +39,17 @@ def make_batches(
     embeddings: str | None = None,
     source: RecordSource | None = None,
 ) -> Iterator[Batch]:
-    """This host's part of a stage's batches, from its step `first_step` on, without end.
+    """This host's share of a stage's batches, endless, from step `first_step` of the stage.
 
     Args:
       shard: (index of this host, number of hosts).
-      embeddings: a directory of image embeddings that take the place of `image`.
-      source: what `open_source` gives, where that is open already.
+      embeddings: a directory of image embeddings to yield in place of images.
+      source: the result of `open_source`, if already open.
 
     Yields:
-      `image` (b, S, S, 3) uint8 or `image_embeddings` (b, h, w, C), `input_size` (b, 2) int32,
-      `masks` (b, K, S/4, S/4) bool, `mask_valid` (b, K) bool, `image_id` (b,) int64, with b = batch_size / hosts.
+      `image` (b, S, S, 3) uint8 or `image_embeddings` (b, h, w, C) float16, `input_size` (b, 2) int32 (h, w),
+      `masks` (b, K, S/stride, S/stride) bool, `mask_valid` (b, K) bool, `image_id` (b,) int64, with
+      b = batch_size / hosts and stride = `stage.mask_stride`.
 
     Raises:
       ValueError: the batch does not divide over the hosts, or the data cannot be opened.
@@ -66,7 +67,8 @@ def make_batches(
     size, rest = divmod(stage.batch_size, hosts)
     if rest:
         raise ValueError(f"batch_size {stage.batch_size} does not divide over {hosts} hosts")
-    # Endless: there is no remainder. Grain counts one in floats, which overflow where batches are of one image.
+    # The data set is endless, so no batch is dropped; without drop_remainder, grain computes the number of batches in
+    # floats, which overflow for batches of one image.
     batches = examples.batch(size, drop_remainder=True)[first_step * hosts + host :: hosts]
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(2, math.ceil(prefetch / size)))
     stream = batches.to_iter_dataset(options)
@@ -76,13 +78,13 @@ def make_batches(
 
 
 class HeldOutBatches:
-    """About `count` examples that training does not see, always the same, as `make_batches` yields them.
+    """Batches, as of `make_batches`, of up to `count` held-out examples, the same in every pass.
 
-    The last batch is filled up with examples whose masks are all invalid. Data is opened at once, to fail before any
-    work is done.
+    The last batch is padded with examples whose masks are all invalid. Data is opened at once, to fail before any work
+    is done.
 
     Raises:
-      ValueError: the data cannot be opened, or nothing of it is held out.
+      ValueError: the data cannot be opened, or none of it is held out.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class HeldOutBatches:
         assert records is not None
         stream = partial(RecordStream, records, config, stage, seed, True, embeddings)
         self._count = min(count, len(stream()))
-        # A stream of its own for each pass: what one cannot read does not count against the next.
+        # A new stream for each pass: images that one pass cannot read do not count in the next.
         self._example_at = lambda: _by_position(stream())
 
     def __iter__(self) -> Iterator[Batch]:
@@ -121,12 +123,12 @@ class HeldOutBatches:
 
 
 def open_source(config: CompositeDataConfig | RecordDataConfig) -> RecordSource | None:
-    """The images on disk of a data config; None for composites. Raises DataError where there are none."""
+    """The images on disk that a data config names, or None for composites. Raises DataError if there are none."""
     return None if isinstance(config, CompositeDataConfig) else open_records(config.path, config.image_dir)
 
 
 def fingerprint(config: CompositeDataConfig | RecordDataConfig, source: RecordSource | None = None) -> dict[str, Any]:
-    """What tells a data set from another, wherever it lies; see `training/fingerprint.py`."""
+    """Identifies a data set by its content, wherever it is stored; see `training/fingerprint.py`."""
     if isinstance(config, CompositeDataConfig):
         return fingerprint_of_pool(config.pool)
     source = open_source(config) if source is None else source
@@ -156,7 +158,7 @@ def _composites(config: CompositeDataConfig, stage: StageConfig, seed: int) -> A
 
 
 class InMemory:
-    """The first `length` examples of a source, each made when first asked for and then kept, masks packed to bits."""
+    """The first `length` examples of a source, each made on first use and then kept, with masks packed to bits."""
 
     def __init__(self, source: CompositeSource, length: int):
         self._source, self._kept = source, dict[int, Batch]()

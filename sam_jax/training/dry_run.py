@@ -1,4 +1,4 @@
-"""Compiles a training step for a TPU topology that is not there, and says what it would need."""
+"""Compiles a training step for a TPU topology, without a TPU, and estimates its memory and time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ from sam_jax.training.step import forward_with_loss, image_embeddings, train_ste
 
 @dataclasses.dataclass(frozen=True)
 class StepEstimate:
-    """A training step's compiler estimate, and the model FLOPs utilisation that would follow from it."""
+    """The compiler's estimate of a training step, and the model FLOPs utilisation that follows from it.
+
+    Attributes:
+      topology: libtpu's name of it, such as "v5e:16x16".
+      chips: their number.
+      estimate: memory, time and collectives per chip.
+      hbm: usable GiB of memory per chip.
+      useful_flops: FLOPs per chip as defined in `estimate_step`.
+      mfu: model FLOPs utilisation, 1 for peak bfloat16 FLOP/s.
+    """
 
     topology: str
     chips: int
@@ -34,8 +43,8 @@ class StepEstimate:
 def estimate_step(config: TrainConfig, stage: StageConfig, topology: str) -> StepEstimate:
     """Compiles one stage's step, as the loop runs it.
 
-    Useful FLOPs per chip are the matrix products of one forward pass, and of its backward pass as far as there is
-    something to learn: with nothing frozen about three times the forward pass's. Recomputation does not count.
+    Useful FLOPs per chip are those of the matrix products of the forward pass and of the backward pass to the trained
+    parameters: with nothing frozen, about three times the forward pass. Recomputation does not count.
 
     Raises:
       tpu_estimates.TopologyError: the topology cannot be compiled for.
@@ -62,7 +71,7 @@ def estimate_step(config: TrainConfig, stage: StageConfig, topology: str) -> Ste
 
 
 def describe(config: TrainConfig, topology: str) -> str:
-    """A table of every stage's estimate, for people."""
+    """A readable table of every stage's estimate. Raises as `estimate_step`."""
     encoder = config.sam.vit
     mesh = f"fsdp {config.mesh.fsdp}, data {'all the rest' if config.mesh.data == -1 else config.mesh.data}"
     lines = [
@@ -111,7 +120,7 @@ def _abstract_batch(
 
 
 def useful_flops(config: TrainConfig, stage: StageConfig) -> int:
-    """FLOPs of the matrix products of a step on one image: all interactions forward, and backward to what learns."""
+    """FLOPs of a step's matrix products: forward through all interactions, and backward to the trained parameters."""
     encoder = dataclasses.replace(config.sam.vit, remat=False)
     config = dataclasses.replace(config, sam=dataclasses.replace(config.sam, image_encoder=encoder))
     model, key = Sam(config.sam), jax.random.key(0)

@@ -1,4 +1,4 @@
-"""Image embeddings of a whole data set, computed once and kept on disk, for training behind a frozen image encoder."""
+"""Image embeddings of a whole data set, computed once and kept on disk, for training with a frozen image encoder."""
 
 from __future__ import annotations
 
@@ -25,34 +25,37 @@ from sam_jax.training.step import image_embeddings
 log = logging.getLogger(__name__)
 
 _INFO = "cache.json"
-# Settings of a network that come after the image embeddings, and those of the encoder that change no result.
+# Settings that apply after the image embeddings, and settings of the encoder that change no result.
 _OF_MASKS = {"prompt_encoder", "mask_decoder", "crf", "mask_threshold", "pred_iou_thresh", "stability_score_thresh"}
 _WITHOUT_EFFECT = {"drop_path_rate", "remat", "scan", "attention", "token_order"}
 
 
 class Images(Protocol):
-    """Images by number, as `data.record_stream.RecordStream` has them."""
+    """Images by number; `data.record_stream.RecordStream` is one."""
 
     def __len__(self) -> int: ...
 
     def key(self, number: int) -> str | None:
-        """What stands for the image's content, found without decoding it; None where it cannot be read."""
+        """A hash of the encoded image, or None if it cannot be read."""
         ...
 
     def image(self, number: int) -> dict[str, np.ndarray] | None:
-        """`image` (S, S, 3) uint8 and `input_size` (2,), or None where the image cannot be used."""
+        """`image` (S, S, 3) uint8 and `input_size` (2,) int32 (h, w), or None if the image cannot be used."""
         ...
 
 
 class EmbeddingCache:
-    """`<directory>/<image size>/<image key>.npy`, (h, w, C) float16 each, and `cache.json`: what they were made with.
+    """`<directory>/<image size>/<image key>.npy`, (h, w, C) float16 each, and `cache.json`: how they were made.
 
-    The key of an image stands for its encoded bytes, so that data sets share a directory without mixing their images,
-    and equal images an embedding. All else that an embedding follows from is noted once and has to be the same.
+    An image's key is a hash of its encoded bytes, so data sets can share a directory, and equal images share an
+    embedding. Everything else that determines an embedding is stored once and must match.
 
     Args:
-      settings: by name, what else decides an embedding: of the encoder (`encoder_settings`) and of how images are
-        decoded and placed. Ready for JSON.
+      directory: local or gs://.
+      image_size: side in pixels of the input frame.
+      encoder_params: the image encoder's parameters.
+      settings: what else determines an embedding, by name: the encoder's settings (`encoder_settings`) and how images
+        are decoded and resized. Values that JSON can hold.
 
     Raises:
       ValueError: the directory holds embeddings of another encoder, or made with other settings.
@@ -77,7 +80,7 @@ class EmbeddingCache:
             write_atomically(info, (json.dumps(mine, indent=2) + "\n").encode())
 
     def write(self, key: str, embedding: np.ndarray) -> None:
-        """Keeps one embedding, atomically."""
+        """Stores one embedding (h, w, C), atomically."""
         buffer = io.BytesIO()
         np.save(buffer, embedding.astype(np.float16))
         write_atomically(self.path / f"{key}.npy", buffer.getvalue())
@@ -90,18 +93,18 @@ class EmbeddingCache:
         batch_size: int,
         stop: Callable[[int], bool] = lambda _: False,
     ) -> bool:
-        """Computes what is missing of this host's share; what is there is not touched, so that a stopped run goes on.
+        """Computes the missing embeddings of this host's share of `images`. An interrupted call can be repeated.
 
         Args:
-          stop: asked after each round of `batch_size` images with the round's number, 1, 2, ..., equally often on all
+          stop: called after each round of `batch_size` images with the round's number, 1, 2, ..., equally often on all
             hosts; True ends the work.
 
         Returns:
-          Whether it came to the end.
+          True, or False if `stop` ended it.
         """
         kept = {file.name for file in self.path.iterdir()}
         encode = jax.jit(partial(image_embeddings, model))
-        share = -(-len(images) // jax.process_count())  # the largest of a host: all go through as many rounds
+        share = -(-len(images) // jax.process_count())  # of the busiest host, so that all have equally many rounds
         mine = range(jax.process_index(), len(images), jax.process_count())
         todo: dict[str, int] = {}
         computed = 0
@@ -124,7 +127,7 @@ class EmbeddingCache:
     def _encode(
         self, encode: Callable[[Any], jax.Array], images: Images, batch: list[tuple[str, int]], batch_size: int
     ) -> int:
-        """Computes and keeps a batch of embeddings, by their keys; how many of the images could be used."""
+        """Computes and stores a batch of embeddings; returns how many of the images could be used."""
         rows = [(key, images.image(i)) for key, i in batch]
         good = [(key, row) for key, row in rows if row is not None]
         if good:
@@ -136,7 +139,7 @@ class EmbeddingCache:
 
 
 def check_cache_config(config: TrainConfig) -> None:
-    """Raises ValueError where a config asks for a cache of embeddings that would not stay the same."""
+    """Raises ValueError if a config caches embeddings that would change during training."""
     if config.finetune.embedding_cache is None:
         return
     data = config.data
@@ -150,7 +153,7 @@ def check_cache_config(config: TrainConfig) -> None:
 
 
 def encoder_settings(sam: SamConfig) -> dict[str, Any]:
-    """All of a network's settings that its image embeddings follow from, by name."""
+    """All settings of a network that its image embeddings depend on, by name."""
     settings = {name: value for name, value in to_dict(sam).items() if name not in _OF_MASKS}
     settings["image_encoder"] = {
         name: value for name, value in settings["image_encoder"].items() if name not in _WITHOUT_EFFECT

@@ -1,6 +1,6 @@
-"""Which parameters learn: all of them, some of them, or low-rank changes of some (LoRA).
+"""Which parameters are trained: all, some, or low-rank updates of some (LoRA, Hu et al. 2021).
 
-A training state keeps two trees: `params`, which the optimizer sees, and `frozen`. `assemble` puts them together to the
+A training state keeps two trees: `params`, which the optimizer updates, and `frozen`. `assemble` merges them into the
 tree that the model takes.
 """
 
@@ -21,10 +21,10 @@ _LORA_TARGET = re.compile(r"image_encoder/blocks_\d+/attn/qkv/kernel")
 
 
 def split_params(config: FinetuneConfig, params: Any, key: jax.Array) -> tuple[Any, Any]:
-    """A model's whole parameter tree -> (params that learn, frozen).
+    """Splits a model's whole parameter tree into (trained, frozen). `key` draws the low-rank factors.
 
     Raises:
-      ValueError: a pattern of `config.frozen` matches nothing, or nothing is left to learn.
+      ValueError: a pattern of `config.frozen` matches nothing, or leaves nothing to train or to apply LoRA to.
     """
     flat = flatten_dict(params, sep="/")
     for pattern in config.frozen:
@@ -44,7 +44,7 @@ def split_params(config: FinetuneConfig, params: Any, key: jax.Array) -> tuple[A
 
 
 def assemble(config: FinetuneConfig, params: Any, frozen: Any) -> Any:
-    """The whole tree that the model takes: the inverse of `split_params`, with low-rank changes merged in."""
+    """The whole tree that the model takes: the inverse of `split_params`, with low-rank updates merged in."""
     if not frozen:
         return params
     whole = flatten_dict(frozen, sep="/") | flatten_dict(params, sep="/")
@@ -61,10 +61,10 @@ def encoder_is_frozen(config: FinetuneConfig) -> bool:
 
 
 def _lora_factors(rank: int, flat: dict[str, Any], key: jax.Array) -> dict[str, Any]:
-    """Factors whose product is zero at the start: `down` (C, rank) random, `up` (rank, 3 C) zero.
+    """Low-rank factors whose initial product is zero: `down` (C, rank) random, `up` (rank, 3 C) zero.
 
     Raises:
-      ValueError: no kernel of `flat` can change in this way.
+      ValueError: `flat` holds no qkv kernel of the image encoder.
     """
     targets = [path for path in sorted(flat) if _LORA_TARGET.fullmatch(path)]
     if not targets:

@@ -1,4 +1,4 @@
-"""What tells one data set from another, wherever it lies: its image ids, and the content of a few of its images."""
+"""Identifies a data set, wherever it is stored, by its image ids and the content of a few of its images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sam_jax.data.records import DataError, RecordSource, image_key
 
 log = logging.getLogger(__name__)
 
-_SAMPLES = 8  # images whose content is looked at: ids alone are 1, 2, 3, ... in more than one data set
+_SAMPLES = 8  # images whose content is hashed: ids alone are 1, 2, 3, ... in many data sets
 
 
 def fingerprint_of_records(source: RecordSource) -> dict[str, Any]:
-    """`images`, their number; `ids`, a hash of their ids; `samples`, image key by image id of a few of them.
+    """`images`, their number; `ids`, a hash of their ids; `samples`, the image keys of a few of them by image id.
 
-    The same for tars, a folder and prepared shards of the same images. An image that cannot be read is no sample.
+    Tars, a folder and prepared shards of the same images have the same fingerprint. Unreadable images are not sampled.
     """
     ids = np.sort(source.image_ids)
     chosen = np.argsort(image_hash(source.image_ids, salt=2), kind="stable")[:_SAMPLES]
@@ -36,7 +36,7 @@ def fingerprint_of_records(source: RecordSource) -> dict[str, Any]:
 
 
 def fingerprint_of_pool(root: str) -> dict[str, Any]:
-    """The same of a pool of cut-outs, whose files stand for images and their paths in the pool for ids.
+    """The fingerprint of a pool of cut-outs, with its files as images and their paths in the pool as ids.
 
     Raises:
       FileNotFoundError: there is no pool at `root`.

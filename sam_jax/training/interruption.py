@@ -1,4 +1,4 @@
-"""A request to stop, from the outside: SIGTERM, as a preempted machine gets it, or Ctrl-C."""
+"""Requests to stop: SIGTERM, which a preempted machine receives, or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 log = logging.getLogger(__name__)
 
 EXIT_CODE = 75  # BSD's EX_TEMPFAIL: "run the same command again"
-_AGREE_EVERY = 10  # steps between two questions to the other hosts
+_AGREE_EVERY = 10  # steps between checks of whether another host was asked to stop
 
 
 class Interrupted(Exception):
@@ -21,7 +21,7 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """While it is entered, SIGTERM and SIGINT are noted instead of killing the process; a second SIGINT does kill."""
+    """A context manager within which SIGTERM and SIGINT are only noted; after either, the next SIGINT interrupts."""
 
     def __init__(self) -> None:
         self._signal: int | None = None

@@ -1,4 +1,4 @@
-"""The host loop around `train_step`: data in, metrics and checkpoints out, and a way to go on after any stop."""
+"""The host loop around `train_step`: data in, metrics and checkpoints out, resumable after any interruption."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class RunOptions:
 
     Attributes:
       eval_only: evaluate the newest checkpoint (or `init_from`) on the held-out images and stop.
-      profile_steps: (first, last) step to record a profile of, into `workdir/profile`; as far as they are still to come
-        in a run that goes on.
+      profile_steps: (first, last) step of a profile to record into `workdir/profile`; a resumed run records those that
+        are still to come.
     """
 
     eval_only: bool = False
@@ -60,17 +60,17 @@ class RunOptions:
 
 
 def train(config: TrainConfig, options: RunOptions = RunOptions()) -> epath.Path:
-    """Trains through all stages and returns the model directory that it wrote.
+    """Trains through all stages and returns the model directory that it wrote (with `eval_only`, the workdir).
 
-    A run that was stopped goes on from its last checkpoint in `workdir`. Order of precedence for the starting point:
+    An interrupted run resumes from its last checkpoint in `workdir`. Order of precedence for the starting point:
       1. the newest complete checkpoint in `workdir/state`;
       2. `init_from`;
       3. fresh weights from `seed`.
 
     Raises:
-      Interrupted: SIGTERM or Ctrl-C came; the state is saved.
+      Interrupted: stopped by SIGTERM or Ctrl-C; the state is saved.
       NonFiniteLossError: the loss became NaN or infinite; the last good checkpoint stays.
-      ValueError: the config, the data or the run that is there already do not allow this.
+      ValueError: config and data do not fit, or `workdir` holds another run.
     """
     check_cache_config(config)
     if options.profile_steps is not None and options.profile_steps[1] > config.num_steps:
@@ -87,7 +87,7 @@ def train(config: TrainConfig, options: RunOptions = RunOptions()) -> epath.Path
 
 
 class _Run:
-    """One process's share of a run. Everything that changes lies in `state`."""
+    """One process's share of a run. Everything that training changes is in `state`."""
 
     def __init__(
         self,
@@ -138,9 +138,9 @@ class _Run:
         return self._write_models()
 
     def _run_stage(self, stage: StageConfig, index: int, first: int) -> None:
-        """Steps from where the run stands to the stage's end; `first` is the stage's first step."""
+        """Runs the stage's remaining steps; `first` is the number of steps before the stage."""
         config = for_stage(self.config, stage)
-        # The state comes out placed as it went in: otherwise the second step would compile again.
+        # The output state has the input's shardings: otherwise the second step would compile again.
         placed = jax.tree.map(lambda x: x.sharding, self.state), sharding.replicated(self.mesh)
         step_fn = jax.jit(
             partial(train_step, self.model, config, self.optimizer),
@@ -151,7 +151,7 @@ class _Run:
         end = first + stage.num_steps
         shard = jax.process_index(), jax.process_count()
         self._open_data(stage)
-        if self._lacks_evaluation():  # it was stopped between the checkpoint and its evaluation
+        if self._lacks_evaluation():  # the run was stopped between a checkpoint and its evaluation
             self.store.record_score(self.step, self._evaluate())
         seed = config.seed + index
         batches = make_batches(config.data, stage, seed, self.step - first, shard, self.embeddings, self.source)
@@ -192,7 +192,7 @@ class _Run:
         self.bar.set_postfix(loss=row["loss"], iou=row["iou_1"], images_per_s=row["images_per_s"])
 
     def _newest_metrics(self) -> dict[str, float]:
-        """Metrics of the last step, after a look at the losses of all steps since the last call."""
+        """Metrics of the last step, after checking the losses of all steps since the last call."""
         row: dict[str, float] = {}
         for step, metrics, ids in self.pending:
             row = to_floats(metrics)
@@ -224,7 +224,7 @@ class _Run:
         return self.step > 0 and self._due(self.config.eval_every) and not self.store.has_score(self.step)
 
     def _open_data(self, stage: StageConfig) -> None:
-        """A stage's embedding cache and held-out data, before its first step."""
+        """Opens a stage's embedding cache and held-out data, before its first step."""
         config = self.config
         shard = jax.process_index(), jax.process_count()
         cache = self._open_cache(stage)
@@ -238,7 +238,7 @@ class _Run:
             self._fill(cache, stage)
 
     def _open_cache(self, stage: StageConfig) -> EmbeddingCache | None:
-        """The cache of a stage's embeddings, where the config asks for one."""
+        """The cache of a stage's embeddings, or None if the config names none."""
         directory = self.config.finetune.embedding_cache
         if directory is None:
             return None
@@ -249,7 +249,7 @@ class _Run:
         return EmbeddingCache(directory, stage.image_size, variables["params"]["image_encoder"], settings)
 
     def _fill(self, cache: EmbeddingCache, stage: StageConfig) -> None:
-        """Computes the embeddings that are missing; stops like a step when it is asked to."""
+        """Computes missing embeddings; can be interrupted as training can."""
         wanted = [] if self.options.eval_only else [False]
         if self.config.eval_every or self.options.eval_only:
             wanted.append(True)
@@ -267,11 +267,11 @@ class _Run:
         return RecordStream(self.source, self.config.data, stage, self.config.seed, held_out)
 
     def _placed(self, batch: dict[str, np.ndarray]) -> Any:
-        """A host's batch on the devices; image ids stay behind."""
+        """A host's batch on the devices, without image ids."""
         return sharding.to_global(self.mesh, {name: x for name, x in batch.items() if name != "image_id"})
 
     def _evaluate(self) -> float:
-        """Writes mean metrics over the held-out masks; returns the mean IoU after the last interaction."""
+        """Writes metrics averaged over the held-out masks; returns the mean IoU after the last interaction."""
         sums: dict[str, float] = {}
         for batch in self.held_out:
             metrics = jax.device_get(self.evaluation_step(self.state, self._placed(batch), self.key))
@@ -289,7 +289,7 @@ class _Run:
         raise Interrupted(f"stopped at step {self.step} of {self.config.num_steps}; run the same command to go on")
 
     def _write_models(self) -> epath.Path:
-        """`model/` from the last state and, where evaluation has found a better one, `best/` from that."""
+        """Writes `model/` from the last state and, if an earlier one had a better evaluation, `best/` from that."""
         self.store.save(self.step, self.state)
         best = self.store.best_step()
         if best is not None and best != self.step:
@@ -303,7 +303,7 @@ class _Run:
 
 
 class _Profile:
-    """Records steps `first` to `last` as far as the run still has them before it; a context manager that ends it."""
+    """A context manager that profiles steps `steps[0]` to `steps[1]`, or those of them that are still to come."""
 
     def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None) -> None:
         self._steps, self._path, self._started_at = steps, workdir / "profile", -1
@@ -329,7 +329,7 @@ class _Profile:
 
 
 class _Clock:
-    """Images per second, and the share of time that the devices waited for data."""
+    """Measures images per second, and the share of time spent waiting for data."""
 
     def __init__(self, step: int) -> None:
         self._step, self._started, self._waited = step, time.perf_counter(), 0.0

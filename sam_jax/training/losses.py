@@ -1,6 +1,6 @@
 """The losses of SAM: focal and dice on masks, squared error on the predicted IoU (SAM paper, appendix A).
 
-Every function reduces the pixels of each mask and leaves the leading axes alone.
+The losses of masks reduce over pixels and keep the leading axes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class MaskLosses(NamedTuple):
 
     @property
     def mask(self) -> jax.Array:
-        """What the best of several masks is chosen by."""
+        """The loss by which the best of several masks is chosen."""
         return self.focal + self.dice
 
 
@@ -54,7 +54,7 @@ def mask_iou(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def enlarge(logits: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """(..., h, w) -> (..., H, W) for `size` = (H, W), bilinearly as torch does; untouched where they are that large."""
+    """Bilinear upsampling as in torch, (..., h, w) -> (..., H, W) for `size` = (H, W). No-op if that is the size."""
     if logits.shape[-2:] == size:
         return logits
     rows, cols = (
@@ -67,8 +67,11 @@ def mask_losses(config: LossConfig, logits: jax.Array, iou_predictions: jax.Arra
     """Losses of every mask of every prompt.
 
     Args:
-      logits: (B, N, M, h, w); iou_predictions: (B, N, M); targets: (B, N, h, w) 0/1. Losses are sums over the last
-        two axes, in any order: logits and targets may both be split into planes (..., 16, S) instead.
+      logits: (B, N, M, h, w); iou_predictions: (B, N, M); targets: (B, N, h, w) 0/1. The order of pixels within the
+        last two axes does not matter: logits and targets may both be planes (..., 16, S), see ops/planes.py.
+
+    Returns:
+      (B, N, M) float32 each.
     """
     logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)[:, :, None]
     focal = config.focal_weight * focal_loss(logits, targets, config.focal_alpha, config.focal_gamma)
@@ -80,8 +83,8 @@ def mask_losses(config: LossConfig, logits: jax.Array, iou_predictions: jax.Arra
 def prompt_loss(config: LossConfig, losses: MaskLosses, multimask: jax.Array) -> jax.Array:
     """The loss of each prompt, (B, N), from its masks (B, N, 1 + 3), or (B, N, 1) where no prompt is ambiguous.
 
-    An ambiguous prompt (`multimask` True) learns through the lowest-loss mask of the three, any other through the
-    single mask.
+    An ambiguous prompt (`multimask` (B, N) True) takes the lowest-loss mask of the three, any other prompt the single
+    mask; `LossConfig.supervise_all_iou` and `supervise_all_outputs` change that.
     """
     single = losses.mask[..., 0] + losses.iou[..., 0]
     if losses.mask.shape[-1] == 1:
@@ -99,17 +102,17 @@ def prompt_loss(config: LossConfig, losses: MaskLosses, multimask: jax.Array) ->
 
 
 def affinity_loss(embeddings: jax.Array, targets: jax.Array, mask_valid: jax.Array, key: jax.Array) -> jax.Array:
-    """Teaches the image embedding that two of its cells are alike where they belong to the same mask.
+    """Trains cells of the image embedding that belong to the same mask to be alike.
 
-    One cell is drawn from each mask, and its dot product with every other cell predicts the share of the mask there.
-    Without prompts and decoder in between, the encoder cannot be passed by.
+    One cell is drawn from each mask; its dot product with every cell predicts the share of that cell that the mask
+    fills. As no prompt or decoder is involved, only the encoder can lower this loss.
 
     Args:
       embeddings: (B, h, w, C), normalised by the neck's last LayerNorm.
       targets: (B, N, H, W) bool, with H and W multiples of h and w; mask_valid: (B, N) bool.
 
     Returns:
-      Scalar, balanced between the cells inside and outside; masks that fill no cell by 40 % are left out.
+      Scalar, with equal weight for cells inside and outside; masks that fill no cell by more than 40 % are left out.
     """
     b, h, w, c = embeddings.shape
     factor = targets.shape[2] // h

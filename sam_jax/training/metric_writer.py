@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines, TensorBoard files, images and one text log per host. Local and gs:// alike."""
+"""Output of a run: JSON lines, TensorBoard files, images and one text log per host, local or on gs://."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _SECONDS_BETWEEN_UPLOADS = 60
 class LineFile:
     """A text file that grows line by line.
 
-    Object stores cannot append: there the whole file is written again, at most once a minute and at `close`.
+    Object stores cannot append: there the whole file is rewritten, at most once a minute and at `close`.
+
+    Args:
+      lines: what the file holds already; given, the file is rewritten with them.
     """
 
     def __init__(self, path: epath.Path, lines: list[str] | None = None) -> None:
@@ -44,7 +47,7 @@ class LineFile:
             self._write_all()
 
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Writes any lines not yet written."""
         if self._remote and self._lines:
             self._write_all()
 
@@ -58,9 +61,9 @@ class LineFile:
 
 
 class MetricWriter:
-    """Rows of metrics into `log.jsonl` and TensorBoard, overlays into `overlays/`. Host 0 writes, the others don't.
+    """Writes metrics to `log.jsonl` and TensorBoard, and overlays to `overlays/`, on host 0 only.
 
-    A context manager. Rows beyond `first_step`, which a resumed run makes again, are taken out of `log.jsonl`.
+    A context manager. Rows after `first_step`, which a resumed run writes again, are removed from `log.jsonl`.
     """
 
     def __init__(self, workdir: epath.Path, first_step: int) -> None:
@@ -79,7 +82,7 @@ class MetricWriter:
             self._board.close()
 
     def write(self, step: int, row: dict[str, float], group: str = "train") -> None:
-        """One row of metrics; `group` names its curves and, where it is not "train", its keys."""
+        """Writes a row of metrics. `group` prefixes the names of curves and, unless it is "train", the row's keys."""
         if not self._active:
             return
         prefix = "" if group == "train" else f"{group}_"
@@ -88,7 +91,7 @@ class MetricWriter:
             self._board.add_scalar(f"{group}/{name}", value, step)
 
     def image(self, step: int, image: np.ndarray) -> None:
-        """An (h, w, 3) uint8 image."""
+        """Writes an overlay, (h, w, 3) uint8."""
         if not self._active:
             return
         self._overlays.mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,7 @@ def _rows_until(path: epath.Path, step: int) -> list[str]:
 
 
 class HostLog(logging.Handler):
-    """What the library logs on this host, from INFO up, into `logs/host_<index>.log`. A context manager."""
+    """Writes what the library logs on this host, from INFO up, to `logs/host_<index>.log`. A context manager."""
 
     def __init__(self, workdir: epath.Path) -> None:
         super().__init__()

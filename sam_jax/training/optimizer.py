@@ -1,4 +1,4 @@
-"""AdamW as the paper sets it, or Muon: warm-up, step (or cosine) decay, layer-wise rates, decay of matrices only."""
+"""AdamW as in SAM's paper, or Muon: warm-up, step (or cosine) decay, layer-wise rates, weight decay of kernels only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from sam_jax.config import OptimConfig, SamConfig
 from sam_jax.sharding import MIN_SPLIT_ELEMENTS
 
-_COEFFICIENTS = 3.4445, -4.775, 2.0315  # of Newton-Schulz, as Muon's author and optax have them
+_COEFFICIENTS = 3.4445, -4.775, 2.0315  # of Newton-Schulz, Muon's and optax's defaults
 
 
 def learning_rate_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
@@ -33,7 +33,7 @@ def learning_rate_schedule(config: OptimConfig, num_steps: int) -> optax.Schedul
 
 
 def layer_scales(config: OptimConfig, sam: SamConfig, params: Any) -> Any:
-    """The factor on each parameter's learning rate: `layer_decay` to the power of its distance from the neck."""
+    """The factor on each parameter's learning rate: `layer_decay` to the power of its depth below the neck."""
     depth = sam.vit.depth
 
     def scale(path: str, _: Any) -> float:
@@ -45,15 +45,15 @@ def layer_scales(config: OptimConfig, sam: SamConfig, params: Any) -> Any:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the parameters that weight decay applies to.
+    """True for the parameters with weight decay, which are the kernels.
 
-    Tables, tokens, biases and norms are not decayed: shrinking a position or a bias regularises nothing.
+    Position tables, tokens, biases and norms have none: shrinking them does not regularise.
     """
     return _by_path(lambda path, _: path.endswith("/kernel"), params)
 
 
 def _by_path(value: Callable[[str, Any], Any], params: Any) -> Any:
-    """value(path, parameter) in the place of every parameter; paths are "image_encoder/pos_embed"."""
+    """The tree with value(path, parameter) in place of each parameter; a path is "image_encoder/pos_embed"."""
     flat = flatten_dict(params, sep="/")
     return unflatten_dict({path: value(path, parameter) for path, parameter in flat.items()}, sep="/")
 
@@ -72,8 +72,8 @@ def make_optimizer(config: OptimConfig, sam: SamConfig, num_steps: int) -> optax
 def global_norm(gradients: Any) -> jax.Array:
     """The norm of all gradients as one vector.
 
-    Small ones, which no mesh splits, are joined first: XLA makes three loops of every sum, which was a fifth of all
-    that it compiled for a step on CPUs.
+    Small ones, which no mesh splits, are concatenated first: XLA turns every sum into three loops, which were a fifth
+    of a step's compiled program on CPUs.
     """
     leaves = jax.tree.leaves(gradients)
     small = [x.ravel() for x in leaves if x.size < MIN_SPLIT_ELEMENTS]
@@ -82,9 +82,9 @@ def global_norm(gradients: Any) -> jax.Array:
 
 
 def _clip(limit: float) -> optax.GradientTransformation:
-    """Makes gradients with a larger global norm shorter.
+    """Scales gradients down to a global norm of at most `limit`.
 
-    Unlike optax's, it multiplies: XLA repeats a product wherever it is used, and gives a quotient a loop of its own.
+    It multiplies where optax divides: XLA fuses a product into its uses, but gives a quotient a loop of its own.
     """
 
     def update(updates: Any, params: Any = None) -> Any:
@@ -96,9 +96,9 @@ def _clip(limit: float) -> optax.GradientTransformation:
 
 
 def muon_matrices(params: Any) -> Any:
-    """True for the kernels that Muon takes as a matrix: the last axis counts outputs, all others inputs.
+    """True for the kernels that Muon updates, as matrices: the last axis is the outputs, all others the inputs.
 
-    Heads and kernels of few rows stay with Adam, and so do transposed convolutions, which are not one matrix.
+    Adam updates kernels with fewer than 32 inputs or outputs, and transposed convolutions, which are not one matrix.
     """
 
     def is_matrix(path: str, x: Any) -> bool:
@@ -108,7 +108,7 @@ def muon_matrices(params: Any) -> Any:
 
 
 def _directions(config: OptimConfig) -> optax.GradientTransformation:
-    """Where each parameter goes, in steps of about Adam's length; decay and rates come later in the chain."""
+    """Update directions, about as long as Adam's; weight decay and learning rates come later in the chain."""
     adam = optax.scale_by_adam(config.b1, config.b2)
     if config.optimizer == "adamw":
         return adam
@@ -117,7 +117,7 @@ def _directions(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _momentum() -> optax.GradientTransformation:
-    """Nesterov's momentum with Muon's state and averages, as in optax's `scale_by_muon`."""
+    """Nesterov momentum with the state and the averages of optax's `scale_by_muon`."""
     decay = 0.95
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -131,16 +131,16 @@ def _momentum() -> optax.GradientTransformation:
 
 
 def _orthogonal(updates: Any, params: Any = None) -> Any:
-    """The nearest orthogonal matrices, with a root mean square of 0.2 whatever their shape (Liu et al. 2025).
+    """The nearest orthogonal matrices, scaled to a root mean square of 0.2 for any shape (Liu et al. 2025).
 
-    Matrices of one shape go through Newton-Schulz together: one by one they make a step's program half as long again.
+    Matrices of one shape share a Newton-Schulz iteration: one by one, they make a step's program half as long again.
     """
     leaves, structure = jax.tree.flatten(updates)
     of_shape: dict[tuple[int, int], list[int]] = {}
     for i, x in enumerate(leaves):
         of_shape.setdefault((math.prod(x.shape[:-1]), x.shape[-1]), []).append(i)
     stacks = {shape: jnp.stack([leaves[i].reshape(shape) for i in of_shape[shape]]) for shape in of_shape}
-    # Without momentum, Muon is Newton-Schulz; with coefficients for each iteration, it is a loop.
+    # Muon without momentum is Newton-Schulz alone; given coefficients for each iteration, optax makes it a loop.
     newton_schulz = scale_by_muon(
         (_COEFFICIENTS,) * 5,
         beta=0.0,

@@ -1,4 +1,4 @@
-"""Images of predictions for people who watch a run: prompt, truth and answer side by side."""
+"""Images of predictions for monitoring a run: image, ground truth and predicted masks side by side."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sam_jax.models.sam import Sam
 from sam_jax.training.prompts import first_prompts, reduce_masks
 from sam_jax.training.step import Batch, TrainState, finer_than_decoder, image_embeddings, model_variables
 
-ROWS, MASKS = 4, 3  # images, and masks of each
+ROWS, MASKS = 4, 3  # number of images, and of masks per image
 _COLOURS = np.array([[230, 60, 60], [60, 160, 240], [250, 200, 40]], np.float32)
 
 
 def predict_clicks(
     model: Sam, config: TrainConfig, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One click into each mask: the points (B, N, 2) in the input frame, and the answers of highest predicted IoU
-    (B, N, S/4, S/4)."""
+    """One click into each mask: points (B, N, 2) float32 (x, y) in pixels of the input frame, and the masks of highest
+    predicted IoU, (B, N, S/4, S/4) bool."""
     variables = model_variables(config, state)
     embeddings = image_embeddings(model, variables, batch)
     targets = reduce_masks(batch["masks"], finer_than_decoder(batch["masks"], embeddings))
@@ -34,7 +34,7 @@ def predict_clicks(
 
 
 def draw(batch: dict[str, np.ndarray], points: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8: a row for each of the first images, with the image, its masks, and what one click each gave."""
+    """(h, w, 3) uint8, a row per image: the image, its true masks, and the masks that one click each predicted."""
     rows = []
     for b in range(min(ROWS, len(batch["image"]))):
         image = batch["image"][b].astype(np.float32)

@@ -1,4 +1,4 @@
-"""The first state of a run, placed on its mesh piece by piece: no device ever holds more of it than its share."""
+"""The initial state of a run, created in shards on its mesh: no device ever holds more than its share."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from sam_jax.training.step import TrainState, create_state
 
 
 def compiler_options(mesh: Mesh, llvm_level: int) -> dict[str, Any] | None:
-    """For `jax.jit`: how much of its time LLVM may spend on a program for CPUs; other devices' compilers have no say.
+    """Options of `jax.jit` that set LLVM's optimisation level for CPUs; None for other devices.
 
-    A program for CPUs is thousands of small loops, and its weight is in matrix products, which are not compiled. With
-    level 1 instead of 3 a training step compiles in five sixths of the time and takes no longer; with level 0, which is
-    slower, what runs once compiles in half.
+    A program for CPUs is thousands of small loops, and most of its time goes to matrix products, which LLVM does not
+    compile. With level 1 instead of 3 a training step compiles in five sixths of the time and runs as fast. Level 0
+    halves the compile time but runs slower, which suits a program that runs once.
     """
     return {"xla_backend_optimization_level": llvm_level} if mesh.devices.flat[0].platform == "cpu" else None
 
 
 def abstract_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state as `jax.ShapeDtypeStruct`s that carry their shardings; nothing is computed."""
+    """The state as `jax.ShapeDtypeStruct`s with shardings; nothing is computed."""
     shapes = jax.eval_shape(partial(_from_seed, config, model, optimizer))
     shardings = sharding.tree_shardings(mesh, shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def initial_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, from `config.init_from` or from the seed; the same on any mesh.
+    """The state before the first step, from `config.init_from` or from the seed; its values do not depend on the mesh.
 
     Raises:
       ValueError: `init_from` holds another network.

@@ -1,7 +1,7 @@
-"""Simulated interactive segmentation: which prompts a training step gives (SAM paper, appendix A).
+"""Simulated interactive segmentation: the prompts of a training step (SAM paper, appendix A).
 
-Masks live on the low-resolution grid, `STRIDE` pixels of the input frame per cell. Every function is pure, batched
-over (B, N), and static in shape; random choices come from the key alone, so that all hosts agree on them.
+Masks are on the mask decoder's grid, `STRIDE` pixels of the input frame per cell. Every function is pure, batched over
+(B, N), and static in shape; random choices depend only on the key, so that all hosts make the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STRIDE = 4
 
 
 def reduce_masks(masks: jax.Array, factor: int) -> jax.Array:
-    """(B, N, factor * h, factor * w) bool -> (B, N, h, w): cells that a mask fills by more than half."""
+    """(B, N, factor * h, factor * w) bool -> (B, N, h, w) bool: cells of which a mask fills more than half."""
     if factor == 1:
         return masks
     share = reduce(masks.astype(jnp.float32), "b n (h i) (w j) -> b n h w", "mean", i=factor, j=factor)
@@ -27,7 +27,7 @@ def reduce_masks(masks: jax.Array, factor: int) -> jax.Array:
 
 
 def first_prompts(config: InteractionConfig, key: jax.Array, targets: jax.Array) -> Prompts:
-    """A point or a box for each object, with room for all later points.
+    """A point or a box for each object, with absent points as slots for later ones.
 
     Args:
       targets: (B, N, h, w) bool. Empty masks (padding) get an arbitrary prompt.
@@ -50,13 +50,15 @@ def add_error_points(
     keep: jax.Array,
     grid: tuple[int, int],
 ) -> Prompts:
-    """Puts a point from each error region into `slot`: foreground where the mask misses, background where it spills.
+    """Puts a point from each error region into `slot`: foreground for false negatives, background for false positives.
 
-    A perfect prediction gets a point anywhere, with its true label. Where `keep` is True (a mask-only step) the
-    prompts stay as they are.
+    A perfect prediction gets a point anywhere, with its true label. Where `keep` is True (a mask-only interaction) the
+    prompts do not change.
 
     Args:
-      predicted, targets: (B, N, 16, S) bool, masks split into planes over the embedding grid (h, w).
+      slot: scalar int32, which of the P points to set; keep: scalar bool.
+      predicted, targets: (B, N, 16, S) bool, masks as planes (ops/planes.py) over the embedding grid.
+      grid: (h, w), the embedding grid; S = h * w.
     """
     error = predicted != targets
     error = error | ~error.any(axis=(-2, -1), keepdims=True)
@@ -82,13 +84,13 @@ def sample_pixel(key: jax.Array, region: jax.Array) -> jax.Array:
 
 
 def _draw_index(key: jax.Array, region: jax.Array) -> jax.Array:
-    """(B, N, ...) bool -> (B, N): where in the flattened region a uniformly drawn True lies."""
+    """(B, N, ...) bool -> (B, N): index into the flattened region of a uniformly drawn True."""
     scores = jax.random.uniform(key, region.shape) + region
     return scores.reshape(*region.shape[:2], -1).argmax(axis=-1)
 
 
 def _draw_pixel(key: jax.Array, cell: jax.Array) -> jax.Array:
-    """A pixel of the input frame within each cell, (..., 2) (x, y)."""
+    """A uniformly drawn pixel of the input frame in each cell: (..., 2) (x, y) -> the same, float32."""
     inside = jax.random.randint(key, cell.shape, 0, STRIDE)
     return (cell * STRIDE + inside).astype(jnp.float32)
 
@@ -104,7 +106,7 @@ def mask_boxes(masks: jax.Array) -> jax.Array:
 
 
 def jitter_boxes(config: InteractionConfig, key: jax.Array, boxes: jax.Array, frame: tuple[int, int]) -> jax.Array:
-    """Boxes with noise on every corner coordinate, limited and clamped to the frame of (h, w) cells."""
+    """Boxes (..., 4) xyxy with noise added to every coordinate, clamped to the frame of (h, w) cells."""
     sides = jnp.tile(boxes[..., 2:] - boxes[..., :2], 2)
     if config.box_noise_uniform:
         limit = jnp.minimum(config.box_noise * sides, config.box_noise_max)

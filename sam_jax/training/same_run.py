@@ -1,5 +1,5 @@
-"""Whether a command goes on with the run that its workdir holds: the same config, but for what cannot change the curve,
-on the same data."""
+"""Whether a command may resume the run in its workdir: the data must be the same, and so must the config, except for
+fields that do not change the training curve."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam_jax.files import write_atomically
 
 _CONFIG_FILE, _DATA_FILE = "config.json", "data.json"
 
-# What may differ between a run and its continuation: it changes no step's result by more than the order of sums does.
+# Fields that a resumed run may change: they change a step's result by no more than the order of sums does.
 FREE_TO_CHANGE = frozenset(
     (
         "workdir",
@@ -42,27 +42,27 @@ FREE_TO_CHANGE = frozenset(
         "sam.stability_score_thresh",
     )
 )
-# Fields that runs of earlier versions have, of such a kind.
+# Such fields of earlier versions.
 FORMER_NAMES = frozenset(("picture_every",))  # overlay_every
-# What runs had before there was such a field, where that is not its default.
+# Values of runs from before a field existed, where they are not its default.
 BEFORE = {"data.scaled_decode": True}
-# Where the data lies, as opposed to what it is: may change as long as the data's fingerprint does not.
+# Where the data is stored: may change as long as the data's fingerprint does not.
 PLACES_OF_DATA = frozenset(("data.path", "data.image_dir", "data.pool"))
-# Where embeddings are kept, as opposed to whether: they are known by content.
+# Where embeddings are kept: may change, since a cache checks what it holds, but not whether they are kept.
 PLACES_OF_CACHES = frozenset(("finetune.embedding_cache",))
 
 
 def check_same_run(config: TrainConfig, workdir: epath.Path, fingerprint: Callable[[], dict[str, Any]]) -> None:
-    """Writes `config.json` and `data.json` into a new workdir, or compares with those that are there.
+    """Writes `config.json` and `data.json` into a new workdir, or compares with those of an existing run.
 
-    A workdir without a checkpoint is new: nothing in it can be lost, and a command that was refused or stopped before
-    its first checkpoint may be corrected. A finished run on data that has not moved is not asked for its data again.
+    A workdir without a checkpoint counts as new: nothing can be lost, and a command that failed or was stopped before
+    its first checkpoint can be corrected. The data of a finished run is read only if its location has changed.
 
     Args:
-      fingerprint: reads what tells the config's data from other data; as `data.pipeline.fingerprint`.
+      fingerprint: reads the fingerprint of the config's data, as `training.batches.fingerprint` does.
 
     Raises:
-      ValueError: the workdir holds another run; shows what differs.
+      ValueError: the workdir holds another run; the message shows what differs.
     """
     config_file, data_file = workdir / _CONFIG_FILE, workdir / _DATA_FILE
     finished = (workdir / "model").exists()
@@ -89,11 +89,11 @@ def _has_checkpoint(directory: epath.Path) -> bool:
 
 
 def differences(theirs: dict[str, Any], config: TrainConfig) -> Iterator[tuple[str, str]]:
-    """(name, "name: old -> new") of each field that keeps a run from going on.
+    """(name, "name: old -> new") of each changed field that prevents resuming a run.
 
     Args:
-      theirs: the config that a run was started with. A field that it lacks is younger than the run: it then had what
-        is the field's default now, or what `BEFORE` says.
+      theirs: the config that the run was started with. A field that it lacks was added later and counts as its default
+        of today, or as the value in `BEFORE`.
     """
     for name, old, new in _differences(theirs, json.loads(json.dumps(to_dict(config))), _defaults(config)):
         cache_moved = name in PLACES_OF_CACHES and old is not None and new is not None
@@ -116,7 +116,7 @@ def _differences(old: Any, new: Any, default: Any, name: str = "") -> Iterator[t
 
 
 def _defaults(value: Any) -> Any:
-    """The defaults of a config's fields, ready for JSON, of nested ones by their present types; None without one."""
+    """Defaults of a config's fields as JSON values, None without a default; nested configs by their present types."""
     if isinstance(value, tuple):
         return [_defaults(item) for item in value]
     if not dataclasses.is_dataclass(value):
@@ -134,7 +134,7 @@ def _defaults(value: Any) -> Any:
 
 
 def _other_data(file: epath.Path, mine: dict[str, Any], moved: list[str]) -> list[str]:
-    """What tells the data of now from the run's; nothing where they are the same."""
+    """What differs between the present data and the run's; empty if nothing does."""
     if not file.exists():  # a run of an earlier version
         if not moved:
             _write(file, mine)

@@ -1,6 +1,6 @@
 """The training step: pure functions of state, batch and key.
 
-The image encoder runs once; the mask decoder runs once per interaction, each time fed with its own best mask.
+The image encoder runs once; the mask decoder runs once per interaction, with its best mask so far as a prompt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Metrics = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-    """Everything that a run is made of. `step` counts finished steps; `frozen` holds parameters that do not learn."""
+    """What a checkpoint holds. `step` counts finished steps; `frozen` holds the parameters that are not trained."""
 
     step: jax.Array
     params: Any
@@ -41,7 +41,7 @@ class TrainState:
 
 
 class Scores(NamedTuple):
-    """Of each prompt at each interaction, (steps, B, N): its loss; IoU and loss parts of the mask that is fed back."""
+    """Per interaction and prompt, (steps, B, N): the loss, and IoU and loss parts of the mask that is fed back."""
 
     loss: jax.Array
     iou: jax.Array
@@ -56,7 +56,7 @@ def create_state(
     finetune: FinetuneConfig = FinetuneConfig(),  # noqa: B008 (frozen)
     key: jax.Array | None = None,
 ) -> TrainState:
-    """The state before the first step. `key` is for low-rank factors alone."""
+    """The state before the first step. `key` draws low-rank factors, nothing else."""
     key = jax.random.key(0) if key is None else key
     params, frozen = split_params(finetune, variables["params"], key)
     return TrainState(jnp.zeros((), jnp.int32), params, frozen, variables["constants"], optimizer.init(params))
@@ -75,7 +75,11 @@ def train_step(
     batch: Batch,
     key: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step. `key` is the run's key; the step number is folded in."""
+    """One optimizer step on a batch as of `forward_with_loss`. `key` is the run's key; the step number is folded in.
+
+    Returns:
+      The next state, and the metrics of `forward_with_loss` with `grad_norm`, before clipping.
+    """
     batch_key = jax.random.fold_in(key, state.step)
     count = batch["mask_valid"].sum()
 
@@ -102,7 +106,7 @@ def _gradients(loss_of: Any, params: Any, batch: Batch, key: jax.Array, pieces: 
         (_, metrics), grads = grad_fn(params, piece, key)
         return metrics, grads
 
-    # Image i goes to piece i % pieces, so that every device finds its part of each piece among its own images.
+    # Image i goes to piece i % pieces, so that every device already holds its part of each piece.
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), batch)
     keys = jax.random.split(key, pieces)
     shapes = jax.eval_shape(of_piece, jax.tree.map(lambda x: x[0], split), keys[0])
@@ -126,12 +130,12 @@ def forward_with_loss(
     Args:
       batch: `image` (B, S, S, 3) uint8 and `input_size` (B, 2) int32 (h, w), or `image_embeddings` (B, h, w, C);
         `masks` (B, N, S/4, S/4) bool, or finer, `mask_valid` (B, N) bool.
-      count: what to divide by where the batch is a piece of a larger one: that one's number of valid masks.
-      deterministic: no drop path and no dropout.
+      count: the number of valid masks to average over, if the batch is a piece of a larger one; None counts its own.
+      deterministic: switches off drop path and dropout.
 
     Returns:
-      The loss, and metrics that add up over pieces: `loss`, its parts `focal`, `dice` and `iou_error` averaged over
-      interactions, and the IoU of the chosen mask after each interaction, `iou_1`, `iou_2`, ...
+      The loss, and metrics, whose sum over pieces is that of the batch: `loss`, its parts `focal`, `dice` and
+      `iou_error` averaged over interactions, and the IoU of the chosen mask after each interaction, `iou_1`, ...
     """
     drop_key, prompt_key, affinity_key = jax.random.split(key, 3)
     variables = {"params": params, "constants": constants}
@@ -142,7 +146,7 @@ def forward_with_loss(
     decode = partial(_decode, model, constants)
     learned, targets = (decoder_params, embeddings), batch["masks"]
     factor = finer_than_decoder(targets, embeddings)
-    # Streams of random numbers differ by the module that draws, so that drop path and dropout share a key.
+    # Flax derives a stream of random numbers for each module, so drop path and dropout can share a key.
     dropout = None if deterministic or not config.sam.mask_decoder.dropout_rate else drop_key
     loss, scores = interact(config, decode, learned, targets, weight, prompt_key, factor, dropout)
     sums = Scores(*((x * weight).sum(axis=(1, 2)) for x in scores))
@@ -160,7 +164,7 @@ def forward_with_loss(
 
 
 def finer_than_decoder(masks: jax.Array, embeddings: jax.Array) -> int:
-    """How many cells of the masks (B, N, H, W) lie along one of the decoder's grid for embeddings (B, h, w, C)."""
+    """Side of a cell of the decoder's grid in cells of masks (B, N, H, W), for embeddings (B, h, w, C)."""
     return masks.shape[2] // (SIDE * embeddings.shape[1])
 
 
@@ -173,9 +177,9 @@ def _decode(
     num_masks: int | None,
     dropout: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`Sam.predict_planes` of `learned`: the parameters without the encoder's, and the image embeddings.
+    """`Sam.predict_planes` with `learned`: all parameters but the encoder's, and the image embeddings.
 
-    `dropout` draws the dropout; None means that there is none.
+    `dropout` is the key of the dropout; None switches it off.
     """
     params, embeddings = learned
     variables = {"params": params, "constants": constants}
@@ -188,9 +192,9 @@ def _decode(
 def image_embeddings(
     model: Sam, variables: dict[str, Any], batch: Batch, drop_key: jax.Array | None = None
 ) -> jax.Array:
-    """Embeddings (B, h, w, C) float32 of a batch: those that it carries, or else of its images.
+    """Embeddings (B, h, w, C) float32 of a batch: its own if it has any, else those of its images.
 
-    `drop_key` draws the drop path; None means that there is none.
+    `drop_key` is the key of the drop path; None switches it off.
     """
     if "image_embeddings" in batch:
         return batch["image_embeddings"].astype(jnp.float32)
@@ -201,12 +205,12 @@ def image_embeddings(
 
 
 def evaluation_step(model: Sam, config: TrainConfig, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
-    """Sums over a held-out batch's masks, as the metrics of `forward_with_loss`, and their number as `count`."""
+    """Metrics of `forward_with_loss`, summed over a held-out batch's valid masks, and their number as `count`."""
     variables = model_variables(config, state)
     one = jnp.ones((), jnp.int32)
     args = variables["params"], variables["constants"], batch, key, one
     _, metrics = forward_with_loss(model, config, *args, deterministic=True)
-    metrics.pop("affinity", None)  # an average by itself, not a sum
+    metrics.pop("affinity", None)  # an average, not a sum
     return metrics | {"count": batch["mask_valid"].sum()}
 
 
@@ -220,18 +224,18 @@ def interact(
     factor: int = 1,
     dropout: jax.Array | None = None,
 ) -> tuple[jax.Array, Scores]:
-    """All interactions of one step, each prompted with the error of the one before.
+    """All interactions of one step, each prompted with a point from the error of the one before.
 
-    What is fed back carries no gradient, so that the loss is a sum over interactions and so is its gradient. It is
-    taken pass by pass, right where each is decoded: memory stays that of one pass, and nothing is computed twice.
+    Masks that are fed back carry no gradient, so the gradient of the loss is a sum over interactions. Each term is
+    computed right after its decoder pass: memory is that of one pass, and nothing is computed twice.
 
     Args:
       decode: (learned, prompts, planes to feed back or None, number of masks or None) -> planes and IoU predictions,
-        as `Sam.predict_planes`. It must hold nothing else that learns.
-      learned: float arrays in any tree, through which the gradient of the loss flows.
+        as `Sam.predict_planes`. All trained parameters that it uses must come from `learned`.
+      learned: a tree of float arrays, with respect to which the loss is differentiated.
       targets: (B, N, 4h, 4w) bool, or finer; weight: (B, N), of each prompt in the loss.
-      factor: so many cells of the targets make one of the decoder's grid, where prompts are drawn and masks fed back.
-      dropout: a key, from which `decode` gets one of its own at each interaction, as its fifth argument.
+      factor: side of a cell of the decoder's grid, on which prompts are drawn and masks fed back, in target cells.
+      dropout: a key; `decode` gets one derived from it at each interaction, as its fifth argument.
 
     Returns:
       The loss and the scores; no gradient flows through the scores.
@@ -267,7 +271,7 @@ def _interactions(
     dropout: jax.Array | None = None,
     factor: int = 1,
 ) -> tuple[jax.Array, Scores, Any]:
-    """The loss, the scores (steps, B, N) and, where asked for, the loss's gradient by `learned`."""
+    """The loss, the scores (steps, B, N) and, with `differentiate`, the loss's gradient with respect to `learned`."""
     sim = config.interaction
     first_key, place_key, loop_key = jax.random.split(key, 3)
     fine, targets = targets, reduce_masks(targets, factor)
@@ -276,7 +280,7 @@ def _interactions(
     multimask = ~prompts.box_valid | sim.box_multimask
     grid = (targets.shape[2] // SIDE, targets.shape[3] // SIDE)
     targets = split_subpixels(targets)
-    # Later prompts are not ambiguous: they learn through the first mask alone.
+    # Later prompts are not ambiguous: only the first mask is trained on them.
     later_masks = None if config.loss.supervise_all_outputs else 1
     share = 1.0 if config.loss.sum_interactions else 1 / sim.num_steps
 
@@ -318,10 +322,10 @@ def _interactions(
 
 
 def point_slots(config: TrainConfig, key: jax.Array) -> jax.Array:
-    """For each interaction after the first, the slot of its new point, or -1 for a mask-only one. (steps,) int32."""
+    """Of each interaction after the first, the slot of its new point, or -1 if it is mask-only. (steps - 1,) int32."""
     sim = config.interaction
     inner = sim.num_points + max(0, sim.num_mask_only_steps - 1)
-    # The last interaction is mask-only; the others of that kind take random places before it.
+    # The last interaction is mask-only; the other mask-only ones have random positions before it.
     is_point = jax.random.permutation(key, jnp.arange(inner) < sim.num_points)
     if sim.num_mask_only_steps:
         is_point = jnp.append(is_point, False)
@@ -331,10 +335,11 @@ def point_slots(config: TrainConfig, key: jax.Array) -> jax.Array:
 def _score(
     config: TrainConfig, planes: jax.Array, iou_predictions: jax.Array, losses: MaskLosses, multimask: jax.Array
 ) -> tuple[jax.Array, Scores]:
-    """Logits to feed back, those of the mask with the highest predicted IoU, and its scores (B, N).
+    """Logits to feed back, (B, N, 16, S), those of the mask with the highest predicted IoU, and its scores (B, N).
 
     Args:
-      planes: (B, N, M, 16, S) logits; losses: (B, N, M) each.
+      planes: (B, N, M, 16, S) logits; iou_predictions: (B, N, M); losses: (B, N, M) each; multimask: (B, N) bool,
+        whether to choose among the three masks or to take the single one.
     """
     if planes.shape[2] == 1:
         best = jnp.zeros((*multimask.shape, 1), jnp.int32)
