@@ -1,4 +1,4 @@
-"""Any data set in COCO's instances format: one JSON file, and the images in a directory."""
+"""Data sets in COCO's instances format: one JSON file, and a directory of images."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sam_jax.data.segmentations import to_rles
 
 
 class CocoInstances:
-    """A `RecordSource` over a COCO instances file; `coco_files` says what it reads, and `coco_places` from where.
+    """A `RecordSource` of a COCO instances file: `coco_files` reads the file, `coco_places` finds the images.
 
     Attributes:
-        image_ids: (n,) int64, in the order of the file; an id that is no such integer is hashed to one.
+        image_ids: (n,) int64, in the order of the file; an id that is not such an integer is hashed to one.
     """
 
     def __init__(self, json_path: epath.PathLike, image_dir: epath.PathLike | None = None):
-        """Reads the file; images and polygons wait until they are asked for.
+        """Reads the file; images are read and polygons converted when accessed.
 
         Args:
             json_path: local or gs://.
-            image_dir: where `file_name` starts from; None means that images are looked for beside the file.
+            image_dir: directory that each `file_name` is relative to; None looks for images beside the file.
 
         Raises:
-            DataError: the file is none of COCO's, or its images are not to be found.
+            DataError: the file is not in COCO's format, or its images cannot be found.
         """
         self._path = epath.Path(json_path)
         self._images = read_coco(self._path)
@@ -52,7 +52,7 @@ class CocoInstances:
 
 
 def _size(image: CocoImage, content: bytes, name: str) -> tuple[int, int]:
-    """(h, w) by the file, or by the image where the file does not say."""
+    """(h, w) from the file, or from the image if the file does not say."""
     if image.height is not None and image.width is not None:
         return image.height, image.width
     try:

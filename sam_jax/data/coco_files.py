@@ -1,8 +1,8 @@
-"""What a COCO instances or LVIS file says (https://cocodataset.org/#format-data), for training and evaluation alike.
+"""Reads COCO instances and LVIS files (https://cocodataset.org/#format-data), for training and evaluation.
 
-Left out are crowds (iscrowd 1), annotations without a polygon of three corners, and images that have no other
-annotation. Annotations of images that the file does not list are ignored, as COCO's own reader does. The images are not
-opened here, `coco_places` finds them.
+Crowds (iscrowd 1), annotations without a polygon of at least three corners, and images with no other annotation are
+left out. Annotations of images that the file does not list are ignored, as in COCO's own reader. The images themselves
+are not opened here; `coco_places` finds them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class CocoImage:
     """One image of a file, and its masks.
 
     Attributes:
-        image_id: an integer, or text that is none; 7, 7.0 and "7" are one and the same.
-        file_name: with forward slashes; None where the file gives none.
+        image_id: an integer, or text that is not an integer; 7, 7.0 and "7" are the same id.
+        file_name: with forward slashes; None if the file gives none.
         url: `coco_url`, by which LVIS names its images, or None.
-        height, width: pixels, as the file says; None where it does not.
-        masks: JSON, a list of segmentations as they stand in the file. As text they take a fraction of the memory that
-            lists of Python floats take, and no time to convert before they are asked for.
+        height, width: pixels, as the file states; None if it does not.
+        masks: JSON text, the list of segmentations as in the file. Text takes a fraction of the memory of lists of
+            Python floats, and is parsed only when used.
     """
 
     image_id: ImageId
@@ -46,7 +46,7 @@ class CocoImage:
         return self.file_name or str(self.url)
 
     def segmentations(self) -> list[Any]:
-        """The masks; `segmentations.to_rles` reads them."""
+        """The masks, as `segmentations.to_rles` takes them."""
         found: list[Any] = json.loads(self.masks)
         return found
 
@@ -62,10 +62,10 @@ def read_json(path: epath.Path) -> Any:
 
 
 def read_coco(path: epath.Path) -> tuple[CocoImage, ...]:
-    """The images of a file that have a usable annotation, in its order.
+    """The images of a file that have a usable annotation, in the file's order.
 
     Raises:
-        DataError: it is no such file, an entry lacks what is needed, or two entries mean the same image.
+        DataError: the file is not in this format, an entry is incomplete, or two entries are of the same image.
     """
     document = read_json(path)
     for key in ("images", "annotations"):
@@ -95,7 +95,7 @@ def read_coco(path: epath.Path) -> tuple[CocoImage, ...]:
 
 def _image(path: epath.Path, number: int, entry: Any) -> CocoImage:
     if not isinstance(entry, dict):
-        raise DataError(f"{path}: entry {number} of 'images' is no object")
+        raise DataError(f"{path}: entry {number} of 'images' is not an object")
     image_id = _id(entry.get("id"))
     if image_id is None:
         raise DataError(
@@ -110,20 +110,20 @@ def _image(path: epath.Path, number: int, entry: Any) -> CocoImage:
         pixels = sides[side] = _whole(given)
         if given is not None and (pixels is None or pixels <= 0):
             raise DataError(
-                f"{path}: image {entry['id']!r} has the {side} {given!r}, which is no pixel count; give the "
-                "number or leave it out, and it is read from the image"
+                f"{path}: image {entry['id']!r} has the {side} {given!r}, which is not a pixel count; correct it, or "
+                "omit it to have it read from the image"
             )
     return CocoImage(image_id, _slashes(name) or None, url or None, sides["height"], sides["width"], b"")
 
 
 def _slashes(name: str) -> str:
-    """A name as it is written on Windows, or with needless parts, as others write it."""
+    """Converts Windows separators to slashes and removes empty and "." parts."""
     name = name.replace("\\", "/")
     return ("/" if name.startswith("/") else "") + "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _group_segmentations(path: epath.Path, annotations: list) -> dict[ImageId, list]:
-    """The usable segmentations of each image id, as they stand in the file."""
+    """The usable segmentations of each image id, as in the file."""
     groups: dict[ImageId, list] = {}
     for number, annotation in enumerate(annotations):
         image_id = _id(annotation.get("image_id")) if isinstance(annotation, dict) else None
@@ -135,7 +135,7 @@ def _group_segmentations(path: epath.Path, annotations: list) -> dict[ImageId, l
 
 
 def _id(value: Any) -> ImageId | None:
-    """One form for ids that mean the same; None for what is no id."""
+    """The same form for equal ids (7, 7.0 and "7"); None for what is not an id."""
     whole = _whole(value)
     if whole is not None:
         return whole
@@ -145,7 +145,7 @@ def _id(value: Any) -> ImageId | None:
 
 
 def _whole(value: Any) -> int | None:
-    """The integer that a number or text stands for, or None."""
+    """The integer that a number or text represents, or None."""
     if isinstance(value, str) and value.removeprefix("-").isdecimal() and str(int(value)) == value:
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -154,7 +154,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _is_usable(segmentation: Any) -> bool:
-    """Whether there is something in it; what is malformed passes, to be reported when its masks are read."""
+    """Whether it is not empty. Malformed ones pass, to be reported when the image's masks are read."""
     if isinstance(segmentation, dict):
         return bool(segmentation.get("counts", True))
     if not isinstance(segmentation, list):

@@ -1,4 +1,4 @@
-"""Where the images of a COCO file lie: beside it, in `images/`, in sub-folders, by names that other machines gave."""
+"""Finds the images of a COCO file: beside it, in `images/` or in sub-folders, even by paths of another machine."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from etils import epath
 from sam_jax.data.coco_files import CocoImage
 from sam_jax.data.records import DataError
 
-Way = tuple[str, int]  # "whole", "without" its first n parts, or the last n parts of the "url"
-Tree = dict[str, list[tuple[epath.Path, list[str]]]]  # base name in lower case: paths, and their parts below a root
+Way = tuple[str, int]  # "whole" name, "without" its first n parts, or the last n parts of the "url"
+Tree = dict[str, list[tuple[epath.Path, list[str]]]]  # lower-case base name: paths, and their parts below a root
 
 
 class CocoPlaces:
-    """Paths of the images of a file. Pickles.
+    """Paths of the images of a file. Can be pickled.
 
-    Where the first image lies as its name says, so do the others. If it does not, or another is not there, sub-folders
-    are searched, in which an image is known by the end of its path, in upper or lower case. On gs://, where a look at
-    each would take minutes, only the first is looked for.
+    The interpretation of names that finds the first image is used for all. If none does, or another image is missing,
+    sub-folders are searched for files whose paths end as the image's name does, in any case. On gs://, where checking
+    each would take minutes, only the first image is checked.
 
     Attributes:
-        paths: of each image; those that are nowhere stay where their names say, and fail when they are read.
+        paths: one per image; images not found keep the paths of their names, and fail when read.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class CocoPlaces:
         """Finds the images.
 
         Args:
-            path: the file.
-            images: what `coco_files.read_coco` gave.
-            image_dirs: where names start from. None given means `images` beside the file, the file's directory and the
-                one above; absolute names are then tried as they are, too.
+            path: the COCO file.
+            images: the result of `coco_files.read_coco`.
+            image_dirs: directories that names are relative to. If empty, `images` beside the file, the file's directory
+                and its parent, and absolute names are tried as they are, too.
 
         Raises:
-            DataError: no image is found, a name may mean several files, or two names mean the same file.
+            DataError: no image is found, a name matches several files, or two names match the same file.
         """
         self._path, self._images, self._is_given = path, images, bool(image_dirs)
         near = image_dirs or (path.parent / "images", path.parent, path.parent.parent)
@@ -57,7 +57,7 @@ class CocoPlaces:
             raise DataError(f"{self.paths[index]}: cannot be read: {reason}; is it where the file says?") from None
 
     def _as_named(self) -> list[epath.Path]:
-        """Paths of all by the way that leads to the first; nothing if none does."""
+        """Paths of all images by the first way that finds the first image; empty if none does."""
         for way in self._ways(self._images[0]):
             for folder in self._folders:
                 if (folder / _name(self._images[0], way)).exists():
@@ -65,7 +65,7 @@ class CocoPlaces:
         return []
 
     def _ways(self, image: CocoImage) -> Iterator[Way]:
-        """What the image's file may be called below a directory, the surest first."""
+        """How to derive the file's path below a directory from the image's names, most likely first."""
         if image.file_name:
             if image.file_name.startswith("/") and not self._is_given:
                 yield "whole", 0
@@ -75,8 +75,8 @@ class CocoPlaces:
         yield from (("without", count) for count in range(1, len(_parts(image.file_name or ""))))
 
     def _search(self, named: Sequence[epath.Path]) -> list[epath.Path]:
-        """Paths of all that lie in sub-folders; the others keep those that their names give."""
-        # Folders of labels beside `images` may hold the same names.
+        """Paths of all images, searched for in sub-folders; those not found keep the paths of their names."""
+        # Not the file's parent directory: folders of labels beside `images` may hold the same names.
         trees = [_tree(root) for root in (self._folders if self._is_given else self._folders[:2])]
         found, is_any = (
             list(named or (self._folders[0] / _name(image, ("without", 0)) for image in self._images)),
@@ -93,8 +93,8 @@ class CocoPlaces:
         if not is_any and not named:
             places = ", ".join(map(str, self._folders))
             raise DataError(
-                f"{self._path}: its image {self._images[0].name} is in none of {places} nor below; say where the "
-                "images lie (--data.image-dir to train, --images to evaluate)"
+                f"{self._path}: its image {self._images[0].name} is not below any of {places}; say where the images "
+                "are (--data.image-dir to train, --images to evaluate)"
             )
         return found
 
@@ -109,7 +109,7 @@ class CocoPlaces:
 
 
 def _are_there(paths: Sequence[epath.Path]) -> bool:
-    """Whether all files are there, by a listing of each directory; on gs:// it is taken for granted."""
+    """Whether all files exist, by listing each directory; on gs:// it is assumed."""
     wanted: dict[epath.Path, set[str]] = {}
     for path in paths:
         wanted.setdefault(path.parent, set()).add(path.name)
@@ -130,7 +130,7 @@ def _tree(root: epath.Path) -> Tree:
 
 
 def _hits(image: CocoImage, files: Tree) -> list[epath.Path]:
-    """Files whose paths end as the image's name does, those that do so for longest."""
+    """The files whose paths share the most trailing parts with the image's name."""
     best: list[tuple[tuple[int, bool], epath.Path]] = []
     for wanted in [_parts(name) for name in (image.file_name, image.url) if name]:
         for path, parts in files.get(wanted[-1].lower(), ()):
@@ -145,12 +145,12 @@ def _hits(image: CocoImage, files: Tree) -> list[epath.Path]:
 
 
 def _parts(name: str) -> list[str]:
-    """Of a path or URL, without drive and scheme."""
+    """The parts of a path or URL, without drive or scheme."""
     return [part for part in re.sub(r"^\w+:", "", name).split("/") if part]
 
 
 def _name(image: CocoImage, way: Way) -> str:
-    """What the image's file is called by a way that may be that of another image."""
+    """The image's file name by a way, which may be that of another image with other names."""
     kind, count = way
     if image.file_name and kind == "whole":
         return image.file_name

@@ -1,16 +1,16 @@
-"""One training example as plain numpy arrays: the common currency of every data set in this room."""
+"""One training example as plain numpy arrays, which every data set gives."""
 
 import dataclasses
 
 import numpy as np
 
 PIXEL_MEAN_RGB = (124, 116, 104)  # SAM's pixel mean, rounded: padding that normalises to about zero
-MASK_STRIDE = 4  # masks live on the decoder's grid, a quarter of the image side
-MIN_CELLS = 8  # a mask of fewer cells of that grid is hardly a shape
+MASK_STRIDE = 4  # masks are on the decoder's grid, a quarter of the image side
+MIN_CELLS = 8  # of that grid; a smaller mask has hardly any shape
 
 
 def min_cells(stride: int) -> int:
-    """As many cells of `stride` pixels as MIN_CELLS of the decoder's grid."""
+    """The number of cells of `stride` pixels that have the area of MIN_CELLS of the decoder's grid."""
     return MIN_CELLS * (MASK_STRIDE // stride) ** 2
 
 
@@ -49,7 +49,7 @@ def pad_image(image: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def reduce_masks(masks: np.ndarray, image_size: int, stride: int = MASK_STRIDE) -> np.ndarray:
-    """Pads (n, h, w) bool masks to the square and reduces them by area average > 0.5.
+    """Pads (n, h, w) bool masks to the square and reduces them: True where a mask fills more than half of a cell.
 
     Returns (n, image_size // stride, image_size // stride) bool.
     """
@@ -72,7 +72,7 @@ def make_example(
 ) -> Example:
     """Pads an (h, w, 3) uint8 image and its (n, h, w) bool masks, n <= masks_per_image.
 
-    Masks that all but vanish on the reduced grid are dropped; the rest are moved to the front.
+    Masks with fewer than `min_cells(stride)` cells on the reduced grid are dropped; the rest are moved to the front.
     """
     reduced = reduce_masks(masks, image_size, stride)
     reduced = reduced[reduced.sum(axis=(1, 2)) >= min_cells(stride)]
@@ -82,7 +82,7 @@ def make_example(
 def pack_example(
     image: np.ndarray, reduced: np.ndarray, image_id: int, image_size: int, masks_per_image: int
 ) -> Example:
-    """Pads an (h, w, 3) uint8 image, and reduced masks (n, S // stride, S // stride) bool to masks_per_image."""
+    """Pads an (h, w, 3) uint8 image to the square, and reduced masks (n, S // stride, S // stride) bool to K."""
     padded = np.zeros((masks_per_image, *reduced.shape[1:]), bool)
     padded[: len(reduced)] = reduced
     return Example(

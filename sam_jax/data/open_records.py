@@ -1,4 +1,4 @@
-"""Opens a data set of labelled photographs, whatever it is."""
+"""Opens a data set of labelled photographs in any supported format."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ ACCEPTED = (
 
 
 def open_records(path: epath.PathLike, image_dir: epath.PathLike | None = None) -> RecordSource:
-    """The record source that a path stands for; DataError where it stands for none.
+    """The record source of a path, by its detected format.
 
     Args:
         path: local or gs://; see `ACCEPTED`.
-        image_dir: where the images of a COCO file lie; None means that they are looked for beside it.
+        image_dir: directory of a COCO file's images; None looks for them beside the file.
+
+    Raises:
+        DataError: the path holds no such data set.
     """
     name = os.fspath(path).rstrip("/")
     if name.endswith(".json"):
@@ -27,8 +30,8 @@ def open_records(path: epath.PathLike, image_dir: epath.PathLike | None = None) 
 
         return CocoInstances(name, image_dir)
     if image_dir is not None:
-        raise DataError(f"{path}: image_dir goes with a COCO .json file, and this is none")
-    # Each source is imported only when it is wanted: no data set needs the packages of the others.
+        raise DataError(f"{path}: image_dir goes with a COCO .json file, which this is not")
+    # Imported only when needed: no data set requires the packages of the others.
     kind = _kind_of(name)
     if kind == "tars":
         from sam_jax.data.sa1b import Sa1bTars
@@ -52,11 +55,11 @@ def _kind_of(name: str) -> str:
         return "tars"
     path = epath.Path(name)
     if not path.is_dir():
-        what = "is no directory" if path.exists() else "does not exist"
+        what = "is not a directory" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}; accepted: {ACCEPTED}")
     if prepared_directory(path):
         return "prepared"
-    # One look at the names tells both kinds: at gs:// each listing of a large directory takes minutes.
+    # One listing for both formats: on gs://, listing a large directory takes minutes.
     suffixes = set()
     for entry in path.iterdir():
         suffixes.add(entry.suffix)
@@ -64,4 +67,4 @@ def _kind_of(name: str) -> str:
             return "tars"
     if ".json" in suffixes and suffixes.intersection(IMAGE_SUFFIXES):
         return "folder"
-    raise DataError(f"{path} holds none of what is accepted: {ACCEPTED}")
+    raise DataError(f"{path} holds no data set; accepted: {ACCEPTED}")

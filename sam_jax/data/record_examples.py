@@ -1,7 +1,7 @@
-"""From a record to a training example: which masks, how the image is decoded, and where it lies in the square.
+"""From a record to a training example: choosing masks, decoding the image, and placing it in the square.
 
 The image is resized as at inference (longest side to S, sides rounded half up, PIL's antialiased bilinear filter).
-EXIF is ignored: masks are in pixels as stored, and the official code never turns images either.
+EXIF orientation is ignored: masks are in pixels as stored, and the official code does not rotate images either.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from sam_jax.data.records import DataError, NoMaskError, Record
 from sam_jax.data.rle_grid import Placement, Size, decode_runs, reduce_runs
 from sam_jax.rgb import to_rgb
 
-_JITTER_DRAWS = 8  # of scale and crop, before an image without a mask in sight is taken whole
+_JITTER_DRAWS = 8  # draws of scale and crop without a visible mask, before the whole image is used
 
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMaker:
-    """Makes examples; the same (seed, index, record) gives the same bytes, in whichever thread or process.
+    """Makes examples; the same (seed, index, record) gives the same bytes in any thread or process.
 
     Attributes:
         image_size: side S of the padded square, pixels; a multiple of 4.
-        masks_per_image: K, masks kept of each image; a random K where there are more.
-        seed: of the masks and of the jitter.
-        max_mask_share: masks that cover more of the image than this are dropped.
+        masks_per_image: K, masks kept per image; a random K of more.
+        seed: of the choice of masks and of the jitter.
+        max_mask_share: masks that cover more than this share of the image are dropped.
         jitter: (smallest, largest) scale of large-scale jitter, or None.
-        mask_stride: pixels of the square's side per cell of the masks: 4, 2 or 1.
-        scaled_decode: JPEGs are decoded small where that leaves enough pixels, see `read_frame`.
-        with_image: False leaves the image black: decoding it takes most of the time, and some do not look at it.
+        mask_stride: side in pixels of the square of a cell of the masks: 4, 2 or 1.
+        scaled_decode: decode JPEGs at reduced size where that leaves enough pixels, see `read_frame`.
+        with_image: False leaves the image black, for callers that do not use it: decoding takes most of the time.
     """
 
     image_size: int
@@ -52,7 +52,7 @@ class ExampleMaker:
         """One example of a record.
 
         Args:
-          index: the example's place in the endless stream, all epochs counted, so that each epoch draws anew.
+          index: the example's position in the endless stream of all epochs, so that each epoch has new draws.
           record: the image and its masks.
 
         Raises:
@@ -62,11 +62,11 @@ class ExampleMaker:
         return self.make(record, rng)
 
     def make(self, record: Record, rng: np.random.Generator) -> Example:
-        """One example of a record, by the choices of `rng`.
+        """One example of a record, with random choices from `rng`.
 
         Raises:
           DataError: the image cannot be read or a mask is broken; the message names the record.
-          NoMaskError: no mask is left.
+          NoMaskError: no mask can be trained on.
         """
         try:
             with Image.open(io.BytesIO(record.image)) as opened:
@@ -88,7 +88,7 @@ class ExampleMaker:
         )
 
     def _placements(self, rng: np.random.Generator, size: Size) -> list[Placement]:
-        """Where the image may lie, in the order in which they are tried."""
+        """Placements of the image, in the order in which to try them."""
         if self.jitter is None:
             return [whole(size, self.image_size)]
         drawn = [jittered(rng, size, self.image_size, self.jitter) for _ in range(_JITTER_DRAWS)]
@@ -103,11 +103,11 @@ class ExampleMaker:
     def _draw_masks(self, rng: np.random.Generator, record: Record, placement: Placement) -> np.ndarray:
         """Up to `masks_per_image` random masks that can be trained on: (n, S // mask_stride, S // mask_stride) bool.
 
-        Masks are decoded in random order until enough are left, so that what is never used costs nothing.
+        Masks are decoded in random order until enough are found, so that unused masks cost nothing.
         """
         h, w = placement.size
         grid_size, fewest = self.image_size // self.mask_stride, min_cells(self.mask_stride)
-        # No grid cell is won with half of it or less: smaller masks vanish for certain.
+        # A mask must fill more than half of a grid cell to get it: smaller masks vanish for certain.
         ratio = (placement.resized[0] / h) * (placement.resized[1] / w)
         smallest, largest = fewest * self.mask_stride**2 / (2 * ratio), self.max_mask_share * h * w
         order = rng.permutation(len(record.segmentations))
@@ -123,16 +123,16 @@ class ExampleMaker:
 
 
 def whole(size: Size, image_size: int) -> Placement:
-    """The image's longest side becomes `image_size`, both sides rounded half up, as SAM does at inference."""
+    """Resizes the image's longest side to `image_size`, both sides rounded half up, as SAM does at inference."""
     scale = image_size / max(size)
     h, w = (max(1, int(side * scale + 0.5)) for side in size)
     return Placement(size, (h, w))
 
 
 def jittered(rng: np.random.Generator, size: Size, image_size: int, scales: tuple[float, float]) -> Placement:
-    """Large-scale jitter: `whole` times a scale drawn evenly, and a random crop of what exceeds the frame.
+    """Large-scale jitter: `whole` times a uniformly drawn scale, randomly cropped to the frame if larger.
 
-    Source: Ghiasi et al. 2021 (copy-paste); a smaller image stays in the top left, where SAM expects it.
+    Source: Ghiasi et al. 2021 (copy-paste); a smaller image is placed top left, where SAM expects it.
     """
     placement = whole(size, max(1, int(image_size * rng.uniform(*scales) + 0.5)))
     top, left = (int(rng.integers(max(side - image_size, 0) + 1)) for side in placement.resized)
@@ -140,11 +140,11 @@ def jittered(rng: np.random.Generator, size: Size, image_size: int, scales: tupl
 
 
 def read_frame(opened: Image.Image, placement: Placement, image_size: int, scaled_decode: bool = False) -> np.ndarray:
-    """The part of an image that the frame shows: (h, w, 3) uint8 RGB, both sides `image_size` at most.
+    """The part of an image inside the frame: (h, w, 3) uint8 RGB, both sides at most `image_size`.
 
-    Its pixels are those of inference. With `scaled_decode` they are nearly so: a JPEG is decoded at a half, a quarter
-    or an eighth where that still leaves the resized image's pixels, since its DCT blocks shrink for free, and the
-    bilinear filter does the rest.
+    Its pixels are those of inference. With `scaled_decode` they differ slightly: a JPEG is decoded at 1/2, 1/4 or 1/8
+    size, which its DCT blocks allow at no cost, as long as that is no smaller than the resized image; the bilinear
+    filter does the rest.
     """
     h, w = placement.resized
     drafted = opened.draft(None, (w, h)) if scaled_decode else None

@@ -1,4 +1,4 @@
-"""The images of a data set that a run trains or evaluates on, as an endless supply of examples."""
+"""The images of a data set that a run trains or evaluates on, as an endless stream of examples."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sam_jax.data.records import DataError, NoMaskError, RecordSource, image_key
 
 log = logging.getLogger(__name__)
 
-_TOLERATED = 4  # unreadable images that stop no run, however short
-_ATTEMPTS = 20  # other images tried in the place of one
-# Settings of an ExampleMaker that leave the image as it is.
+_TOLERATED = 4  # unreadable images that never stop a run, however short it is
+_ATTEMPTS = 20  # images to try in place of one that cannot be used
+# Settings of an ExampleMaker that do not affect the image.
 _OF_MASKS = {"masks_per_image", "seed", "max_mask_share", "mask_stride", "with_image"}
 
 
@@ -32,11 +32,11 @@ def image_hash(image_ids: np.ndarray, salt: int) -> np.ndarray:
 
 
 def chosen_indices(image_ids: np.ndarray, config: RecordDataConfig, held_out: bool) -> np.ndarray:
-    """Which records a run uses: (m,) indices, in the order of their image ids.
+    """Which records a run uses: (m,) int64 indices, in the order of their image ids.
 
-    Choice and order hang on image ids alone, so that they are the same for tars and folders and however files are
-    spread over directories, and a smaller `max_images` chooses a part of what a larger one does. Unless `hold_out` is
-    0, one image at least is held out and one trained on, of two or more.
+    Choice and order depend on image ids only, so that tars, folders and any distribution of files over directories
+    give the same; a smaller `max_images` chooses a subset of a larger one's choice. Unless `hold_out` is 0, at least
+    one image of two or more is held out and at least one is trained on.
     """
     hashes = image_hash(image_ids, salt=0)
     is_held_out = hashes < config.hold_out
@@ -50,14 +50,14 @@ def chosen_indices(image_ids: np.ndarray, config: RecordDataConfig, held_out: bo
 
 
 class RecordStream:
-    """Examples by their place in the stream.
+    """Examples by their position in the stream.
 
     Args:
-      embeddings: a directory of image embeddings, `<image key>.npy` (`records.image_key`), which then take the place of
-        images.
+      held_out: stream the held-out images, without jitter, instead of those to train on.
+      embeddings: a directory of image embeddings, `<image key>.npy` (`records.image_key`), to give instead of images.
 
     Raises:
-      DataError: no image is left to train on.
+      DataError: no such image is left.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class RecordStream:
 
     @property
     def image_ids(self) -> np.ndarray:
-        """(n,) int64, of the images of the run."""
+        """(n,) int64, image ids of the run."""
         return self._source.image_ids[self.indices]
 
     def image_settings(self) -> dict[str, Any]:
-        """All settings that decide which pixels a stored image becomes, by name."""
+        """All settings that determine an example's pixels from a stored image, by name."""
         return {name: value for name, value in dataclasses.asdict(self._maker).items() if name not in _OF_MASKS}
 
     def key(self, number: int) -> str | None:
-        """The key of the `number`-th image of the run; None where it cannot be read. Nothing is decoded."""
+        """The key of the `number`-th image of the run, without decoding it; None if it cannot be read."""
         try:
             return image_key(self._source[int(self.indices[number])].image)
         except DataError as error:
@@ -113,7 +113,7 @@ class RecordStream:
             return None
 
     def image(self, number: int) -> dict[str, np.ndarray] | None:
-        """`image` and `input_size` of the `number`-th image of the run; None where it cannot be trained on."""
+        """`image` and `input_size` of the `number`-th image of the run; None if it cannot be trained on."""
         try:
             return self._example(number, number)
         except DataError as error:
@@ -121,12 +121,15 @@ class RecordStream:
             return None
 
     def draw(self, position: int, number: int) -> dict[str, np.ndarray]:
-        """The example at a place in the stream, from the `number`-th image of the run.
+        """The example at a position in the stream, from the `number`-th image of the run.
 
-        An image that cannot be used is logged and replaced by another, which place and seed alone decide.
+        An image that cannot be used is logged and replaced by another, chosen by position and seed only.
+
+        Returns:
+          The fields of `Example`, with `image_embeddings` (h, w, C) float16 in place of `image` if `embeddings` is set.
 
         Raises:
-          DataError: more than `max_bad_share` of the images cannot be read.
+          DataError: more than `max_bad_share` of the images cannot be read, or too many in a row have no mask.
         """
         rng = np.random.default_rng((self._seed, position))
         for _ in range(_ATTEMPTS):

@@ -1,7 +1,7 @@
-"""Labelled photographs as they lie on disk, and how one becomes a training example.
+"""Labelled photographs as stored on disk.
 
-Every data set is a `RecordSource`: random access to `Record`s, which hold encoded images and RLE masks. What a record
-becomes, at which size and with which of its masks, is decided here alone.
+Every data set is a `RecordSource`: random access to `Record`s, which hold encoded images and RLE masks.
+`record_examples` turns a record into a training example.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """A data set, or one record of it, that cannot be read; the message names the file and what to do."""
+    """A data set or record cannot be read; the message names the file and what to do."""
 
 
 class NoMaskError(DataError):
-    """A record without a mask that can be trained on: nothing is wrong with it, it is just of no use."""
+    """A valid record has no mask that can be trained on."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """One photograph with its masks, nothing decoded yet.
+    """One photograph with its masks, all still encoded.
 
     Attributes:
-        name: where it came from, for messages: "sa_000000.tar: sa_1.jpg".
+        name: its origin, for messages: "sa_000000.tar: sa_1.jpg".
         image_id: unique in its data set.
         image: the encoded image (JPEG, PNG, ...).
         segmentations: one COCO RLE per mask, {"size": [h, w], "counts": str, bytes or list of int}, in pixels of the
@@ -40,20 +40,20 @@ class Record:
 
 
 def image_key(image: bytes) -> str:
-    """32 hexadecimal digits that stand for an encoded image: equal for equal bytes, and for no others."""
+    """A hash of an encoded image's bytes (SHA-256): 32 hexadecimal digits."""
     return hashlib.sha256(image).hexdigest()[:32]
 
 
 class RecordSource(Protocol):
-    """Random access to the records of a data set. Pickles (file handles are opened again where it lands)."""
+    """Random access to the records of a data set. Can be pickled; files are reopened after unpickling."""
 
     @property
     def image_ids(self) -> np.ndarray:
-        """(n,) int64, in the order of the indices; known without reading any record."""
+        """(n,) int64, in the order of the indices; available without reading any record."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record:
-        """Raises DataError that names the file where the record cannot be read."""
+        """Raises DataError that names the file if the record cannot be read."""
         ...

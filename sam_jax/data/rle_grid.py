@@ -1,8 +1,8 @@
-"""COCO run lengths straight to the training grid, without ever drawing a full-size mask.
+"""Reduces COCO run lengths to the training grid without decoding a full-size mask.
 
-A mask is its runs, so that the area it covers of a cell follows from the ends of the runs alone: each run, cut where
-image columns end, adds a strip of one pixel's width to the cells below its top end and takes it away below its bottom
-end. All masks of an image are done at once, in whole numbers: the result is exact, ties included.
+The area of a cell that a mask covers follows from the ends of the mask's runs: each run, cut where image columns end,
+adds a strip of one pixel's width to the cells below its top end and subtracts it below its bottom end. All masks of an
+image are processed at once, in integers: the result is exact, ties included.
 
 Source of the string format: pycocotools `maskApi.c` (rleToString, rleFrString).
 """
@@ -21,13 +21,13 @@ from sam_jax.data.records import DataError
 Size = tuple[int, int]  # h, w
 Counts = str | bytes | Sequence[int]
 
-_MAX_CHARS = 7  # of one count: 7 * 5 bits hold every count that pycocotools can write
+_MAX_CHARS = 7  # per count: 7 * 5 bits hold every count that pycocotools can write
 _HINT = "expected COCO RLE, {'size': [h, w], 'counts': ...}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How a stored image lies in the square frame: resized, then cropped or padded right and bottom.
+    """The position of a stored image in the square frame: resized, then cropped or padded right and bottom.
 
     Attributes:
         size: (h, w) of the image as stored, pixels.
@@ -42,13 +42,13 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runs:
-    """The runs of n masks of one image, flattened, empty ones left out.
+    """The r non-empty runs of n masks of one image, concatenated.
 
     Attributes:
         size: (h, w) of the image, pixels.
         areas: (n,) int64, pixels.
-        owner: (r,) int64, which mask a run belongs to, ascending.
-        starts: (r,) int64, the first pixel of a run, counted down the columns: x * h + y.
+        owner: (r,) int64, index of the mask of a run, ascending.
+        starts: (r,) int64, first pixel of a run, in column-major order: x * h + y.
         ends: (r,) int64, one past the last pixel.
     """
 
@@ -59,7 +59,7 @@ class Runs:
     ends: np.ndarray
 
     def select(self, wanted: np.ndarray) -> Runs:
-        """The masks where `wanted` (n,) bool says so, renumbered."""
+        """The masks where `wanted` (n,) bool is True, renumbered."""
         kept = wanted[self.owner]
         number = np.cumsum(wanted) - 1
         return Runs(self.size, self.areas[wanted], number[self.owner[kept]], self.starts[kept], self.ends[kept])
@@ -80,10 +80,10 @@ class Runs:
 
 
 def decode_counts(counts: Counts) -> np.ndarray:
-    """(k,) int64: the lengths of alternating runs of zeros and ones, zeros first, as written, not yet checked.
+    """(k,) int64: the lengths of alternating runs of zeros and ones, zeros first, not checked against an image size.
 
     Raises:
-      DataError: a string that no encoder writes.
+      DataError: `counts` is not an RLE.
     """
     pairs, number = _decode_all([counts])
     return pairs.ravel()[: number[0]]
@@ -98,7 +98,7 @@ def decode_runs(segmentations: Sequence[dict[str, Any]], size: Size) -> Runs:
     h, w = size
     for mask, segmentation in enumerate(segmentations):
         if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-            raise DataError(f"mask {mask} is no RLE; {_HINT}")
+            raise DataError(f"mask {mask} is not an RLE; {_HINT}")
         if not np.array_equal(segmentation["size"], size):
             raise DataError(f"mask {mask} has size {segmentation['size']}, but the image is [{h}, {w}] (h, w)")
     if not segmentations:
@@ -123,9 +123,9 @@ def decode_runs(segmentations: Sequence[dict[str, Any]], size: Size) -> Runs:
 
 
 def _decode_all(counts: Sequence[Counts]) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of all masks as (zeros, ones) pairs, (r, 2) int64, and how many counts each mask has, (n,) int64.
+    """Counts of all masks as (zeros, ones) pairs, (r, 2) int64, and the number of counts of each mask, (n,) int64.
 
-    A mask with an odd number of counts gets a last 0.
+    An odd number of counts is padded with a 0.
     """
     texts = [item.encode() if isinstance(item, str) else item for item in counts]
     strings = [text for text in texts if isinstance(text, bytes)]
@@ -138,7 +138,7 @@ def _decode_all(counts: Sequence[Counts]) -> tuple[np.ndarray, np.ndarray]:
 def _pair_list(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     try:
         values = np.asarray(counts)
-    except ValueError:  # lists of several lengths in it
+    except ValueError:  # nested lists of different lengths
         values = np.zeros(0)
     if values.ndim != 1 or not values.size or values.dtype.kind not in "iu":
         raise DataError(f"counts must be a string or a list of whole numbers, not {str(counts)[:40]!r}; {_HINT}")
@@ -150,17 +150,17 @@ def _pair_list(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 def _decode_strings(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """As `_decode_all`, for compressed strings.
 
-    Five bits a character, low ones first; 0x20 says that more follow, 0x10 of the last one is the sign. From the
-    fourth on, a count is written as its difference from the count two before.
+    Five bits per character, least significant first; 0x20 means that more follow, 0x10 of the last is the sign. From
+    the fourth on, a count is stored as its difference from the count two before.
     """
     stops = np.cumsum([len(text) for text in texts])
     bits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
-    last = np.flatnonzero(bits < 32)  # of each count
+    last = np.flatnonzero(bits < 32)  # last character of each count
     chars = np.diff(last, prepend=-1)
     empty = not all(texts)
     if empty or bits.max() > 63 or (bits[stops - 1] >= 32).any() or chars.max() > _MAX_CHARS:
         raise DataError(f"counts are empty, cut short or hold characters that no RLE has; {_HINT}")
-    values = (bits[last].astype(np.int64) ^ 16) - 16  # the sign reaches up from the topmost five bits
+    values = (bits[last].astype(np.int64) ^ 16) - 16  # sign extension of the top five bits
     longer, back = np.flatnonzero(chars > 1), 1
     while len(longer):
         values[longer] = (values[longer] << 5) | (bits[last[longer] - back] & 31)
@@ -171,15 +171,15 @@ def _decode_strings(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _undo_differences(values: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """(zeros, ones) pairs, (r, 2) int64, of counts (c,) as written; `number` (n,) of them belong to each mask.
+    """(zeros, ones) pairs, (r, 2) int64, of stored counts (c,), of which `number` (n,) belong to each mask.
 
-    In pairs the count two before is the one above, so that both chains are cumulative sums down the columns. The first
-    count of zeros belongs to no chain.
+    In pairs, the count two before is in the row above, so both columns are cumulative sums. The first count of zeros
+    is not part of them.
     """
     rows = (number + 1) // 2
     first = np.cumsum(rows) - rows
     pairs = np.zeros((rows.sum(), 2), np.int64)
-    gap = 2 * first - (np.cumsum(number) - number)  # counts of a mask move back by the last 0s of those before
+    gap = 2 * first - (np.cumsum(number) - number)  # counts move back by the padding of earlier masks
     pairs.reshape(-1)[np.arange(len(values)) + np.repeat(gap, number)] = values
     zeros = pairs[first, 0]
     pairs[first, 0] = 0
@@ -193,15 +193,15 @@ def _undo_differences(values: np.ndarray, number: np.ndarray) -> np.ndarray:
 
 
 def reduce_rles(segmentations: Sequence[dict[str, Any]], placement: Placement, grid_size: int) -> np.ndarray:
-    """RLE masks -> (n, grid_size, grid_size) bool: as `reduce_runs`, decoding first."""
+    """RLE masks -> (n, grid_size, grid_size) bool: `decode_runs`, then `reduce_runs`."""
     return reduce_runs(decode_runs(segmentations, placement.size), placement, grid_size)
 
 
 def reduce_runs(runs: Runs, placement: Placement, grid_size: int, stride: int = MASK_STRIDE) -> np.ndarray:
-    """Area averages of masks over the cells of the frame's grid, > 0.5.
+    """True in the cells of the frame's grid of which a mask covers more than half.
 
-    A cell is `stride` x `stride` pixels of the frame; it averages over every source pixel that it touches,
-    weighted by the share it touches. What lies beyond the image counts as not in the mask.
+    A cell is `stride` x `stride` pixels of the frame; source pixels count by the area that they share with it. Pixels
+    outside the image are not in any mask.
 
     Returns:
       (n, grid_size, grid_size) bool.
@@ -216,7 +216,7 @@ def reduce_runs(runs: Runs, placement: Placement, grid_size: int, stride: int = 
         return grids
     owner, column, top, bottom = owner[seen], column[seen], edges[top[seen]], edges[bottom[seen]]
     (first_row, upper), (last_row, lower) = (np.divmod(edge, stride * h) for edge in (top, bottom))
-    # Every mask gets a window of its own, column after column, that ends in a row of zeros.
+    # Each mask gets its own window, column by column, with a last row of zeros.
     begins = np.flatnonzero(np.diff(owner, prepend=-1))
     row = np.minimum.reduceat(first_row, begins)
     rows = np.maximum.reduceat(last_row, begins) + 2 - row
@@ -230,7 +230,7 @@ def reduce_runs(runs: Runs, placement: Placement, grid_size: int, stride: int = 
         start, end = (corner + tap * rows[window] + edge_row for edge_row in (first_row, last_row))
         keys += [start, start + 1, end, end + 1]
         weights += [width * (stride * h - upper), width * upper, width * (lower - stride * h), -width * lower]
-    # Whole numbers far below 2**53, which float64 adds without rounding; no window leaks into the next.
+    # Integers far below 2**53, which float64 adds without rounding; no window leaks into the next.
     area = np.cumsum(np.bincount(np.concatenate(keys), np.concatenate(weights), stop[-1]))
     for number, mask in enumerate(owner[begins]):
         block = area[stop[number] - rows[number] * cols[number] : stop[number]].reshape(cols[number], rows[number]).T
@@ -240,15 +240,13 @@ def reduce_runs(runs: Runs, placement: Placement, grid_size: int, stride: int = 
 
 
 def _edges(side: int, resized: int, offset: int, frame: int) -> np.ndarray:
-    """(side + 1,) int64: where pixel edges lie in the frame, in units of 1 / side of its pixels, clipped to it."""
+    """(side + 1,) int64: positions of pixel edges in the frame, in 1 / side of its pixels, clipped to it."""
     return np.clip(np.arange(side + 1) * resized - offset * side, 0, frame * side)
 
 
 def _column_cells(side: int, resized: int, offset: int, frame: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """The cells below each pixel along an axis: the first one (side,), and what it covers of it and the next (t, side).
-
-    int64, in the units of `_edges`; t is as many as any pixel touches, two unless the image was much enlarged.
-    """
+    """The cells that each pixel touches along an axis: the first (side,), and the overlap with it and the next ones
+    (t, side). int64, overlaps in the units of `_edges`; t is the largest number of cells of a pixel."""
     edges, cell = _edges(side, resized, offset, frame), stride * side
     begin, end = edges[:-1], edges[1:]
     first = begin // cell

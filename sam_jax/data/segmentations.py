@@ -1,4 +1,4 @@
-"""One form for all masks: whatever an annotation holds becomes a compressed COCO RLE."""
+"""Converts every form of COCO segmentation to a compressed RLE."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MIN_COORDINATES = 6  # of a polygon: three corners
 
 
 def to_rles(segmentations: Iterable[Any], size: Size, name: str = "") -> list[Rle]:
-    """Segmentations as COCO has them -> RLEs of `size` (h, w).
+    """COCO segmentations -> compressed RLEs of `size` (h, w).
 
-    Each is a list of polygons [x, y, x, y, ...] of one object, or an RLE, compressed or not. Left out are None and
-    objects without a polygon of three corners.
+    Each is a list of polygons [x, y, x, y, ...] of one object, or an RLE, compressed or not. None, and objects without
+    a polygon of at least three corners, are left out.
 
     Raises:
-      DataError: something else, or an RLE of another size.
+      DataError: a segmentation is neither, or is an RLE of another size.
     """
     found = []
     for number, segmentation in enumerate(segmentations):
@@ -48,7 +48,7 @@ def _to_rle(segmentation: Any, size: Size) -> Rle | None:
         if isinstance(counts, bytes | str):
             return {"size": [h, w], "counts": counts}
         runs = np.asarray(counts)
-        # pycocotools takes any list, and fails later if at all.
+        # pycocotools accepts any list, and fails later or not at all.
         if runs.dtype.kind not in "iu" or runs.ndim != 1 or (runs < 0).any() or runs.sum() != h * w:
             raise ValueError("its runs do not fill the image")
         return coco.frPyObjects({"size": [h, w], "counts": runs.tolist()}, h, w)
@@ -60,7 +60,7 @@ def _to_rle(segmentation: Any, size: Size) -> Rle | None:
 
 
 def _flat(polygon: Any) -> list[float]:
-    """[x, y, x, y, ...] from that, or from [[x, y], [x, y], ...]."""
+    """[x, y, x, y, ...], from a polygon in that form or as [[x, y], [x, y], ...]."""
     values = np.array(polygon, np.float64)
     if values.size % 2 or values.ndim > 2 or (values.ndim == 2 and values.shape[1] != 2):
         raise ValueError("a polygon is not made of pairs of numbers")

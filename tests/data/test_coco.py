@@ -106,7 +106,7 @@ def test_image_dir_and_pickling(tmp_path):
     (tmp_path / "elsewhere/train/1.png").unlink()
     with pytest.raises(DataError, match=r"elsewhere/train/1\.png: cannot be read: No such file"):
         source[0]
-    with pytest.raises(DataError, match=r"its image train/1\.png is in none of .*; say where the images lie"):
+    with pytest.raises(DataError, match=r"its image train/1\.png is not below any of .*; say where the images are"):
         CocoInstances(path)
 
 
@@ -142,7 +142,7 @@ def test_broken_segmentations_are_reported_when_read(tmp_path, segmentation, mes
         ([_image(None)], [], "has the id None, which is neither"),
         ([_image("")], [], "has the id '', which is neither"),
         ([_image(float("nan"))], [], "has the id nan, which is neither"),
-        ([_image(1, height="tall")], [], "image 1 has the height 'tall', which is no pixel count"),
+        ([_image(1, height="tall")], [], "image 1 has the height 'tall', which is not a pixel count"),
         ([_image(1, width=0)], [], "image 1 has the width 0"),
         ([_image(1, file_name=3)], [], "image 1 has neither file_name nor coco_url"),
         (
@@ -196,7 +196,7 @@ def test_sizes_that_the_file_lacks_are_those_of_the_images(tmp_path, monkeypatch
         ("{", "not JSON"),
         ("[]", "it has no list 'images'"),
         ('{"images": [], "annotations": {}}', "it has no list 'annotations'"),
-        ('{"images": [3], "annotations": []}', "entry 0 of 'images' is no object"),
+        ('{"images": [3], "annotations": []}', "entry 0 of 'images' is not an object"),
         (None, "cannot be read: No such file"),
     ],
 )

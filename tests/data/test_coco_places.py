@@ -99,7 +99,7 @@ def test_names_by_url(tmp_path):
         (["x/a.png", "y/a.png"], ["images/a.png"], r"images 'x/a\.png' and 'y/a\.png' are both .*images/a\.png"),
         (["a.png", "./a.png"], ["images/a.png"], r"images 0 and 1 are both 'a\.png'; join them into one"),
         (["x\\a.png", "x/a.png"], ["images/x/a.png"], r"images 0 and 1 are both 'x/a\.png'"),
-        (["train/a.png"], ["images/val/a.png"], r"its image train/a\.png is in none of .*; say where the images lie"),
+        (["train/a.png"], ["images/val/a.png"], r"its image train/a\.png is not below any of .*; say where"),
     ],
 )
 def test_what_is_ambiguous_is_refused_at_once(tmp_path, names, files, message):

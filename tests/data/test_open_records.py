@@ -81,8 +81,8 @@ def test_anything_else(tmp_path, folder):
     (folder / "sa_1.jpg").rename(folder / "sa_1.png")
     for path, reason in (
         (tmp_path / "nowhere", "does not exist"),
-        (folder, "holds none of what is accepted"),
-        (folder / "sa_1.png", "is no directory"),
+        (folder, "holds no data set; accepted"),
+        (folder / "sa_1.png", "is not a directory"),
     ):
         with pytest.raises(DataError, match=rf"^{path} {reason}.*COCO instances \.json$") as caught:
             open_records(path)

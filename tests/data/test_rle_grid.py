@@ -169,8 +169,8 @@ GOOD = encode(np.eye(6, 8, dtype=bool))
         ({"size": [6, 8], "counts": [2**70]}, "list of whole numbers"),
         ({"size": [6, [8]], "counts": GOOD["counts"]}, "mask 1 has size"),
         ({"size": [6, 8], "counts": None}, "list of whole numbers"),
-        ({"size": [6, 8]}, "mask 1 is no RLE"),
-        ([[1, 2, 3, 4]], "mask 1 is no RLE"),
+        ({"size": [6, 8]}, "mask 1 is not an RLE"),
+        ([[1, 2, 3, 4]], "mask 1 is not an RLE"),
     ],
 )
 def test_bad_rles_are_named(bad, message):

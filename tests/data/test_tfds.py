@@ -112,7 +112,7 @@ def test_shards_part_the_images(tars, tmp_path, shards, limit):
 
 def test_no_tars(tmp_path):
     for nothing in (tmp_path, f"{tmp_path}/*.tar"):
-        with pytest.raises(DataError, match=r"stands for no \.tar file"):
+        with pytest.raises(DataError, match=r"matches no \.tar file"):
             make_plan(nothing, tmp_path, None, None)
 
 
@@ -232,7 +232,7 @@ def test_bad_tars(tars, tmp_path):
         header = tar.getmembers()[5].offset
     for number, end in enumerate((header - 600, header + 100, 100, 0)):
         (tmp_path / "cut.tar").write_bytes(whole[:end])
-        with pytest.raises(DataError, match=r"cut\.tar: cannot be read as a tar: .*is it whole\?") as caught:
+        with pytest.raises(DataError, match=r"cut\.tar: cannot be read as a tar: .*is it complete\?") as caught:
             prepare_tars(tmp_path / "cut.tar", tmp_path / f"a{number}")
         assert "\n" not in str(caught.value)
     document = _document(1, 1)

@@ -1,4 +1,4 @@
-"""SA-1B and whatever is laid out like it: images with a JSON of RLE masks each, in tars or in a folder.
+"""SA-1B and data sets in its layout: images with a JSON of RLE masks each, in tars or in a folder.
 
 `sam-jax data index|check|stats PATH` prepares, verifies and describes a data set.
 """

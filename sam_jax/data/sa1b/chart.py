@@ -1,4 +1,4 @@
-"""stats.png, drawn with PIL alone: three histograms and a map of mask centres."""
+"""Draws stats.png with PIL only: three histograms and a map of mask centres."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DARK, _BRIGHT = np.array([13, 28, 66.0]), np.array([255, 232, 140.0])
 
 
 def draw_chart(figures: dict[str, Any], title: str) -> Image.Image:
-    """(HEIGHT, WIDTH) RGB image of what `statistics.summary` gives."""
+    """An RGB image, (HEIGHT, WIDTH), of the figures of `statistics.summary`."""
     chart = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(chart)
     heading = f"{title}: {figures['images']:,} images, {figures['masks']:,} masks"
@@ -37,7 +37,7 @@ def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str) -> str:
-    """Text that fits the chart's width, its beginning cut off where it is a long path."""
+    """The text, with its beginning cut off if it is wider than the chart."""
     while draw.textlength(text, _font(26)) > WIDTH - 80:
         text = "..." + text[8:]
     return text
@@ -76,7 +76,7 @@ def _draw_bars(
 
 
 def _draw_centres(chart: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], counts: np.ndarray) -> None:
-    """The map of mask centres (rows, columns), brightest where most lie."""
+    """The map of mask centres (rows, columns), brightest where they are most frequent."""
     x0, y0, x1, y1 = _plot_box(corner)
     side = min(x1 - x0, y1 - y0)
     x0 += (x1 - x0 - side) // 2
@@ -109,6 +109,6 @@ def _draw_axis(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], low: f
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 2.5, 5, 10 times a power of ten, where an axis may end."""
+    """Rounds up to 1, 2, 2.5, 5 or 10 times a power of ten, for the end of an axis."""
     power = 10.0 ** np.floor(np.log10(max(value, 1e-6)))
     return float(next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= value * (1 - 1e-9)))

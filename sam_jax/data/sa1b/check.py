@@ -1,4 +1,4 @@
-"""Is every record whole? Images decode, JSONs parse, run lengths fill the image, areas and boxes are theirs."""
+"""Verifies records: images decode, JSONs parse, run lengths fill the image, areas and boxes match the masks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sam_jax.data.rle_grid import Runs, decode_runs
 from sam_jax.data.sa1b.pairs import Sa1bPairs, parse_annotations
 
 _BLOCK = 64  # records in flight per thread, so that 11 million do not queue up at once
-_BOX_TOLERANCE = 1.0  # pixels: SA-1B's width is x_max - x_min, COCO's is one more
+_BOX_TOLERANCE = 1.0  # pixels: SA-1B's box width is x_max - x_min, COCO's one more
 
 
 def check_records(source: Sa1bPairs, threads: int) -> Iterator[str | None]:
-    """For each record in order: None, or what is wrong with it in one line."""
+    """For each record in order: None, or one line that says what is wrong with it."""
     block = _BLOCK * threads
     with ThreadPoolExecutor(threads) as pool:
         for begin in range(0, len(source), block):
@@ -26,7 +26,7 @@ def check_records(source: Sa1bPairs, threads: int) -> Iterator[str | None]:
 
 
 def check_record(source: Sa1bPairs, index: int) -> str | None:
-    """What is wrong with a record, the first fault only, or None."""
+    """The first fault of a record, or None."""
     try:
         image, text = source.read(index)
         size = _decoded_size(image, source.name(index, ".jpg"))
@@ -45,7 +45,7 @@ def check_record(source: Sa1bPairs, index: int) -> str | None:
 
 
 def _decoded_size(image: bytes, name: str) -> tuple[int, int]:
-    """(h, w), after decoding all of it."""
+    """(h, w) of the fully decoded image."""
     try:
         with Image.open(io.BytesIO(image)) as opened:
             opened.load()
@@ -55,7 +55,7 @@ def _decoded_size(image: bytes, name: str) -> tuple[int, int]:
 
 
 def boxes_of(runs: Runs) -> np.ndarray:
-    """(n, 4) int64: x and y of the first pixel, then how far the last one lies from it, as SA-1B has it; 0 if empty."""
+    """(n, 4) int64 boxes as in SA-1B: x_min, y_min, x_max - x_min, y_max - y_min; zeros for an empty mask."""
     boxes = np.zeros((len(runs.areas), 4), np.int64)
     owner, column, top, bottom = runs.strips()
     if len(owner):
@@ -67,7 +67,7 @@ def boxes_of(runs: Runs) -> np.ndarray:
 
 
 def _check_masks(runs: Runs, annotations: list[dict]) -> None:
-    """`area` and `bbox`, where an annotation has them, against its mask."""
+    """Compares an annotation's `area` and `bbox`, if given, with its mask."""
     for number, (annotation, area, box) in enumerate(zip(annotations, runs.areas, boxes_of(runs), strict=True)):
         if annotation.get("area", area) != area:
             raise DataError(f"mask {number} has area {annotation['area']}, but its RLE covers {area} pixels")

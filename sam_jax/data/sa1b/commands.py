@@ -1,4 +1,4 @@
-"""What `sam-jax data` does to SA-1B: index, check, stats. Each prints, and returns an exit code: 1 for bad records."""
+"""`sam-jax data index|check|stats` for SA-1B. Each prints, and returns an exit code: 1 for bad records."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sam_jax.data.sa1b.tars import Sa1bTars
 
 
 def index(path: str, index_dir: str | None) -> int:
-    """Builds what indices are missing."""
+    """Builds missing tar indices."""
     source = Sa1bTars(path, index_dir, progress=lambda found, total: tqdm(found, "indexing", total, unit="tar"))
     print(f"{len(source)} pairs; {source.unpaired} files without a partner, {source.duplicates} repeated image ids")
     return 0
 
 
 def check(path: str, index_dir: str | None, threads: int) -> int:
-    """Prints what is wrong, one line a record."""
+    """Prints what is wrong, one line per bad record."""
     if threads < 1:
         raise DataError(f"--threads must be 1 or more, not {threads}")
     source = open_sa1b(path, index_dir)

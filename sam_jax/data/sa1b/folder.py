@@ -15,7 +15,7 @@ class Sa1bFolder(Sa1bPairs):
     def __init__(self, path: epath.PathLike):
         folder = epath.Path(path)
         if not folder.is_dir():
-            raise DataError(f"{path} is no directory; expected {EXPECTED}")
+            raise DataError(f"{path} is not a directory; expected {EXPECTED}")
         pairs, unpaired = pair_up(file.name for file in folder.iterdir())
         if not pairs:
             raise DataError(f"{path} holds no name.jpg + name.json pair; expected {EXPECTED}")
@@ -34,7 +34,7 @@ class Sa1bFolder(Sa1bPairs):
         return self._read(self.name(index, ".jpg")), self.read_json(index)
 
     def read_json(self, index: int) -> bytes:
-        """The JSON text alone."""
+        """The JSON text only."""
         return self._read(self.name(index, ".json"))
 
     def _read(self, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A path tells by itself what it is."""
+"""Opens SA-1B data by detecting its layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sam_jax.data.sa1b.tars import Sa1bTars, is_glob
 
 
 def open_sa1b(path: epath.PathLike, index_dir: epath.PathLike | None = None) -> Sa1bPairs:
-    """`Sa1bTars` where the path is a tar or holds some, else `Sa1bFolder`. Raises DataError where it is neither."""
+    """`Sa1bTars` if the path is a tar or holds tars, else `Sa1bFolder`. Raises DataError if it is neither."""
     place = epath.Path(path)
     if is_glob(place):
         return Sa1bTars(path, index_dir)

@@ -1,4 +1,4 @@
-"""What tars and folders have in common: an image and a JSON of one stem make a record.
+"""What tars and folders have in common: an image and a JSON with the same stem make a record.
 
 Layout (SA-1B README): sa_<id>.jpg and sa_<id>.json, {"image": {"image_id", "width", "height", "file_name"},
 "annotations": [{"id", "segmentation": {"size": [h, w], "counts"}, "area", "bbox": [x, y, w, h], ...}]}.
@@ -26,12 +26,12 @@ _log = logging.getLogger(__name__)
 
 
 class Sa1bPairs(abc.ABC):
-    """A `RecordSource` of pairs. Holds no open file, so that threads may share it and it pickles.
+    """A `RecordSource` of pairs. Holds no open file, so it can be pickled and shared by threads.
 
     Attributes:
         path: as given.
-        unpaired: images without a JSON and JSONs without an image, left out.
-        duplicates: pairs whose image id another pair has already, left out.
+        unpaired: number of images without a JSON and JSONs without an image, which are left out.
+        duplicates: number of pairs with the image id of an earlier pair, which are left out.
     """
 
     def __init__(self, path: str, image_ids: np.ndarray, unpaired: int, duplicates: int):
@@ -51,7 +51,7 @@ class Sa1bPairs(abc.ABC):
         return len(self._image_ids)
 
     def __getitem__(self, index: int) -> Record:
-        """Raises DataError that names the file where the record cannot be read."""
+        """Raises DataError that names the file if the record cannot be read."""
         index = self._checked(index)
         image, text = self.read(index)
         annotations = parse_annotations(text, self.name(index, ".json"))
@@ -59,7 +59,7 @@ class Sa1bPairs(abc.ABC):
         return Record(self.name(index, ".jpg"), int(self._image_ids[index]), image, masks)
 
     def annotations(self, index: int) -> list[dict[str, Any]]:
-        """All that the JSON says of each mask, without reading the image."""
+        """The annotations of the JSON, without reading the image."""
         index = self._checked(index)
         return parse_annotations(self.read_json(index), self.name(index, ".json"))
 
@@ -70,7 +70,7 @@ class Sa1bPairs(abc.ABC):
 
     @abc.abstractmethod
     def name(self, index: int, suffix: str) -> str:
-        """For messages: where a file lies."""
+        """The location of a file, for messages."""
 
     @abc.abstractmethod
     def read(self, index: int) -> tuple[bytes, bytes]:
@@ -78,11 +78,11 @@ class Sa1bPairs(abc.ABC):
 
     @abc.abstractmethod
     def read_json(self, index: int) -> bytes:
-        """The JSON text alone."""
+        """The JSON text only."""
 
 
 def parse_annotations(text: bytes, name: str) -> list[dict[str, Any]]:
-    """The annotations of one JSON file, each with its `segmentation`."""
+    """The annotations of one JSON file, each with a `segmentation`. Raises DataError."""
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -94,7 +94,7 @@ def parse_annotations(text: bytes, name: str) -> list[dict[str, Any]]:
 
 
 def image_id_of(stem: str) -> int:
-    """The number of "sa_<number>"; a hash of any other stem, which other files in the folder cannot change."""
+    """The number of "sa_<number>"; a hash of any other stem, so that an id does not depend on other files."""
     if re.fullmatch(r"sa_\d{1,18}", stem, re.ASCII):
         return int(stem[3:])
     return int.from_bytes(hashlib.sha256(stem.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 1
@@ -103,7 +103,7 @@ def image_id_of(stem: str) -> int:
 def pair_up(names: Iterable[str]) -> tuple[list[tuple[str, str]], int]:
     """Pairs of (image, JSON) among file names, sorted by stem, and how many files have no partner.
 
-    Hidden files, and files that are neither, do not count. A stem with several images has its last one.
+    Hidden files and files of other types are ignored. Of several images of one stem, the last is used.
     """
     images, texts = dict[str, str](), dict[str, str]()
     for name in names:
@@ -119,5 +119,5 @@ def pair_up(names: Iterable[str]) -> tuple[list[tuple[str, str]], int]:
 
 
 def first_of_each(image_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(m,) int64, ascending: where each id occurs first."""
+    """(m,) int64, ascending: the index at which each id first occurs."""
     return np.sort(np.unique(np.asarray(image_ids, np.int64), return_index=True)[1])

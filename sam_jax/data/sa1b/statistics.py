@@ -1,4 +1,4 @@
-"""The statistics by which the SAM paper describes SA-1B (section 5, figures 5 and 6), of any data set in its layout."""
+"""The SAM paper's statistics of SA-1B (section 5, figures 5 and 6), for any data set in its layout."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MaskStatistics:
 
 
 def measure(source: Sa1bPairs, limit: int, progress: Callable[[np.ndarray], Iterable[int]] = iter) -> MaskStatistics:
-    """Measures `limit` images spread evenly over the data set, all of them where it is 0. Empty masks do not count."""
+    """Measures `limit` images spread evenly over the data set, or all if 0. Empty masks are ignored."""
     count = min(limit, len(source)) or len(source)
     rows: list[np.ndarray] = []
     bad = 0
@@ -55,13 +55,13 @@ def measure(source: Sa1bPairs, limit: int, progress: Callable[[np.ndarray], Iter
 
 
 def measure_image(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """(n, 4) float64: relative size, concavity, x and y of the centre, of the masks that are not empty."""
+    """(n, 4) float64: relative size, concavity, x and y of the centre, of each non-empty mask."""
     if not annotations:
-        return np.zeros((0, 4))  # no mask tells the image's size
+        return np.zeros((0, 4))  # the image's size is known from masks only
     try:
         h, w = (int(side) for side in annotations[0]["segmentation"]["size"])
     except (KeyError, TypeError, ValueError):
-        raise DataError("mask 0 is no RLE") from None
+        raise DataError("mask 0 is not an RLE") from None
     runs = decode_runs([annotation["segmentation"] for annotation in annotations], (h, w))
     runs = runs.select(runs.areas > 0)
     relative = np.sqrt(runs.areas / (h * w))
@@ -80,7 +80,7 @@ def centres(runs: Runs) -> np.ndarray:
 def hull_areas(runs: Runs) -> np.ndarray:
     """(n,) float64: area of the convex hull of each mask's pixels, taken as squares; no mask may be empty."""
     owner, column, top, bottom = runs.strips()
-    # Of each column only the outermost corners can lie on the hull.
+    # Only the outermost corners of each column can be on the hull.
     begins = np.flatnonzero((np.diff(owner, prepend=-1) != 0) | (np.diff(column, prepend=-1) != 0))
     x = column[begins]
     low, high = np.minimum.reduceat(top, begins), np.maximum.reduceat(bottom, begins)
@@ -91,7 +91,8 @@ def hull_areas(runs: Runs) -> np.ndarray:
 
 
 def summary(statistics: MaskStatistics) -> dict[str, Any]:
-    """What stats.json holds: mean, median and histogram of each figure, and the centres' histogram, rows from top."""
+    """The content of stats.json: mean, quartiles and histogram of each figure, and a 2D histogram of centres, top row
+    first."""
     most = int(statistics.masks_per_image.max())
     centre_counts, _, _ = np.histogram2d(
         statistics.centres[:, 1], statistics.centres[:, 0], CENTRE_BINS, ((0, 1), (0, 1))
@@ -123,7 +124,7 @@ def _figure(values: np.ndarray, top: float) -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The same for a terminal."""
+    """The figures of `summary` as text for a terminal."""
     lines = [f"{figures['images']} images, {figures['masks']} masks"]
     if figures["unreadable_images"]:
         lines.append(f"{figures['unreadable_images']} images could not be read and are left out: run `check`")

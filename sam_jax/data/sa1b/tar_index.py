@@ -1,4 +1,4 @@
-"""Where each image and JSON lies in a tar, found once and kept in a small file: sa_000000.tar.index.npz."""
+"""The byte positions of images and JSONs in a tar, found once and kept in a small file: sa_000000.tar.index.npz."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TarIndex:
-    """The pairs of one tar, in the order of their bytes.
+    """The pairs of one tar, in the order of their images in it.
 
     Attributes:
-        tar_size: () int64, bytes; another size means another tar.
+        tar_size: () int64, bytes; an index with another size is of another tar.
         image_ids: (n,) int64.
         stems: (n,) bytes strings, names without ".jpg", UTF-8.
-        places: (n, 4) int64, bytes: where the image begins, its length, where the JSON begins, its length.
-        unpaired: () int64, files without a partner.
+        places: (n, 4) int64, bytes: offset and length of the image, offset and length of the JSON.
+        unpaired: () int64, number of files without a partner.
     """
 
     tar_size: np.ndarray
@@ -43,17 +43,17 @@ class TarIndex:
 
 
 def default_index_dir(tar: epath.Path) -> epath.Path:
-    """Where the index of a tar goes when its own directory cannot be written: under the user's cache."""
+    """The directory, in the user's cache, for the index of a tar whose own directory is not writable."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     directory = hashlib.sha256(os.fspath(tar.parent).encode()).hexdigest()[:16]
     return epath.Path(cache) / "sam_jax" / "sa1b" / directory
 
 
 def find_index(tar: epath.Path, index_dir: epath.PathLike | None = None) -> TarIndex:
-    """The index of a tar: the one kept beside it or in `index_dir` where it is of this tar, else built and kept.
+    """The index of a tar: the one beside it or in `index_dir` if that fits, else built and stored.
 
     Raises:
-      DataError: the tar is missing, is none, is cut short or holds no pair; or no index can be written anywhere.
+      DataError: the tar is missing, invalid, truncated or holds no pair, or its index cannot be written anywhere.
     """
     try:
         tar_size = tar.stat().length
@@ -77,7 +77,7 @@ def find_index(tar: epath.Path, index_dir: epath.PathLike | None = None) -> TarI
 
 
 def build_index(tar: epath.Path, tar_size: int) -> TarIndex:
-    """Walks the headers of a tar, which takes a second for 10 GB on a disk."""
+    """Reads the headers of a tar, which takes a second for 10 GB on a disk. Raises DataError."""
     members: dict[str, tuple[int, int]] = {}
     try:
         with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
@@ -104,17 +104,17 @@ def build_index(tar: epath.Path, tar_size: int) -> TarIndex:
 
 
 def _check_end(tar: epath.Path, file: IO[bytes], offset: int) -> None:
-    """tarfile takes any header that it cannot read for the end; here that is told from the zeros of a real end."""
+    """Checks for the zeros of a real end, as tarfile treats any unreadable header as the end."""
     file.seek(offset)
     block = file.read(tarfile.BLOCKSIZE)
     if any(block) or len(block) % tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"no member begins at byte {offset}")
     if not block:
-        _log.warning("%s lacks the end that tars have; it may have been cut short", tar)
+        _log.warning("%s has no end-of-archive block; it may be truncated", tar)
 
 
 def _load(file: epath.Path) -> TarIndex | None:
-    """A kept index, or None where there is none or it is of no use."""
+    """A stored index, or None if there is none or it is broken."""
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
             return TarIndex(**{field.name: arrays[field.name] for field in dataclasses.fields(TarIndex)})
@@ -126,7 +126,7 @@ def _load(file: epath.Path) -> TarIndex | None:
 
 
 def _write(file: epath.Path, index: TarIndex) -> None:
-    """Writes whole or not at all: readers may look at any time, and several processes may write."""
+    """Writes atomically: other processes may read or write the file at the same time."""
     buffer = io.BytesIO()
     np.savez(buffer, **dataclasses.asdict(index))
     file.parent.mkdir(parents=True, exist_ok=True)

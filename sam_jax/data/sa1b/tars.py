@@ -1,4 +1,4 @@
-"""The tars of SA-1B as they were released, read in place."""
+"""The tars of SA-1B as released, read in place."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sam_jax.data.records import DataError
 from sam_jax.data.sa1b.pairs import EXPECTED, Sa1bPairs, first_of_each
 from sam_jax.data.sa1b.tar_index import TarIndex, find_index
 
-_INDEX_THREADS = 8  # indices are small, but a store in the cloud answers slowly
-_MAX_GAP = 1 << 16  # bytes between image and JSON that cost less than asking twice
+_INDEX_THREADS = 8  # indices are small, but cloud storage has a high latency
+_MAX_GAP = 1 << 16  # bytes between image and JSON that cost less than a second read
 
 
 class Sa1bTars(Sa1bPairs):
-    """All pairs in the tars of a directory, or in one tar, local or gs://; tars by name, pairs as they lie.
+    """All pairs in the tars of a directory, or in one tar, local or gs://; sorted by tar, then by position in it.
 
-    Each tar has an index, built when first asked for. A file is opened for each read: no handles to share or to pickle.
+    Each tar has an index, built on first use. Every read opens the file anew: there are no handles to share or pickle.
 
     Args:
       path: a directory of .tar files, one of them, or a glob such as data/sa1b/sa_0000*.tar.
-      index_dir: where indices go when they cannot be written beside the tars; None means the user's cache.
+      index_dir: directory for indices that cannot be written beside the tars; None is the user's cache.
       progress: wraps the iteration over the tars, such as tqdm.
     """
 
@@ -61,7 +61,7 @@ class Sa1bTars(Sa1bPairs):
         return data[image - begin :][:image_size], data[text - begin :][:text_size]
 
     def read_json(self, index: int) -> bytes:
-        """The JSON text alone."""
+        """The JSON text only."""
         return self._read(index, *self._places[index, 2:].tolist())
 
     def _read(self, index: int, begin: int, size: int) -> bytes:
@@ -78,7 +78,7 @@ class Sa1bTars(Sa1bPairs):
 
 
 def find_tars(path: epath.PathLike) -> list[epath.Path]:
-    """The tars of a directory or a glob, sorted by name, or the one that the path names."""
+    """The tars of a directory or glob, sorted by name, or the tar at `path`. Raises DataError if there are none."""
     place = epath.Path(path)
     if is_glob(place):
         tars = sorted(filter(_is_tar, place.parent.glob(place.name)), key=lambda file: file.name)
@@ -87,7 +87,7 @@ def find_tars(path: epath.PathLike) -> list[epath.Path]:
     else:
         tars = [place] if _is_tar(place) else []
     if not tars:
-        raise DataError(f"{path} stands for no .tar file; expected {EXPECTED}")
+        raise DataError(f"{path} matches no .tar file; expected {EXPECTED}")
     return tars
 
 

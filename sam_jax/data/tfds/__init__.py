@@ -1,4 +1,4 @@
-"""SA-1B as tensorflow-datasets keeps it (`segment_anything`, array_record), read and prepared without TensorFlow."""
+"""SA-1B in tensorflow-datasets' format (`segment_anything`, array_record), read and prepared without TensorFlow."""
 
 from sam_jax.data.tfds.layout import prepared_directory
 from sam_jax.data.tfds.reading import TfdsSa1b

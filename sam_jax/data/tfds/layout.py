@@ -1,4 +1,4 @@
-"""How a prepared `segment_anything` lies on disk, and what reading and preparing it share."""
+"""The layout of a prepared `segment_anything` on disk, and what reading and preparing it share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDS_FILE = "image_ids.npy"
 
 
 def import_tfds() -> Any:
-    """The module tensorflow_datasets; imported here alone, since most users do without."""
+    """The module tensorflow_datasets, imported only here, since most users do not need it. Raises DataError."""
     try:
         import array_record.python.array_record_module  # noqa: F401 (tfds would miss it only at the first record)
         import tensorflow_datasets as tfds
@@ -27,7 +27,7 @@ def import_tfds() -> Any:
 
 
 def prepared_directory(path: epath.PathLike) -> epath.Path | None:
-    """Where dataset_info.json lies: `path`, else the newest VERSION/ or segment_anything/VERSION/ below it, or None."""
+    """The directory of dataset_info.json: `path`, else its newest VERSION/ or segment_anything/VERSION/, or None."""
     path = epath.Path(path)
     if (path / "dataset_info.json").exists():
         return path
@@ -43,12 +43,12 @@ def prepared_directory(path: epath.PathLike) -> epath.Path | None:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, on one line: those of tensorflow-datasets go on over many."""
+    """An error's message on one line; those of tensorflow-datasets have many."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def save_ids(path: epath.Path, ids: np.ndarray) -> None:
-    """Writes (n,) int64 as .npy; the file appears whole or not at all."""
+    """Writes (n,) int64 as .npy, atomically."""
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     with partial.open("wb") as file:
         np.save(file, ids)
@@ -56,7 +56,7 @@ def save_ids(path: epath.Path, ids: np.ndarray) -> None:
 
 
 def check_unique(directory: epath.Path, ids: np.ndarray) -> None:
-    """DataError where an image id stands twice in `ids` (n,)."""
+    """Raises DataError if an image id occurs twice in `ids` (n,)."""
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise DataError(f"{directory}: {(counts > 1).sum()} image ids are not unique, {values[counts > 1][0]} for one")

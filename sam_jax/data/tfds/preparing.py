@@ -1,8 +1,8 @@
 """Writes SA-1B's released tars as tensorflow-datasets' `segment_anything`, in array_record and without TensorFlow.
 
-Every shard is a job of its own that leaves one file under its final name only when it is whole. So a preparation that
-was stopped goes on where it was, and Apache Beam has nothing to do but hand out shards. Images stay in the order of the
-tars: readers of array_record have random access, and shuffle as they please.
+Every shard is a separate job, whose file gets its final name only when complete. So an interrupted preparation can be
+resumed, and Apache Beam only has to distribute shards. Images stay in the order of the tars: array_record has random
+access, so readers can shuffle.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from sam_jax.data.sa1b.tars import find_tars
 from sam_jax.data.tfds.layout import IDS_FILE, NAME, VERSION, check_unique, import_tfds, one_line, save_ids
 
 _HOMEPAGE = "https://ai.facebook.com/datasets/segment-anything-downloads"
-_COPIED = ("area", "id", "point_coords", "predicted_iou", "stability_score")  # of each annotation, as they are
+_COPIED = ("area", "id", "point_coords", "predicted_iou", "stability_score")  # of each annotation, unchanged
 
 
 def official_features() -> Any:
-    """The features of tensorflow-datasets' own builder (segment_anything 1.0.0), descriptions included."""
+    """The features of tensorflow-datasets' own builder (segment_anything 1.0.0), with their descriptions."""
     features = import_tfds().features
     annotation = features.FeaturesDict(
         {
@@ -66,12 +66,12 @@ def official_features() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is prepared, and how it is cut; a shard of a begun preparation is kept only if this is the same.
+    """What to prepare, and how to shard it. An interrupted preparation can be resumed only with the same plan.
 
     Attributes:
-        directory: where the shards go: OUT/segment_anything/1.0.0.
+        directory: output directory of the shards: OUT/segment_anything/1.0.0.
         tars: the released tars.
-        images: how many of each tar's images are used, from its first; None means all.
+        images: number of images to use of each tar, from its first; None means all.
         shards: number of files to write. Shard k holds the images of tars [k/shards, (k+1)/shards) * len(tars), where
             half a tar means half of its images.
     """
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def work(self) -> epath.Path:
-        """What is of use only until the preparation is done: the plan, and the image ids of each finished shard."""
+        """Directory for the plan and the image ids of finished shards, removed when the preparation is done."""
         return epath.Path(self.directory) / "incomplete"
 
     def ids_path(self, shard: int) -> epath.Path:
@@ -104,11 +104,14 @@ def prepare_tars(
 
     Args:
         tars: a directory of tars, one tar, or a glob.
-        out: tensorflow-datasets' data_dir; its `tfds.load("segment_anything", data_dir=out)` finds what is written.
+        out: tensorflow-datasets' data_dir; `tfds.load("segment_anything", data_dir=out)` finds the result.
         shards: number of files; None means one per tar, about 10 GB each.
-        limit: only the first images.
-        beam_options: pipeline options of Apache Beam, which then writes the shards; None means one after another here.
-            Workers need paths that they all can reach, and sam_jax with its extra `tfds` installed.
+        limit: use only this many images, the first ones; None means all.
+        beam_options: pipeline options of Apache Beam, which then writes the shards; None writes them here, one by one.
+            Workers need paths that they can all reach, and sam_jax with its extra `tfds` installed.
+
+    Raises:
+        DataError: a missing package, bad arguments, an unreadable tar, or a finished or another preparation in `out`.
     """
     import_tfds()
     plan = make_plan(tars, out, shards, limit)
@@ -123,7 +126,7 @@ def prepare_tars(
 
 
 def make_plan(tars: epath.PathLike, out: epath.PathLike, shards: int | None, limit: int | None) -> Plan:
-    """Checks the arguments and finds the tars; with a limit, counts images until it is reached."""
+    """Checks the arguments and finds the tars; with a limit, counts images up to it."""
     for name, value in (("shards", shards), ("limit", limit)):
         if value is not None and value < 1:
             raise DataError(f"--{name} must be at least 1, not {value}")
@@ -142,9 +145,9 @@ def make_plan(tars: epath.PathLike, out: epath.PathLike, shards: int | None, lim
 
 
 def _begin(plan: Plan) -> None:
-    """Leaves the plan in the directory, or compares it with the one that a stopped preparation left."""
+    """Writes the plan to the directory, or compares it with that of an interrupted preparation."""
     if (epath.Path(plan.directory) / "dataset_info.json").exists():
-        raise DataError(f"{plan.directory}: is prepared already; delete it to prepare it anew")
+        raise DataError(f"{plan.directory}: is prepared already; delete it to prepare it again")
     path, text = plan.work / "plan.json", json.dumps(dataclasses.asdict(plan))
     if path.exists() and path.read_text() != text:
         raise DataError(
@@ -166,13 +169,13 @@ def _run_beam(plan: Plan, options: Sequence[str]) -> None:
 
 
 def write_shard(plan: Plan, shard: int) -> None:
-    """Writes one shard and its image ids, unless they are there."""
+    """Writes one shard and its image ids, unless they exist."""
     path = plan.shard_path(shard)
     if path.exists() and plan.ids_path(shard).exists():
         return
     from array_record.python import array_record_module
 
-    # The writer's own file name: on this machine even where the shard goes to gs://, since a copy can be tried again.
+    # The writer's own file name: on this machine even if the shard goes to gs://, since a copy can be retried.
     # Unique, since Beam may run a slow job twice at once.
     local = "://" not in plan.directory
     with tempfile.TemporaryDirectory(dir=plan.work if local else None) as work:
@@ -198,7 +201,7 @@ def write_shard(plan: Plan, shard: int) -> None:
 
 
 def _finish(plan: Plan) -> None:
-    """Writes the image ids, then what makes the directory a data set, and removes the rest."""
+    """Writes the image ids and the metadata of the data set, and removes the working directory."""
     tfds = import_tfds()
     directory = epath.Path(plan.directory)
     ids = []
@@ -233,7 +236,7 @@ def _finish(plan: Plan) -> None:
 def _shard_examples(plan: Plan, shard: int) -> Iterator[tuple[int, dict[str, Any], str]]:
     """(image id, example for `official_features`, name for messages) of all images of one shard."""
     tars = len(plan.tars)
-    # In units of 1/shards of a tar, so that all is whole numbers.
+    # In units of 1/shards of a tar, so that all are integers.
     begin, end = shard * tars, (shard + 1) * tars
     for number in range(begin // plan.shards, -(-end // plan.shards)):
         here = number * plan.shards
@@ -244,7 +247,7 @@ def _shard_examples(plan: Plan, shard: int) -> Iterator[tuple[int, dict[str, Any
 def _tar_examples(
     path: str, images: int | None, span: tuple[int, int], parts: int
 ) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """The images of a tar (of its first `images`) from span[0] / parts to span[1] / parts."""
+    """The images from span[0] / parts to span[1] / parts of the first `images` of a tar."""
     with _reading(path):
         file = epath.Path(path).open("rb")
     with file:
@@ -261,18 +264,18 @@ def _tar_examples(
 
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """For the reading alone: what goes wrong with the output must not be put down to the tar."""
+    """Reports errors as the tar's; only for reading, so that errors of the output are not blamed on the tar."""
     try:
         yield
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise DataError(f"{path}: cannot be read as a tar: {one_line(error)}; is it whole?") from error
+        raise DataError(f"{path}: cannot be read as a tar: {one_line(error)}; is it complete?") from error
 
 
 def _list_pairs(tar: tarfile.TarFile) -> list[tuple[tarfile.TarInfo, tarfile.TarInfo]]:
-    """The jpg and the json of each image, in the order of the tar. What has no partner is left out."""
+    """The jpg and the json of each image, in the order of the tar. Files without a partner are left out."""
     members = tar.getmembers()
     _check_end(tar, members)
-    # Names with a leading dot are what macOS adds of its own.
+    # macOS adds files with a leading dot.
     files = [member for member in members if member.isfile() and not _base(member).startswith(".")]
     by_name = {_base(member): member for member in files}
     names = [name.removesuffix(".jpg") for name in by_name if name.endswith(".jpg")]
@@ -280,7 +283,7 @@ def _list_pairs(tar: tarfile.TarFile) -> list[tuple[tarfile.TarInfo, tarfile.Tar
 
 
 def _check_end(tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> None:
-    """For what tarfile takes for the end: a header that is cut off or is none."""
+    """Raises ReadError if the tar ends in a truncated or invalid header, which tarfile treats as the end."""
     block = tarfile.BLOCKSIZE
     if members and tar.fileobj:
         tar.fileobj.seek(members[-1].offset_data + -(-members[-1].size // block) * block)
@@ -303,7 +306,7 @@ def _count(path: str) -> int:
 
 
 def _example(name: str, image: bytes, text: bytes) -> tuple[int, dict[str, Any]]:
-    """The image id and the example, as the official builder makes it of the same two files."""
+    """The image id and the example, as the official builder makes it from the same two files."""
     try:
         document = json.loads(text)
         info = document["image"]
@@ -326,6 +329,6 @@ def _example(name: str, image: bytes, text: bytes) -> tuple[int, dict[str, Any]]
 
 
 def normalise_box(box: Sequence[float], height: int, width: int) -> np.ndarray:
-    """COCO's (x, y, w, h) in pixels to tensorflow-datasets' (ymin, xmin, ymax, xmax) in shares of the image."""
+    """COCO's (x, y, w, h) in pixels to tensorflow-datasets' (ymin, xmin, ymax, xmax), float64 from 0 to 1."""
     x, y, w, h = box
     return np.array([y / height, x / width, (y + h) / height, (x + w) / width])

@@ -1,4 +1,4 @@
-"""Reads SA-1B as tensorflow-datasets keeps it, by index: what `preparing` or their own builder wrote."""
+"""Reads SA-1B in tensorflow-datasets' format by index, as written by `preparing` or by their own builder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sam_jax.data.records import DataError, Record
 from sam_jax.data.tfds.layout import IDS_FILE, NAME, check_unique, import_tfds, one_line, prepared_directory, save_ids
 
-_IDS_BATCH = 64  # records read together when the image ids are gathered: about as many megabytes
+_IDS_BATCH = 64  # records read together when collecting image ids: about as many megabytes
 _log = logging.getLogger(__name__)
 
 
@@ -21,17 +21,17 @@ class TfdsSa1b:
     """A `RecordSource` over a prepared `segment_anything` directory in the array_record format, local or gs://.
 
     The format has no index of image ids, and the official builder shuffles. So the ids are read once from all records
-    (10 TB for all of SA-1B, nothing decoded) and kept in image_ids.npy beside the data; `prepare` leaves that file, so
-    that only what the official builder wrote needs the pass. Run `sam-jax data tfds-index DATA` before a
-    run on many hosts, or each of them reads all the data first.
-    Where the directory cannot be written to, the ids stay in memory and go along when the source is pickled.
+    (10 TB for all of SA-1B, nothing decoded) and kept in image_ids.npy beside the data. `preparing` writes that file;
+    only data of the official builder needs the pass. Run `sam-jax data tfds-index DATA` before training on many hosts,
+    or each of them reads all the data first.
+    If the directory is not writable, the ids are kept in memory and pickled with the source.
 
     Attributes:
         image_ids: (n,) int64, in the order of the shards.
     """
 
     def __init__(self, path: epath.PathLike):
-        """Args: path, to the directory with dataset_info.json or up to two above it (`prepared_directory`)."""
+        """Opens the directory with dataset_info.json at `path` or up to two levels below. Raises DataError."""
         directory = prepared_directory(path)
         if directory is None:
             raise DataError(f"{path}: no data set prepared by tensorflow-datasets (no dataset_info.json)")
@@ -56,7 +56,7 @@ class TfdsSa1b:
                 "prepare it with file_format='array_record' or run `tfds convert_format`"
             )
         self._records = builder.as_data_source("train", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        # A part of the official features, so that nothing else is converted.
+        # A subset of the official features, so that nothing else is converted.
         self._features = features.FeaturesDict(
             {
                 "image": {"content": features.Image(), "file_name": np.str_, "image_id": np.uint64},
@@ -94,27 +94,27 @@ class TfdsSa1b:
 
 
 def _load_ids(directory: epath.Path, records: Any) -> np.ndarray:
-    """(n,) int64 from image_ids.npy where that fits the records, else gathered and left there if possible."""
+    """(n,) int64 from image_ids.npy if that fits the records, else collected and stored there if possible."""
     path = directory / IDS_FILE
     try:
         with path.open("rb") as file:
             ids = np.load(file)
     except (OSError, ValueError, EOFError):
-        ids = None  # none there, or no such file
+        ids = None  # missing, or not a .npy file
     if ids is not None:
         if ids.shape == (len(records),) and _fits(ids, directory, records):
             return ids.astype(np.int64)
-        _log.warning("%s is of other data: made anew", path)
+        _log.warning("%s is of other data: rebuilding it", path)
     ids = _gather_ids(directory, records)
     try:
         save_ids(path, ids)
-    except Exception as error:  # each file system has its own way to say no
+    except Exception as error:  # each file system has its own errors
         _log.warning("%s cannot be written (%s): every start reads all records", path, one_line(error))
     return ids
 
 
 def _fits(ids: np.ndarray, directory: epath.Path, records: Any) -> bool:
-    """Whether the first, middle and last record bear these ids. One that cannot be read is no reason to read all."""
+    """Whether the first, middle and last record have these ids. Unreadable ones are logged and accepted."""
     for index in sorted({0, len(records) // 2, len(records) - 1}):
         try:
             if _read_ids(directory, records, [index]) != [ids[index]]:
@@ -125,7 +125,7 @@ def _fits(ids: np.ndarray, directory: epath.Path, records: Any) -> bool:
 
 
 def _gather_ids(directory: epath.Path, records: Any) -> np.ndarray:
-    """(n,) int64 out of all records. Each batch is spread over all shards, which are then read side by side."""
+    """(n,) int64 from all records. Each batch is spread over all shards, which are then read in parallel."""
     ids = np.zeros(len(records), np.int64)
     batches = -(-len(records) // _IDS_BATCH)
     for first in tqdm(range(batches), desc="image ids"):
@@ -140,6 +140,6 @@ def _read_ids(directory: epath.Path, records: Any, chosen: list[int]) -> list[in
     try:
         return [int(features.deserialize_example_np(raw)["image"]["image_id"]) for raw in records.__getitems__(chosen)]
     except Exception as error:  # array_record and protobuf raise all kinds
-        if len(chosen) > 1:  # one by one, to tell which it is
+        if len(chosen) > 1:  # one by one, to find the broken one
             return [_read_ids(directory, records, [index])[0] for index in chosen]
         raise DataError(f"{directory}: record {chosen[0]} cannot be read: {one_line(error)}") from error

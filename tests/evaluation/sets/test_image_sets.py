@@ -150,7 +150,7 @@ def test_broken_annotation_files_are_named(tmp_path):
         ('{"images": []}', "no list 'annotations'"),
         (coco([{"id": 1, "file_name": "a.png"}], []), "none of its 0 annotations"),
         (coco([{"id": 1}], [{"image_id": 1, "segmentation": [POLYGON]}]), "neither file_name nor coco_url"),
-        (coco([{"id": 1, "file_name": "a.png"}], [{"image_id": 1, "segmentation": [POLYGON]}]), "is in none of"),
+        (coco([{"id": 1, "file_name": "a.png"}], [{"image_id": 1, "segmentation": [POLYGON]}]), "is not below any of"),
     ):
         file.write_text(text)
         with pytest.raises(DataError, match=message):
