@@ -1,4 +1,4 @@
-"""What cameras and web sites do to images: applied last, so that paste edges and real edges look alike."""
+"""Image degradations of cameras and web sites, applied last, so that paste edges and real edges look alike."""
 
 import io
 
@@ -50,7 +50,7 @@ def _jpeg(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
-# In the order in which light, lens, sensor and storage do it.
+# Probabilities, in the order of light, lens, sensor and storage.
 _CHAIN = (
     (0.30, _gamma),
     (0.20, _blur),
@@ -64,7 +64,7 @@ _CHAIN = (
 
 
 def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Applies a random choice of degradations to an (h, w, 3) uint8 image, in place of none to all."""
+    """Applies random degradations, from none to all, to an (h, w, 3) uint8 image. Returns the same shape and dtype."""
     for probability, change in _CHAIN:
         if rng.random() < probability:
             image = change(rng, image)

@@ -1,4 +1,4 @@
-"""Edges that are not objects: whoever learns only paste edges is caught out here."""
+"""Edges that are not of objects, so that a model cannot learn to segment by paste edges alone."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -8,7 +8,7 @@ from sam_jax.composites.random_shapes import random_shape, smooth_field
 
 
 def _shape_somewhere(rng: np.random.Generator, h: int, w: int) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """A random shape and the window of the (h, w) image that it fills: alpha float32, slices."""
+    """A random shape at a random place in an (h, w) image: its alpha (h', w') float32 0 to 1, and its window."""
     height, width = (max(4, int(side * rng.uniform(0.06, 0.5))) for side in (h, w))
     top, left = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
     alpha = random_shape(rng, height, width).astype(np.float32) / 255
@@ -25,7 +25,7 @@ def _same_texture(rng: np.random.Generator, canvas: np.ndarray) -> None:
 
 
 def random_piece(rng: np.random.Generator, canvas: np.ndarray, h: int, w: int) -> np.ndarray:
-    """An (h, w, 3) float32 copy of a random place of the canvas, at its own scale."""
+    """An (h, w, 3) float32 copy of a random place of the canvas, unscaled."""
     return random_crop(rng, canvas.astype(np.uint8), h, w, 1.0).astype(np.float32)
 
 
@@ -38,7 +38,7 @@ def _blurred_area(rng: np.random.Generator, canvas: np.ndarray) -> None:
 
 
 def _lit_area(rng: np.random.Generator, canvas: np.ndarray) -> None:
-    """A patch of light or shadow, its edge anywhere from crisp to very soft."""
+    """A patch of light or shadow with a sharp to very soft edge."""
     alpha, window = _shape_somewhere(rng, *canvas.shape[:2])
     if rng.random() < 0.6:
         alpha = feather(alpha, min(alpha.shape) * rng.uniform(0.03, 0.12))
@@ -46,7 +46,7 @@ def _lit_area(rng: np.random.Generator, canvas: np.ndarray) -> None:
 
 
 def draw_lines(rng: np.random.Generator, canvas: np.ndarray) -> None:
-    """One to four thin lines across (h, w, 3) float32, in place."""
+    """Draws one to four thin lines across (h, w, 3) float32, in place."""
     h, w = canvas.shape[:2]
     image = Image.fromarray(canvas.astype(np.uint8))
     draw = ImageDraw.Draw(image)

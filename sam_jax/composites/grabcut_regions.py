@@ -1,7 +1,7 @@
-"""Regions of plain photographs that GrabCut finds again from their own boxes: labels without a labeller.
+"""Regions of unlabelled photographs by GrabCut (Rother et al. 2004), as masks for training.
 
-A box says that what lies outside it is not the object; GrabCut (Rother et al., 2004) removes what looks like that from
-the inside. A region is kept where the box of the answer gives the same answer.
+GrabCut takes a box and removes from it what looks like the surroundings. A region is kept if its own bounding box
+gives the same region again.
 """
 
 import math
@@ -12,11 +12,11 @@ from PIL import Image
 from sam_jax.composites.pseudo_regions import distinct, largest_piece, smooth_and_slope, stands_out
 from sam_jax.composites.scene import bounding_window
 
-WORK_SIDE = 80  # pixels along a box's longest side at which GrabCut works
-CONTEXT = 0.35  # of the box's sides, seen around it
+WORK_SIDE = 80  # pixels of a box's longest side at which GrabCut runs
+CONTEXT = 0.35  # margin around a box that GrabCut sees, as a share of its sides
 ITERATIONS = 3
-MIN_AGREEMENT = 0.85  # IoU of the answers to a box and to the box of its answer
-MIN_FILL, MAX_FILL = 0.2, 0.93  # of its box
+MIN_AGREEMENT = 0.85  # IoU of the regions of a box and of that region's own box
+MIN_FILL, MAX_FILL = 0.2, 0.93  # share of its box that a region fills
 Window = tuple[slice, slice]
 
 
@@ -38,7 +38,7 @@ def find_grabcut_regions(rng: np.random.Generator, photo: np.ndarray, tries: int
 
 
 def _random_window(rng: np.random.Generator, size: tuple[int, ...]) -> Window:
-    """A box of 10 to 75 % of the photo's longer side, seldom more than 2.5 times as long as wide."""
+    """A random box of 10 to 75 % of the photo's longer side, rarely more than 2.5 times as long as wide."""
     side = max(size) * math.exp(rng.uniform(math.log(0.1), math.log(0.75)))
     stretch = math.exp(rng.normal(0, 0.4))
     sides = [max(16, min(0.95 * length, side * f)) for length, f in zip(size, (stretch, 1 / stretch), strict=True)]
@@ -47,7 +47,7 @@ def _random_window(rng: np.random.Generator, size: tuple[int, ...]) -> Window:
 
 
 def _region_of(photo: np.ndarray, window: Window) -> np.ndarray | None:
-    """What GrabCut makes of a box, once it stays the same; None if it does not, or does not stand out."""
+    """GrabCut's region of a box, repeated with the region's box until stable; None if it is unstable or no object."""
     before = None
     for _ in range(3):
         answer = _grabcut(photo, window)
@@ -62,7 +62,7 @@ def _region_of(photo: np.ndarray, window: Window) -> np.ndarray | None:
 
 
 def _around(window: Window, size: tuple[int, ...]) -> Window:
-    """The window with its context, inside the photo."""
+    """The window with its context, clipped to the photo."""
     margins = [max(4, round(CONTEXT * (side.stop - side.start))) for side in window]
     return tuple(  # type: ignore[return-value]
         slice(max(0, side.start - m), min(length, side.stop + m))
@@ -71,7 +71,7 @@ def _around(window: Window, size: tuple[int, ...]) -> Window:
 
 
 def _grabcut(photo: np.ndarray, window: Window) -> np.ndarray:
-    """The largest piece that GrabCut cuts out of a box: (h, w) bool."""
+    """The largest connected region that GrabCut finds in a box: (h, w) bool."""
     import cv2
 
     outer = _around(window, photo.shape[:2])

@@ -1,7 +1,7 @@
-"""Mosaics: an image cut into a few surfaces, each filled from another place. The easiest images to learn from.
+"""Mosaics: images cut into a few surfaces, each with another texture. They are the easiest images to learn from.
 
-A mask of a mosaic is large and of any outline, so that its prompt alone says little about it: a model that does not
-look at the image fails here, while on composites it gets by with a blob around the prompt.
+Masks of mosaics are large and of any shape, so a prompt alone says little about them: a model that ignores the image
+fails here, while on composites a blob around the prompt is often good enough.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ def mosaic(rng: np.random.Generator, pool: CutoutPool, h: int, w: int) -> tuple[
 
 
 def _partition(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
-    """(h, w) labels of 2 to 8 areas: hills of smooth noise, cells around random sites, or successive cuts."""
+    """(h, w) int labels of 2 to 8 areas: maxima of smooth noise, bent Voronoi cells, or successive cuts."""
     count, kind = int(rng.integers(2, 7)), rng.random()
     if kind < 0.4:
         cells = int(rng.integers(3, 6))
@@ -49,7 +49,7 @@ def _partition(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 def _surface(rng: np.random.Generator, pool: CutoutPool, h: int, w: int) -> np.ndarray:
-    """(h, w, 3) float32: a recoloured photograph with its contrast lowered at random, down to a plain colour."""
+    """(h, w, 3) float32: a recoloured photograph with random contrast, down to a plain colour."""
     texture = random_crop(rng, pool.random_background(rng), h, w, rng.uniform(0.6, 3)).astype(np.float32)
     contrast = rng.choice([0.0, rng.uniform(0.1, 0.5), 1.0], p=[0.2, 0.5, 0.3])
     mean = texture.mean(axis=(0, 1)) + rng.normal(0, 30, 3)

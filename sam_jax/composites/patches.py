@@ -1,4 +1,4 @@
-"""Patches: cut-outs made ready to paste (warped, recoloured, feathered)."""
+"""Patches: cut-outs that are ready to paste (warped, recoloured, feathered)."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ _YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Patch:
-    """Something to paste.
+    """An image with alpha to paste.
 
     Attributes:
         rgb: (h, w, 3) float32, 0 to 255.
@@ -31,7 +31,7 @@ class Patch:
 
 
 def _homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The 8 coefficients that take four (x, y) source points to four target points, as Pillow orders them."""
+    """The 8 coefficients, in Pillow's order, that map four (x, y) source points to four target points."""
     rows, values = [], []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -81,9 +81,9 @@ def photo_region(rng: np.random.Generator, photo: np.ndarray, length: float) -> 
 def random_box(
     rng: np.random.Generator, size: tuple[int, int], h: int, w: int, scale: float
 ) -> tuple[float, float, float, float]:
-    """A random (left, top, right, bottom) in a photo of (height, width) pixels.
+    """A random (left, top, right, bottom) in a photo of `size` (height, width) pixels.
 
-    It spans (h, w) times `scale`, or the most that fits.
+    It spans (h, w) times `scale`, or less if that does not fit.
     """
     height, width = size
     scale = min(scale, height / h, width / w)
@@ -93,13 +93,13 @@ def random_box(
 
 
 def random_crop(rng: np.random.Generator, photo: np.ndarray, h: int, w: int, scale: float) -> np.ndarray:
-    """A random crop of about `scale` photo pixels a pixel, resized to (h, w, 3) uint8."""
+    """A random crop with about `scale` photo pixels per output pixel, resized to (h, w, 3) uint8."""
     box = random_box(rng, photo.shape[:2], h, w, scale)
     return np.asarray(Image.fromarray(photo).resize((w, h), Image.Resampling.BILINEAR, box=box))
 
 
 def recolour(rng: np.random.Generator, rgb: np.ndarray, strength: float) -> np.ndarray:
-    """Random contrast, brightness, saturation and hue of (..., 3) float32 in 0..255; 1 is moderate."""
+    """Random contrast, brightness, saturation and hue for (..., 3) float32, 0 to 255; strength 1 is moderate."""
     angle = rng.normal(0, 0.25 * strength)
     saturation = math.exp(rng.normal(0, 0.25 * strength))
     cos, sin = saturation * math.cos(angle), saturation * math.sin(angle)
@@ -111,7 +111,7 @@ def recolour(rng: np.random.Generator, rgb: np.ndarray, strength: float) -> np.n
 
 
 def match_colours(rgb: np.ndarray, alpha: np.ndarray, around: np.ndarray, strength: float) -> np.ndarray:
-    """Moves (h, w, 3) colours towards the mean and deviation of (n, 3) pixels, by `strength` in [0, 1]."""
+    """Shifts (h, w, 3) colours towards mean and standard deviation of (n, 3) pixels, by `strength` in [0, 1]."""
     own = rgb[alpha > 0.5]
     if len(own) < 16 or len(around) < 16:
         return rgb
@@ -122,7 +122,7 @@ def match_colours(rgb: np.ndarray, alpha: np.ndarray, around: np.ndarray, streng
 
 
 def feather(alpha: np.ndarray, sigma: float) -> np.ndarray:
-    """Softens an (h, w) float32 alpha inwards: colours outside the cut-out are not to be trusted."""
+    """Softens an (h, w) float32 alpha inwards only, as colours outside the cut-out are unreliable."""
     image = Image.fromarray((alpha * 255).astype(np.uint8))
     pad = math.ceil(2 * sigma) + 1
     padded = Image.new("L", (image.width + 2 * pad, image.height + 2 * pad))

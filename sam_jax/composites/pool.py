@@ -1,4 +1,4 @@
-"""A pool of cut-outs, photographs and labelled images, gathered from public packages.
+"""A pool of cut-outs, photographs and labelled images, collected from public packages.
 
 `sam-jax data pool DIR` writes the pool, `sam-jax data pool-label DIR` adds regions that GrabCut finds in its
 photographs; `load_pool(DIR, split)` reads it.
@@ -25,13 +25,13 @@ from sam_jax.composites.grabcut_regions import find_grabcut_regions
 from sam_jax.composites.pool_packages import Found
 from sam_jax.rgb import to_rgb
 
-CUTOUT_SIDE = 384  # longest side in pixels, at most
-RENDERED_SIDE = 224  # emoji are many and smooth: fewer pixels, less memory
-BACKGROUND_SIDE = 640  # shorter side in pixels, at most
-REGION_SIDE = 448  # longer side in pixels, at most
-REGION_TRIES = 30  # random boxes of each photograph
+CUTOUT_SIDE = 384  # largest longer side in pixels
+RENDERED_SIDE = 224  # emoji are many and smooth: fewer pixels save memory
+BACKGROUND_SIDE = 640  # largest shorter side in pixels
+REGION_SIDE = 448  # largest longer side in pixels
+REGION_TRIES = 30  # random boxes per photograph
 VAL_ONE_IN = 10
-# How often an image of each package is drawn beside others of its use, whatever the number of its files.
+# How often an image of each package is drawn among images of the same use, for any number of files.
 CUTOUT_SHARE = {
     "tuxpaint-stamps-default": 0.60,
     "sweethome3d-furniture": 0.23,
@@ -45,7 +45,7 @@ BACKGROUND_SHARE = {
     "plasma-workspace-wallpapers": 0.05,
     "gnome-backgrounds": 0.01,
 }
-OTHER_SHARE = 0.47  # each folder of your own
+OTHER_SHARE = 0.47  # for each folder of the user
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class LabelledImage:
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        segmentations: compressed COCO RLEs of size (H, W), one a mask.
+        segmentations: compressed COCO RLEs of size (H, W), one per mask.
     """
 
     image: np.ndarray
@@ -63,17 +63,17 @@ class LabelledImage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CutoutPool:
-    """One split of a pool, decoded in memory; pickled by name, so that workers read it afresh.
+    """One split of a pool, decoded in memory. Pickled by its path: workers read the pool again.
 
     Attributes:
         root: the pool's directory.
         split: "train" or "val".
-        cutouts: (h, w, 4) uint8 RGBA each, cropped to the alpha channel.
+        cutouts: (h, w, 4) uint8 RGBA each, cropped to their alpha.
         cutout_cdf: (len(cutouts),) float64, cumulative probabilities by CUTOUT_SHARE.
         backgrounds: (h, w, 3) uint8 RGB each.
-        background_cdf: (len(backgrounds),) float64, by BACKGROUND_SHARE.
+        background_cdf: (len(backgrounds),) float64, cumulative probabilities by BACKGROUND_SHARE.
         labelled: images with real masks; may be empty.
-        regions: backgrounds with what GrabCut found in them, where `label` was run; may be empty.
+        regions: backgrounds with regions from `label_pool`; may be empty.
     """
 
     root: str
@@ -98,7 +98,7 @@ class CutoutPool:
 
 
 def split_of(source: str) -> str:
-    """ "val" for one source path in ten, by its hash; else "train"."""
+    """ "val" for one in ten sources, by a hash of the path; else "train"."""
     digest = hashlib.sha1(source.encode(), usedforsecurity=False).digest()
     return "val" if digest[0] * 256 + digest[1] < 65536 // VAL_ONE_IN else "train"
 
@@ -155,7 +155,7 @@ def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
     if not cutouts or not backgrounds:
         way_out = "; or set eval_every and overlay_every to 0" if split == "val" else ""
         raise ValueError(
-            f"split {split!r} of {root}: {len(cutouts)} cut-outs, {len(backgrounds)} backgrounds; build the pool of "
+            f"split {split!r} of {root}: {len(cutouts)} cut-outs, {len(backgrounds)} backgrounds; build the pool from "
             f"more files{way_out}"
         )
 
@@ -182,10 +182,10 @@ def _shrink(image: Image.Image, scale: float) -> Image.Image:
 
 
 def _write_cutout(image: Image.Image, path: pathlib.Path, longest: int) -> bool:
-    """Writes an RGBA cut-out cropped to its alpha; False if there is nothing of use in it."""
+    """Writes an RGBA cut-out, cropped to its alpha; returns False if it is of no use."""
     image = image.convert("RGBA")
     alpha = np.asarray(image)[..., 3]
-    if alpha.min() > 127 or (alpha > 127).sum() < 200:  # not cut out at all, or a speck
+    if alpha.min() > 127 or (alpha > 127).sum() < 200:  # opaque, or too small
         return False
     image = image.crop(image.getchannel("A").point(lambda value: 255 * (value > 16)).getbbox())
     _shrink(image, longest / max(image.size)).save(path)
@@ -210,7 +210,7 @@ def _write_labelled(found: Found, path: pathlib.Path) -> bool:
 
 
 def _write(found: Found, out: pathlib.Path, number: int) -> str | None:
-    """Writes one find into the pool and returns its path there, or None if it was of no use."""
+    """Writes an image into the pool; returns its path there, or None if it is of no use."""
     if found.kind == "labelled":
         name = f"labelled/{number:05d}.jpg"
         return name if _write_labelled(found, out / name) else None
@@ -242,12 +242,12 @@ def build_pool(
     """Writes a pool to `out` and returns the number of files of each kind.
 
     Args:
-        out: directory to make.
-        packages: directory that already holds the .deb and .tgz files; None fetches them.
+        out: directory to write.
+        packages: directory with the .deb and .tgz files; None downloads them.
         photos: folders of photographs, each as DIR or DIR=LICENCE.
         labelled: folders of SA-1B-style jpg + json pairs, each as DIR or DIR=LICENCE.
 
-    Raises FileNotFoundError, naming all that is missing, before anything is written.
+    Raises FileNotFoundError that names everything missing, before anything is written.
     """
     out = pathlib.Path(out)
     pool_packages.check_inputs(packages, (*photos, *labelled))
@@ -265,7 +265,7 @@ def build_pool(
 
 
 def _label(root: pathlib.Path, entry: dict) -> dict | None:
-    """Writes a background with its regions into the pool; its new entry, or None if GrabCut found none."""
+    """Writes a background with its regions into the pool; returns its entry, or None if GrabCut found no region."""
     with Image.open(root / entry["path"]) as photo:
         small = to_rgb(photo).copy()
     small.thumbnail((REGION_SIDE, REGION_SIDE))
@@ -282,8 +282,8 @@ def _label(root: pathlib.Path, entry: dict) -> dict | None:
 
 
 def label_pool(root: str | pathlib.Path) -> int:
-    """Adds the regions that GrabCut finds in a pool's photographs, about a quarter of a second each; returns how many
-    photographs have any. What an earlier call added is made anew.
+    """Adds regions that GrabCut finds in a pool's photographs, replacing those of an earlier call. Returns the number
+    of photographs with regions. Takes about a quarter of a second per photograph.
 
     Raises FileNotFoundError if there is no pool at `root`, ImportError without OpenCV.
     """

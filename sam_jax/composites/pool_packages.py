@@ -1,4 +1,4 @@
-"""Where the images of a cut-out pool come from: public packages, hand-picked lists, licences by file."""
+"""Sources of the images of a cut-out pool: public packages, hand-picked lists, licences of each file."""
 
 import dataclasses
 import fnmatch
@@ -24,7 +24,7 @@ class Found:
     """An image found in a package or a folder.
 
     Attributes:
-        file: where it lies now.
+        file: its present path.
         kind: photo_cutout, rendered_cutout, background or labelled.
         source: path inside its package or folder.
         package: name of the package or folder.
@@ -41,16 +41,16 @@ class Found:
 
     @property
     def key(self) -> str:
-        """What the train/val split hashes: the same on every machine and for every version."""
+        """What the train/val split hashes: independent of machine and package version."""
         return f"{self.package}/{self.source}"
 
     def provenance(self) -> dict[str, str]:
-        """Everything but where the file lies, for pool.json."""
+        """Every field but the file's path, for pool.json."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "file"}
 
 
 def _manifest(name: str) -> list[list[str]]:
-    """Rows of a hand-picked list, without its comment and its column names."""
+    """Rows of a hand-picked list, without comments and column names."""
     lines = (MANIFESTS / name).read_text().splitlines()
     rows = [line.split("\t") for line in lines if line and not line.startswith("#")]
     return [row for row in rows if row[0] not in ("path", "package")]
@@ -62,7 +62,7 @@ def _stamps(root: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def _furniture(root: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Unpacks the catalogue icons of each furniture library; textures in the same zip are left alone."""
+    """Unpacks the catalogue icons of each furniture library, not the textures in the same zip."""
     for library in sorted((root / FURNITURE).glob("*.sh3f")):
         with zipfile.ZipFile(library) as archive:
             catalogue = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
@@ -96,7 +96,7 @@ def _emoji(root: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A public package: its name, what its images are, and the licence where no file-wise one is given."""
+    """A public package: its name, a function that finds its images, and the licence of files without their own."""
 
     name: str
     find: Callable[[pathlib.Path], Iterator[tuple[str, str]]]
@@ -104,12 +104,12 @@ class Package:
 
     @property
     def is_npm(self) -> bool:
-        """Scoped names are npm's; the rest are Debian's."""
+        """Whether it is an npm package (scoped name) rather than a Debian one."""
         return self.name.startswith("@")
 
     @property
     def pattern(self) -> str:
-        """What the downloaded file is called."""
+        """Glob pattern of the downloaded file's name."""
         return self.name[1:].replace("/", "-") + "-*.tgz" if self.is_npm else f"{self.name}_*.deb"
 
 
@@ -126,7 +126,7 @@ PACKAGES = (
 
 
 def check_inputs(packages: str | pathlib.Path | None, specs: tuple[str, ...]) -> None:
-    """Raises FileNotFoundError that names every missing package file, tool and folder."""
+    """Raises FileNotFoundError that names all missing package files, tools and folders."""
     missing = [f"folder {spec}" for spec in specs if not pathlib.Path(_split_spec(spec)[0]).is_dir()]
     if packages is None:
         missing += [f"program {tool}" for tool in ("apt-get", "npm") if not shutil.which(tool)]
@@ -140,7 +140,7 @@ def check_inputs(packages: str | pathlib.Path | None, specs: tuple[str, ...]) ->
 
 
 def _fetch(package: Package, packages: str | pathlib.Path | None, work: pathlib.Path) -> pathlib.Path:
-    """The package's file: the given one, or one fetched by name through the machine's package tools."""
+    """The package's file, from `packages` or downloaded by the machine's package tools."""
     folder = pathlib.Path(packages) if packages else work
     if packages is None:
         command = ["npm", "pack"] if package.is_npm else ["apt-get", "download"]
@@ -176,10 +176,10 @@ def read_licences(copyright_file: pathlib.Path) -> list[tuple[str, str]]:
 
 
 def licence_of(source: str, pairs: list[tuple[str, str]], default: str) -> str:
-    """The licence of the last pattern that matches, as Debian reads them.
+    """The licence of the last pattern that matches, as in Debian's format.
 
-    A copyright file names paths of the source tree: the package installs its top somewhere deeper, or
-    flattens it, so that a plain file name is tried next, and the package as a whole last.
+    A copyright file names paths of the source tree, which the package installs in a deeper directory or flattens. So
+    the end of the path is matched first, then the file name, then the package as a whole.
     """
     name = pathlib.PurePosixPath(source).name
     tiers = [
@@ -192,7 +192,7 @@ def licence_of(source: str, pairs: list[tuple[str, str]], default: str) -> str:
 
 
 def find_in_packages(packages: str | pathlib.Path | None, work: pathlib.Path) -> Iterator[Found]:
-    """Every image of PACKAGES, one package at a time: its unpacked files are removed before the next."""
+    """Every image of PACKAGES, package by package: unpacked files are removed before the next package."""
     for package in PACKAGES:
         root = work / "unpacked"
         version = _unpack(package, _fetch(package, packages, work), root)

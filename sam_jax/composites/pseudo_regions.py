@@ -1,4 +1,4 @@
-"""Regions of plain photographs, found without a model: stand-ins for masks on real edges."""
+"""Regions of unlabelled photographs, found without a model, as masks with real edges."""
 
 import numpy as np
 from PIL import Image
@@ -6,17 +6,17 @@ from scipy import ndimage
 
 from sam_jax.composites.scene import bounding_window
 
-WORK_SIDE = 96  # longest side in pixels at which regions are grown
-SCALES = (0.15, 0.6, 2.0)  # a larger scale merges more: parts first, wholes last
-MIN_SHARE, MAX_SHARE = 0.006, 0.4  # of the image's area
-MIN_FILL = 0.5  # of its bounding box
+WORK_SIDE = 96  # longest side in pixels of the image in which regions are grown
+SCALES = (0.15, 0.6, 2.0)  # a larger scale merges more: parts first, whole objects last
+MIN_SHARE, MAX_SHARE = 0.006, 0.4  # area as a share of the image
+MIN_FILL = 0.5  # share of its bounding box that a region fills
 MIN_ROUNDNESS = 0.025  # area over squared length of the outline; a disc has 0.08
 MIN_EDGE_RATIO = 2.0  # gradient on the outline over the gradient inside
 MIN_CONTRAST = 28.0  # mean colour distance to the surroundings, 0 to 441
 
 
 def _edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of neighbouring pixels, nearest in colour first: first, second (int), distance (float)."""
+    """Pairs of neighbouring pixels, most similar first: indices of both (int), colour distance (float)."""
     h, w = image.shape[:2]
     index = np.arange(h * w).reshape(h, w)
     across = np.linalg.norm(image[:, 1:] - image[:, :-1], axis=2)
@@ -29,7 +29,7 @@ def _edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _grow(edges: tuple[np.ndarray, np.ndarray, np.ndarray], pixels: int, scale: float) -> np.ndarray:
-    """Merges neighbours while their distance is small for both sides (Felzenszwalb & Huttenlocher 2004).
+    """Merges neighbouring regions whose distance is small for both (Felzenszwalb & Huttenlocher 2004).
 
     Returns (pixels,) int region labels.
     """
@@ -53,7 +53,7 @@ def _grow(edges: tuple[np.ndarray, np.ndarray, np.ndarray], pixels: int, scale: 
 
 
 def _absorb_rims(labels: np.ndarray) -> np.ndarray:
-    """Gives thin regions, such as the slope of a blurred edge, to the nearest thick one: (h, w) int."""
+    """Merges thin regions, such as the ramp of a blurred edge, into the nearest thick one: (h, w) int."""
     thick = ndimage.minimum_filter(labels, 4) == ndimage.maximum_filter(labels, 4)
     if not thick.any():
         return labels
@@ -62,15 +62,15 @@ def _absorb_rims(labels: np.ndarray) -> np.ndarray:
 
 
 def smooth_and_slope(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A little smoothed, (h, w, 3) float32, and the gradient magnitude of that, (h, w)."""
+    """The slightly smoothed image, (h, w, 3) float32, and its gradient magnitude, (h, w)."""
     image = ndimage.gaussian_filter(photo.astype(np.float32), (0.7, 0.7, 0))
     return image, sum(ndimage.gaussian_gradient_magnitude(image[..., channel], 0.8) for channel in range(3))
 
 
 def stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray, min_fill: float = MIN_FILL) -> bool:
-    """Whether an (h, w) bool region is compact, inside the image, and has an edge all round.
+    """Whether an (h, w) bool region is compact, touches at most one side of the image, and has a clear edge.
 
-    `slope` is the image's (h, w) gradient magnitude, `min_fill` the least share of its box.
+    `slope` is the image's (h, w) gradient magnitude, `min_fill` the smallest share of its box that it must fill.
     """
     box = bounding_window(region)
     sides = sum(side.start == 0 for side in box)
@@ -89,13 +89,13 @@ def stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray, min_fil
 
 
 def largest_piece(region: np.ndarray) -> np.ndarray:
-    """The largest connected piece of an (h, w) bool region, its holes filled."""
+    """The largest connected piece of an (h, w) bool region, with holes filled."""
     pieces, _ = ndimage.label(region)
     return ndimage.binary_fill_holes(pieces == np.bincount(pieces.ravel())[1:].argmax() + 1)
 
 
 def distinct(region: np.ndarray, others: list[np.ndarray]) -> bool:
-    """Whether an (h, w) bool region overlaps each of the others by less than 80 % of their union."""
+    """Whether an (h, w) bool region has an IoU below 0.8 with each of the others."""
     return all((region & other).sum() < 0.8 * (region | other).sum() for other in others)
 
 

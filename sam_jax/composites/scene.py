@@ -1,4 +1,4 @@
-"""An image in the making: a canvas and the layers pasted on it, each with the part of it still visible."""
+"""A composite under construction: a canvas, and the layers pasted on it with their visible parts."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from sam_jax.composites.patches import Patch
 MIN_VISIBLE_SHARE = 0.2  # of the layer's own area
 MIN_IMAGE_SHARE = 0.0005
 MAX_IMAGE_SHARE = 0.9
-MIN_PART_CONTRAST = 12.0  # mean change of the canvas, 0 to 255: a mask without a visible edge teaches nothing
-MAX_PART_SHARE = 0.85  # a part that is nearly the whole would be the same mask twice
+MIN_PART_CONTRAST = 12.0  # mean change of the canvas, 0 to 255: nothing can be learned from an invisible edge
+MAX_PART_SHARE = 0.85  # a part that covers nearly the whole would be the same mask twice
 
 
 @dataclasses.dataclass(eq=False)
@@ -20,9 +20,9 @@ class Layer:
 
     Attributes:
         alpha: (h, w) float32 as pasted, clipped to its ancestors.
-        visible: (h, w) bool, what later layers have left of it.
-        area: pixels it would show if nothing hid it and nothing fell off the canvas.
-        ancestors: indices of the layers it is a part of, outermost first.
+        visible: (h, w) bool, where no later layer covers it.
+        area: its number of pixels if nothing covered it and all were on the canvas.
+        ancestors: indices of the layers that it is a part of, outermost first.
     """
 
     alpha: np.ndarray
@@ -32,11 +32,11 @@ class Layer:
 
 
 class Scene:
-    """Grows by `paste`; a part never hides its ancestors, everything else hides what lies below it.
+    """A canvas to paste objects and parts on. A layer hides all earlier ones, except its ancestors.
 
     Attributes:
         canvas: (h, w, 3) float32, 0 to 255.
-        layers: in the order in which they were pasted.
+        layers: in the order of pasting.
     """
 
     def __init__(self, background: np.ndarray):
@@ -49,9 +49,9 @@ class Scene:
         return self.canvas.shape[:2]
 
     def paste(self, patch: Patch, top: int, left: int) -> int | None:
-        """Pastes an object with its corner at (top, left), which may lie off the canvas.
+        """Pastes an object with its corner at (top, left), which may be off the canvas.
 
-        Returns the index of its layer, or None if nothing of it shows.
+        Returns the index of its layer, or None if it is not visible.
         """
         alpha, rgb = self._place(patch, top, left)
         if not (alpha > 0.5).any():
@@ -59,10 +59,10 @@ class Scene:
         return self._add(alpha, rgb, int((patch.alpha > 0.5).sum()), ())
 
     def paste_part(self, patch: Patch, top: int, left: int, parent: int) -> int | None:
-        """Pastes a part clipped to what is visible of its parent.
+        """Pastes a part, clipped to the visible part of its parent.
 
-        Returns the index of its layer, or None (with the canvas untouched) if it is too small, covers
-        nearly the whole parent, or could not be told from it.
+        Returns the index of its layer, or None (with the canvas unchanged) if it is too small, covers nearly the whole
+        parent, or hardly differs from it.
         """
         alpha, rgb = self._place(patch, top, left)
         whole = self.layers[parent]
@@ -76,7 +76,7 @@ class Scene:
         return self._add(alpha, rgb, area, (*whole.ancestors, parent))
 
     def _place(self, patch: Patch, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
-        """The patch on a canvas of its own: alpha (h, w), rgb (h, w, 3), zero around it."""
+        """The patch at its place on an empty canvas: alpha (h, w), rgb (h, w, 3), zero elsewhere."""
         h, w = self.size
         alpha = np.zeros((h, w), np.float32)
         rgb = np.zeros((h, w, 3), np.float32)
@@ -99,7 +99,7 @@ class Scene:
         return len(self.layers) - 1
 
     def occupied(self) -> np.ndarray:
-        """(h, w) bool: where any object shows."""
+        """(h, w) bool: where any object is visible."""
         taken = np.zeros(self.size, bool)
         for layer in self.layers:
             if not layer.ancestors:
@@ -107,7 +107,7 @@ class Scene:
         return taken
 
     def shade(self, patch: Patch, top: int, left: int, darkness: float, softness: float) -> None:
-        """Darkens the canvas under a blurred copy of the patch's outline: a soft shadow."""
+        """Draws a soft shadow: darkens the canvas under a blurred copy of the patch's alpha."""
         pad = int(3 * softness) + 1
         alpha = np.pad(patch.alpha, pad)
         image = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(softness))
@@ -116,7 +116,7 @@ class Scene:
         self.canvas *= 1 - darkness * placed[..., None]
 
     def masks(self) -> np.ndarray:
-        """(n, h, w) bool: what is visible of each layer, where that is neither too little nor all."""
+        """(n, h, w) bool: the visible parts of layers, without those that are too small or cover nearly the canvas."""
         pixels = self.canvas.shape[0] * self.canvas.shape[1]
         kept = [
             layer.visible

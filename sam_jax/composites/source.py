@@ -1,4 +1,4 @@
-"""Composites: cut-outs pasted over photographs, with their parts, made on the fly by (seed, index)."""
+"""Composites: cut-outs with parts, pasted over photographs, made on the fly from (seed, index)."""
 
 import math
 
@@ -31,9 +31,9 @@ PlacedPatch = tuple[Patch, int, int]  # a patch and its corner: top, left
 
 
 class CompositeSource:
-    """Random access to an endless supply of examples; the same (seed, index) gives the same bytes.
+    """Random access to generated examples; the same (seed, index) gives the same bytes.
 
-    Holds no state but its arguments, so threads may share it, and it pickles by the pool's name.
+    It has no state but its arguments, so threads can share it. Pickling stores the pool's path.
     """
 
     def __init__(self, pool: CutoutPool, config: CompositeConfig, seed: int):
@@ -49,7 +49,7 @@ class CompositeSource:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """The fields of one `Example`; see there for shapes and dtypes.
 
-        An example with no mask at all cannot happen by chance: such draws are made again.
+        It has at least one mask: draws without any are repeated.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} examples")
@@ -63,7 +63,7 @@ class CompositeSource:
                 return example.to_dict()
 
     def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """An image (h, w, 3) uint8 and its masks (n, h, w) bool, of one of the five kinds."""
+        """An image (h, w, 3) uint8 of one of the five kinds, and its masks (n, h, w) bool."""
         config, pool = self.config, self.pool
         h, w = _random_size(rng, config)
         kind = rng.random()
@@ -83,7 +83,7 @@ class CompositeSource:
 
 
 def _random_size(rng: np.random.Generator, config: CompositeConfig) -> tuple[int, int]:
-    """(h, w) with the longer side image_size, as images arrive at inference."""
+    """(h, w) with the longer side image_size, as at inference."""
     side = config.image_size
     if rng.random() < config.square:
         return side, side
@@ -92,7 +92,7 @@ def _random_size(rng: np.random.Generator, config: CompositeConfig) -> tuple[int
 
 
 def _background_crop(rng: np.random.Generator, pool: CutoutPool, h: int, w: int) -> np.ndarray:
-    """(h, w, 3) uint8 out of a random photograph, seldom flipped upside down but often sideways."""
+    """A random crop of a random photograph, flipped horizontally half the time: (h, w, 3) uint8."""
     photo = pool.random_background(rng)
     largest = min(photo.shape[0] / h, photo.shape[1] / w)
     crop = random_crop(rng, photo, h, w, largest * rng.uniform(0.45, 1))
@@ -100,7 +100,7 @@ def _background_crop(rng: np.random.Generator, pool: CutoutPool, h: int, w: int)
 
 
 def plain_background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
-    """What a studio or the sky looks like: a colour, often white, that fades into one much like it."""
+    """A backdrop like a studio or the sky, (h, w, 3) float32: a colour, often white, that fades into a similar one."""
     colour = np.full(3, rng.uniform(215, 255)) if rng.random() < 0.35 else rng.uniform(0, 255, 3)
     other = colour + rng.normal(0, 25, 3)
     angle = rng.uniform(0, 2 * math.pi)
@@ -113,7 +113,7 @@ def plain_background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 def random_background(
     rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig, h: int, w: int
 ) -> np.ndarray:
-    """A photograph, sometimes blurred or recoloured, or a plain backdrop: (h, w, 3) float32."""
+    """A photograph, sometimes blurred or recoloured, or a plain background: (h, w, 3) float32, 0 to 255."""
     kind = rng.random()
     if kind < config.plain_background:
         return plain_background(rng, h, w)
@@ -130,7 +130,7 @@ def crop_labelled(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random crop of a labelled photograph, resized: image (h, w, 3) uint8, masks (n, h, w) bool.
 
-    It spans a share of the photo's sides between the two given.
+    `shares` is the range of the crop's size, relative to the largest crop of that aspect ratio.
     """
     height, width = photo.image.shape[:2]
     scale = min(height / h, width / w) * rng.uniform(*shares)
@@ -161,7 +161,7 @@ def compose(rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig,
 
 
 def _random_length(rng: np.random.Generator, side: int) -> float:
-    """An object's longest side in pixels: mostly 15-70 % of the image's, some far smaller or larger."""
+    """An object's longest side in pixels: mostly 15-70 % of the image's, sometimes much smaller or larger."""
     kind = rng.random()
     if kind < 0.22:
         return side * math.exp(rng.uniform(math.log(0.06), math.log(0.2)))
@@ -171,7 +171,7 @@ def _random_length(rng: np.random.Generator, side: int) -> float:
 
 
 def _random_cutout(rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig, length: float) -> np.ndarray:
-    """A warped cut-out or photo region: (h, w, 4) uint8, its longest side about `length` pixels."""
+    """A warped cut-out or photo region: (h, w, 4) uint8 with its longest side about `length` pixels."""
     max_angle = 180 if rng.random() < 0.2 else 25
     kind = rng.random()
     if kind < config.photo_region_object:
@@ -180,7 +180,7 @@ def _random_cutout(rng: np.random.Generator, pool: CutoutPool, config: Composite
         rgba = _cut_out_region(rng, pool.regions[rng.integers(len(pool.regions))])
     else:
         rgba = pool.random_cutout(rng)
-    length = min(length, 3 * max(rgba.shape[:2]))  # beyond that there is nothing but blur to see
+    length = min(length, 3 * max(rgba.shape[:2]))  # larger ones are only blur
     return warp(rng, rgba, length, max_angle)
 
 
@@ -192,7 +192,7 @@ def _cut_out_region(rng: np.random.Generator, photo: LabelledImage) -> np.ndarra
 
 
 def _finish(rng: np.random.Generator, rgba: np.ndarray, around: np.ndarray, config: CompositeConfig) -> Patch:
-    """Recolours a cut-out, draws its colours towards `around` (n, 3), and softens its edges."""
+    """At random, recolours a cut-out, shifts its colours towards those of `around` (n, 3), and softens its edges."""
     patch = Patch.from_rgba(rgba)
     rgb, alpha = patch.rgb, patch.alpha
     if rng.random() < 0.7:
@@ -205,9 +205,9 @@ def _finish(rng: np.random.Generator, rgba: np.ndarray, around: np.ndarray, conf
 
 
 def _random_place(rng: np.random.Generator, scene: Scene, shape: tuple[int, int]) -> tuple[int, int]:
-    """A corner (top, left) for a patch: its centre on the canvas, half the time away from other objects."""
+    """A corner (top, left) for a patch, with its centre on the canvas and usually away from other objects."""
     h, w = scene.size
-    inset = 0.08 if rng.random() < 0.3 else 0.3  # objects cut by the image's edge are the smaller part
+    inset = 0.08 if rng.random() < 0.3 else 0.3  # a minority of objects is cut by the image's edge
     margins = [
         min(0.5, inset * length / side) if length < side else 0.4 for length, side in zip(shape, (h, w), strict=True)
     ]
@@ -221,7 +221,7 @@ def _random_place(rng: np.random.Generator, scene: Scene, shape: tuple[int, int]
 def _add_object(
     rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, length: float
 ) -> None:
-    """Pastes one object, or a row of touching copies, with shadow and parts."""
+    """Pastes one object, or a row of touching copies, some with shadow and parts."""
     rgba = _random_cutout(rng, pool, config, length)
     top, left = _random_place(rng, scene, rgba.shape[:2])
     copies = int(rng.integers(2, 5)) if rng.random() < config.repeat else 1
@@ -241,7 +241,7 @@ def _add_object(
 
 
 def _surroundings(scene: Scene, top: int, left: int, shape: tuple[int, int]) -> np.ndarray:
-    """(n, 3) canvas pixels, thinned out, where a patch of this shape will lie."""
+    """(n, 3) canvas pixels, one in nine, where a patch of this shape will be pasted."""
     area = scene.canvas[max(top, 0) : max(top + shape[0], 0) : 3, max(left, 0) : max(left + shape[1], 0) : 3]
     return area.reshape(-1, 3)
 
@@ -249,7 +249,7 @@ def _surroundings(scene: Scene, top: int, left: int, shape: tuple[int, int]) -> 
 def _add_part(
     rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, parent: int, depth: int
 ) -> None:
-    """Gives a layer a part, and the part sometimes one of its own."""
+    """Pastes a part on a layer, and sometimes a part on that part."""
     whole = scene.layers[parent].visible
     if whole.sum() < 0.004 * whole.size:
         return
@@ -264,7 +264,7 @@ def _add_part(
 def _split_part(
     rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, window: Window
 ) -> PlacedPatch:
-    """The same surface in another colour beyond a bent line: two-tone objects, bands, caps."""
+    """One side of a bent line, or a band, of the same surface in another colour, as in two-tone objects."""
     rgb = scene.canvas[window]
     alpha = random_split(rng, *rgb.shape[:2])
     shift = rng.normal(0, 22, 3) + rng.choice([-1, 1]) * rng.uniform(8, 35)
@@ -273,9 +273,10 @@ def _split_part(
 
 
 def choose_masks(rng: np.random.Generator, masks: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the masks (n, h, w), in random order: rather large ones, and such as leave much of their box out.
+    """Up to `count` of the masks (n, h, w), in random order; large ones and hollow ones (little of their box filled)
+    are preferred.
 
-    Tiny ones are beyond the model's grid, and whoever fills the box is right about compact ones without looking.
+    Tiny ones are below the resolution of the model's grid, and compact ones can be guessed by filling the box.
     """
     masks = masks[masks.any(axis=(1, 2))]
     windows = [bounding_window(mask) for mask in masks]
@@ -286,7 +287,7 @@ def choose_masks(rng: np.random.Generator, masks: np.ndarray, count: int) -> np.
 
 
 def _part_place(rng: np.random.Generator, window: Window, shape: tuple[int, ...]) -> tuple[int, int]:
-    """A corner for a part: its centre well inside the window of its parent."""
+    """A corner (top, left) for a part, with its centre well inside its parent's window."""
     centre = [side.start + rng.uniform(0.25, 0.75) * (side.stop - side.start) for side in window]
     return round(centre[0] - shape[0] / 2), round(centre[1] - shape[1] / 2)
 
@@ -298,7 +299,7 @@ def _part_length(rng: np.random.Generator, window: Window) -> float:
 def _texture_part(
     rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, window: Window
 ) -> PlacedPatch:
-    """A shape filled with another photograph, or with another place of this image."""
+    """A random shape filled with another photograph, or with another place of this image."""
     length = _part_length(rng, window)
     if rng.random() < 0.6:
         rgba = photo_region(rng, pool.random_background(rng), length)
@@ -313,7 +314,7 @@ def _texture_part(
 def _cutout_part(
     rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, window: Window
 ) -> PlacedPatch:
-    """Another object, printed on this one."""
+    """Another object, pasted on this one."""
     rgba = _random_cutout(rng, pool, config, _part_length(rng, window))
     patch = _finish(rng, rgba, scene.canvas[window][::3, ::3].reshape(-1, 3), config)
     return patch, *_part_place(rng, window, patch.alpha.shape)
