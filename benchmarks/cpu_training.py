@@ -1,9 +1,9 @@
-"""Where a step of the bundled model's recipe spends its time on this CPU, and how near that is to its peak.
+"""Where a training step of the bundled model spends its time on this CPU, and how close that is to the CPU's peak.
 
     python benchmarks/cpu_training.py [--stage -1] [--pool data/pool] [--repetitions 5] [--json FILE]
 
-Parts of one step of `configs/bundled.py`, each compiled by itself, and the whole step. GFLOP are XLA's count. The peak
-is the best of some large matrix products, timed in the same run. With --pool, what it takes to make a step's images.
+Times parts of one step of `configs/bundled.py`, each compiled by itself, and the whole step. GFLOP are XLA's count. The
+peak is that of the fastest of some large matrix products in the same run. --pool adds the time to make a step's images.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from sam_jax.training.batches import make_batches
 from sam_jax.training.optimizer import make_optimizer
 from sam_jax.training.step import create_state, forward_with_loss, image_embeddings, train_step
 
-PEAK_SIDE = 2048  # of the matrices whose product gives the peak
+PEAK_SIDE = 2048  # of the matrices whose product measures the peak
 
 
 def median_seconds(run: Callable[[], Any], repetitions: int) -> float:
-    """Median time of a call, after one that is not counted."""
+    """Median time of a call, after a warm-up call."""
     seconds = []
     for _ in range(repetitions + 1):
         start = time.perf_counter()
@@ -55,7 +55,7 @@ def matmul_peak(repetitions: int) -> float:
 
 
 def random_batch(stage: StageConfig) -> dict[str, jax.Array]:
-    """Noise as images and discs as masks: what they show changes no time."""
+    """Noise as images and discs as masks: their content does not affect the time."""
     rng, size, count = np.random.default_rng(0), stage.image_size, stage.masks_per_image
     side = size // 4
     y, x = np.mgrid[:side, :side]
@@ -94,7 +94,7 @@ def parts(config: TrainConfig, stage: StageConfig) -> dict[str, tuple[Callable[.
 
 
 def measure(config: TrainConfig, stage: StageConfig, repetitions: int) -> list[dict[str, Any]]:
-    """A row for each part."""
+    """A row of figures for each part."""
     rows = []
     for name, (function, arguments) in parts(config, stage).items():
         program = jax.jit(function).lower(*arguments).compile()
@@ -112,7 +112,7 @@ def data_seconds(config: TrainConfig, stage: StageConfig, pool: str, repetitions
     batches = make_batches(dataclasses.replace(data, pool=pool), fresh, config.seed, 0)
     next(batches)
     start = time.perf_counter()
-    for _ in range(4 * repetitions):  # more than what is read ahead
+    for _ in range(4 * repetitions):  # more than are read ahead
         next(batches)
     return (time.perf_counter() - start) / (4 * repetitions)
 
@@ -121,8 +121,8 @@ def data_seconds(config: TrainConfig, stage: StageConfig, pool: str, repetitions
 class Options:
     """The command line."""
 
-    stage: Annotated[int, arg(help="which of the recipe's stages; -1 is the last")] = -1
-    pool: Annotated[str | None, arg(help="cut-out pool; with it, the time to make examples is measured too")] = None
+    stage: Annotated[int, arg(help="index of the recipe's stage; -1 is the last")] = -1
+    pool: Annotated[str | None, arg(help="a pool of cut-outs, to measure the time to make examples too")] = None
     repetitions: Annotated[int, arg(help="timed repetitions")] = 5
     json: Annotated[Path | None, arg(help="also write the figures there")] = None
 

@@ -1,19 +1,19 @@
-"""Ours against the official PyTorch code on this CPU: one run, alternating repetitions, ratios.
+"""sam_jax against the official PyTorch code on this CPU: alternating repetitions in one run, ratios of times.
 
     pip install -e ".[oracle]" && python benchmarks/cpu_vs_torch.py [--rows encode decode tiny everything train]
 
-Both sides get the same random weights, of ViT-B unless said, and the same inputs, in float32 with all cores. A ratio
-above 1 means that torch takes longer. Times on a shared machine vary; the ratio of medians taken turn by turn varies
-far less.
+Both sides get the same random weights (ViT-B except for `tiny`) and the same inputs, in float32 with all cores. A ratio
+above 1 means that torch takes longer. Times on a shared machine vary; the ratio of medians of alternating repetitions
+varies much less.
 
   encode      one image of 1024 px through the image encoder
   decode      1 and 64 one-point prompts, three masks each
-  tiny        the same of vit_tiny, the architecture of the bundled model, one image of 512 px and one prompt
-  everything  an image of noise of 1500 x 2250, 32 x 32 points, post-processing included: the official generator against
-              ours. Of random weights' masks about a third pass the predicted IoU, and a third of those the stability
-              score. Our host's share (box NMS, run lengths, records) is printed below
-  train       one optimizer step at 512 px, 8 masks, 11 interactions. The official code has none: its side is the
-              official modules under the same losses, with points at random places
+  tiny        both for vit_tiny, the architecture of the bundled model, with one image of 512 px and one prompt
+  everything  an image of noise of 1500 x 2250, 32 x 32 points, with post-processing: the official generator against
+              ours. About a third of the random weights' masks pass the predicted IoU, and a third of those the
+              stability score. The share of our host code (box NMS, run lengths, records) is printed below
+  train       one optimizer step at 512 px, 8 masks, 11 interactions. The official code has no training: we train its
+              modules with the same losses, with points at random places
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Sides = tuple[Callable[[], object], Callable[[], object]]
 
 
 def alternate(ours: Callable[[], object], theirs: Callable[[], object], repetitions: int) -> tuple[float, float]:
-    """Median seconds of both, measured turn by turn after one warm-up each."""
+    """Median seconds of both, in alternating repetitions after one warm-up each."""
     seconds: tuple[list[float], list[float]] = ([], [])
     ours(), theirs()
     for _ in range(repetitions):
@@ -62,7 +62,7 @@ def alternate(ours: Callable[[], object], theirs: Callable[[], object], repetiti
 
 
 def same_model(config: SamConfig) -> tuple[Any, Sam, dict[str, Any]]:
-    """The official model with random weights, and ours with the same."""
+    """The official model with random weights, and ours with the same weights."""
     official = build_official(config)
     with tempfile.TemporaryDirectory() as folder:
         torch.save(official.state_dict(), f"{folder}/sam.pth")
@@ -113,7 +113,7 @@ class Parts:
 
 
 class Everything:
-    """Both generators on one image, with thresholds that let a tenth of the masks pass."""
+    """Both generators on one image, with thresholds that about a ninth of the masks pass."""
 
     def __init__(self) -> None:
         official, model, variables = same_model(vit_b())
@@ -132,7 +132,7 @@ class Everything:
         self._count_nms()
 
     def _count_nms(self) -> None:
-        """From here on the time in box NMS is added up."""
+        """Measures the time spent in box NMS from here on."""
         nms, self._nms_seconds = automatic_mask_generator.nms, 0.0
 
         def timed(*args: Any) -> np.ndarray:
@@ -144,7 +144,7 @@ class Everything:
         automatic_mask_generator.nms = timed
 
     def ours(self) -> object:
-        """As `generate`; what the host does is timed by itself."""
+        """The same as `generate`, with the host's part timed separately."""
         self._nms_seconds = 0.0
         found = self._ours.find(self.file)
         start = time.perf_counter()
@@ -175,7 +175,7 @@ class Training:
             self.masks[0, n, y : y + 40, x : x + 50] = True
 
     def sides(self) -> Sides:
-        """Both; each goes on training from step to step."""
+        """Both; each call trains one more step."""
         optimizer = make_optimizer(self.config.optim, self.config.sam, 1000)
         state = create_state(self.variables, optimizer)
         step = jax.jit(functools.partial(train_step, self.model, self.config, optimizer), donate_argnums=0)

@@ -1,4 +1,4 @@
-"""How many training examples a core makes from SA-1B-sized records, beside the plain way to make them.
+"""How many training examples per second a core makes from SA-1B-sized records, compared with the plain way.
 
     python benchmarks/data_pipeline.py [--dir DIR] [--images 8] [--rounds 5] [--json OUT.json] [--profile]
 
@@ -6,9 +6,9 @@ Makes photographs of 1500 x 2250 pixels (smooth noise and shapes, JPEG quality 9
 jpg + json pairs in DIR, and turns them into examples of 1024 pixels with 64 masks on a 256 x 256 grid in three ways,
 one after the other on each record:
   sam_jax     Sa1bFolder and ExampleMaker: full JPEG decoding, masks reduced from their run lengths
-  scaled      the same with data.scaled_decode: JPEG decoded small
+  scaled      the same with data.scaled_decode: JPEG decoded at reduced size
   plain       full JPEG decoding, pycocotools decoding of each mask at full size, both resized by PIL
-Times are CPU seconds of one thread, so that a busy machine disturbs them little; each way's median over the rounds.
+Times are CPU seconds of one thread, which other load on the machine affects little: medians over the rounds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ IMAGE_SIZE, MASKS_PER_IMAGE = 1024, 64
 
 
 def draw_image(rng: np.random.Generator) -> Image.Image:
-    """Smooth noise, shapes and some grain: about a megabyte as JPEG, as SA-1B's photographs are."""
+    """Smooth noise, shapes and some grain: about a megabyte as JPEG, like SA-1B's photographs."""
     layers = [sum(smooth_field(rng, HEIGHT, WIDTH, cells) for cells in (5, 40, 200)) for _ in range(3)]
     image = Image.fromarray((128 + 28 * np.dstack(layers)).clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
@@ -66,7 +66,7 @@ def draw_mask(rng: np.random.Generator) -> np.ndarray:
 
 
 def make_records(folder: Path, count: int) -> None:
-    """Writes `count` pairs unless they are there."""
+    """Writes `count` pairs unless they exist."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in tqdm(range(count), "making records", leave=False):
         decoded, text = folder / f"sa_{number}.jpg", folder / f"sa_{number}.json"
@@ -87,7 +87,7 @@ def make_records(folder: Path, count: int) -> None:
 
 
 def plain_example(index: int, record: Record) -> Example:
-    """What one writes first: everything decoded at full size, then resized."""
+    """The straightforward way: everything decoded at full size, then resized."""
     rng = np.random.default_rng(index)
     decoded = Image.open(io.BytesIO(record.image)).convert("RGB")
     rows, columns = whole((decoded.height, decoded.width), IMAGE_SIZE).resized
@@ -103,7 +103,7 @@ def plain_example(index: int, record: Record) -> Example:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds per example of each way, one figure a round; records are read from disk anew each time."""
+    """CPU seconds per example of each way, one figure per round; records are read from disk each time."""
     source = Sa1bFolder(folder)
     ways: dict[str, Callable[[int, Record], Example]] = {
         "sam_jax": ExampleMaker(IMAGE_SIZE, MASKS_PER_IMAGE, max_mask_share=0.9),
@@ -126,7 +126,7 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def profile(folder: Path) -> None:
-    """Where the time of our own way goes."""
+    """Prints a profile of our own way."""
     source, maker = Sa1bFolder(folder), ExampleMaker(IMAGE_SIZE, MASKS_PER_IMAGE, max_mask_share=0.9)
     profiler = cProfile.Profile()
     profiler.enable()
@@ -157,7 +157,7 @@ class Options:
     images: Annotated[int, arg(help="images to read")] = 8
     rounds: Annotated[int, arg(help="timed rounds")] = 5
     json: Annotated[Path | None, arg(help="also write the figures there")] = None
-    profile: Annotated[bool, arg(help="print where the time goes, and do not compare")] = False
+    profile: Annotated[bool, arg(help="print a profile of our own way instead of comparing")] = False
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What the TPU compiler says about the library's own programs, without a TPU: the tables in docs/performance.md.
+"""The TPU compiler's estimates of the library's programs, without a TPU: the tables in docs/performance.md.
 
     python benchmarks/tpu_aot.py encoder --size b l h --topology v5e:1 v6e:1
     python benchmarks/tpu_aot.py encoder --size b --attention xla
@@ -7,7 +7,7 @@
     python benchmarks/tpu_aot.py everything --size h
     python benchmarks/tpu_aot.py train --size b --topology v5e:4x4        # a quarter of an hour; see tpu_training.py
 
-Needs libtpu (pip install libtpu). Parameters and compute are bfloat16. All figures are estimates of the compiler per
+Needs libtpu (pip install libtpu). Parameters and compute are bfloat16. All figures are the compiler's estimates per
 chip; nothing runs.
 """
 
@@ -62,10 +62,10 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class ProgramOptions:
-    """What to compile; tpu_run.py runs the same."""
+    """What to compile; tpu_run.py takes the same options."""
 
     program: Annotated[Positional[tuple[Kind, ...]], arg(metavar="PROGRAM", help="what to compile")]
-    size: Annotated[tuple[Literal["b", "l", "h"], ...], arg(help="of the ViT")] = ("b",)
+    size: Annotated[tuple[Literal["b", "l", "h"], ...], arg(help="size of the ViT")] = ("b",)
     batch: Annotated[int, arg(help="images")] = 1
     prompts: Annotated[int, arg(help="prompts per image, for the decoder")] = 64
     attention: Annotated[
@@ -80,7 +80,7 @@ class ProgramOptions:
 class Options(ProgramOptions):
     """The command line."""
 
-    topology: Annotated[tuple[str, ...], arg(help="such as v5e:1 v6e:1 v5p:1; for train whole slices: v5e:4x4")] = (
+    topology: Annotated[tuple[str, ...], arg(help="such as v5e:1 v6e:1 v5p:1; for train, whole slices: v5e:4x4")] = (
         "v5e:1",
     )
 
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def print_rows(args: Any) -> list[dict[str, Any]]:
-    """Rows of `compile_rows`, each printed as it comes."""
+    """Rows of `compile_rows`, each printed as soon as it is compiled."""
     rows = []
     for row in compile_rows(args):
         if not rows:
@@ -119,10 +119,10 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 
 
 def compile_rows(args: Any) -> Iterator[dict[str, Any]]:
-    """Compiles what the command line asks for; a row of figures for each program.
+    """Compiles the chosen programs; yields a row of figures for each.
 
     Raises:
-      tpu_estimates.TopologyError: a topology cannot be compiled for here.
+      tpu_estimates.TopologyError: libtpu is missing or does not know a topology.
     """
     chips = {name: tpu_estimates.topology_devices(name) for name in args.topology}
     for kind, size, topology in itertools.product(args.program, args.size, chips):
@@ -135,7 +135,7 @@ def compile_rows(args: Any) -> Iterator[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A function, the shapes of its arguments and the FLOPs that its task takes."""
+    """A function, the shapes of its arguments and the FLOPs that its task needs."""
 
     name: str
     function: Any
@@ -157,12 +157,12 @@ def encoder(size: str, args: Any, **changes: Any) -> list[Program]:
 
 
 def blocks(size: str, args: Any) -> list[Program]:
-    """The encoder with two windowed blocks and a global one: quick to compile, and all kinds of layers are in it."""
+    """The encoder with two windowed blocks and a global one: quick to compile, with every kind of layer."""
     return encoder(size, args, depth=3, global_attn_indexes=(2,))
 
 
 def kernels(size: str, args: Any) -> list[Program]:
-    """Attention alone: windows and the whole grid, forward, and forward and backward."""
+    """Attention only: over windows and over the whole grid, each forward, and forward and backward."""
     sam = config.for_inference(SIZES[size](), args.dtype)
     c = sam.image_encoder
     programs = []
@@ -197,7 +197,7 @@ def decoder(size: str, args: Any) -> list[Program]:
 
 
 def edges(size: str, args: Any) -> list[Program]:
-    """What `SamConfig.crf` adds: an image's pixels once, then edge refinement of each prompt's mask."""
+    """The work of `SamConfig.crf`: preparing an image's pixels once, then refining each prompt's mask."""
     side, patch, low = 1024, 16, 256
     image, input_size = jax.ShapeDtypeStruct((side, side, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     prepare = partial(crf.crf_pixels, patch_size=patch)
@@ -210,8 +210,8 @@ def edges(size: str, args: Any) -> list[Program]:
 
 
 def everything(size: str, args: Any) -> list[Program]:
-    """What everything mode runs for an image of 1500 x 2250 and 32 x 32 points: the encoder once, the decoder 16 times,
-    and the filters for each chunk of masks whose predicted IoU is high enough."""
+    """The programs of everything mode for an image of 1500 x 2250 and 32 x 32 points: the encoder runs once, the
+    decoder 16 times, and the filters once per chunk of masks whose predicted IoU is high enough."""
     (encode,) = encoder(size, args)
     model, variables = _model(size, args)
     grid = model.config.image_encoder.grid_size
@@ -245,7 +245,7 @@ PROGRAMS = {
 def encoder_flops(sam: config.SamConfig) -> float:
     """FLOPs of the matrix products that the official image encoder needs for one image at its native size.
 
-    Windows count with their padding, which takes part in attention; the dense layers count real tokens only.
+    Attention in windows counts padding, which takes part in it; dense layers count real tokens only.
     """
     c, out = sam.image_encoder, sam.prompt_embed_dim
     tokens, width = c.grid_size**2, c.embed_dim
@@ -267,7 +267,7 @@ def _examine(planes: jax.Array, indices: jax.Array, enlarge: dict[str, jax.Array
 
 
 def estimate(program: Program, chip: tpu_estimates.Chip, device: Any) -> dict[str, Any]:
-    """Compiles a program for one device; a row of figures, times in milliseconds."""
+    """Compiles a program for one device; returns a row of figures, times in milliseconds."""
     where = jax.sharding.SingleDeviceSharding(device)
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), program.arguments)
     found = tpu_estimates.compile_for(chip, jax.jit(program.function), *arguments)
@@ -292,7 +292,7 @@ def estimate(program: Program, chip: tpu_estimates.Chip, device: Any) -> dict[st
 
 
 def _model(size: str, args: Any, **changes: Any) -> tuple[Sam, Any]:
-    """The model, and the shapes of its variables as they are kept for inference."""
+    """The model, and the shapes of its variables in inference."""
     sam = config.for_inference(SIZES[size](), args.dtype)
     image_encoder = dataclasses.replace(sam.image_encoder, attention=args.attention, scan=args.scan, **changes)
     mask_decoder = dataclasses.replace(sam.mask_decoder, kernels=args.attention)

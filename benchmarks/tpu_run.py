@@ -1,11 +1,11 @@
-"""The programs of tpu_aot.py, run: wall-clock on the accelerator at hand beside the compiler's estimates.
+"""Runs the programs of tpu_aot.py on this machine's accelerator: measured times beside the compiler's estimates.
 
     pip install -e ".[tpu]" && python benchmarks/tpu_run.py encoder decoder everything kernels --size b l h
     python benchmarks/tpu_run.py everything --size h --trace traces/h      # and a trace for xprof or TensorBoard
 
-This is how to confirm the tables of docs/performance.md on hardware. Arguments are random; the first run is not timed.
-The estimate is made of the very program that runs, where the device is a TPU of a known kind; elsewhere the column is
-empty. Times are medians over --repetitions calls, each waited for.
+Use it to confirm the tables of docs/performance.md on hardware. Arguments are random; the first run is not timed. The
+estimate is of the same compiled program, if the device is a TPU of a known kind; otherwise the column is empty. Times
+are medians over --repetitions calls, each of them synchronous.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-# tpu_aot.py, imported below, compiles on CPUs and says so by default.
+# tpu_aot.py, imported below, would set this to "cpu".
 os.environ.setdefault("JAX_PLATFORMS", "")
 
 import jax
@@ -34,7 +34,7 @@ from benchmarks import tpu_aot
 from sam_jax.estimates import tpu as tpu_estimates
 
 HEADER = "| program | device | measured ms | fastest | est. ms | measured / est. | useful TFLOP/s |"
-# What JAX calls the chips of `tpu_estimates.CHIPS`.
+# JAX's names of the chips of `tpu_estimates.CHIPS`.
 KINDS = {
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def run(program: tpu_aot.Program, device: Any, repetitions: int) -> dict[str, Any]:
-    """Times a program on a device; milliseconds."""
+    """Times a program on a device; returns a row of figures, times in milliseconds."""
     rng = np.random.default_rng(0)
     arguments = jax.device_put(jax.tree.map(lambda shape: _random(rng, shape), program.arguments), device)
     compiled = jax.jit(program.function).lower(*arguments).compile()
@@ -96,7 +96,7 @@ def run(program: tpu_aot.Program, device: Any, repetitions: int) -> dict[str, An
 
 
 def _random(rng: np.random.Generator, shape: Any) -> jax.Array:
-    """Numbers of order 0.02 for floats, which keeps activations finite; zeros for integers, which are indices."""
+    """Floats of order 0.02, which keep activations finite; zeros for integers, which are indices."""
     if jnp.issubdtype(shape.dtype, jnp.floating):
         return jnp.asarray(0.02 * rng.standard_normal(shape.shape), shape.dtype)
     return jnp.zeros(shape.shape, shape.dtype)

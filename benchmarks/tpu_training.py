@@ -1,10 +1,9 @@
-"""Compiler estimates of the training step on TPU topologies, without a TPU: the table in docs/training.md.
+"""The TPU compiler's estimates of the training step on TPU topologies, without a TPU: the table in docs/training.md.
 
     python benchmarks/tpu_training.py                       # B, L and H on v5e and v5p
     python benchmarks/tpu_training.py --size b --topology v5e:4x4 --batch 2 --masks 64 32
 
-Needs libtpu (pip install libtpu). Every row is one compilation of the whole step, a quarter of an hour on two cores.
-All figures are the TPU compiler's estimates; nothing runs.
+Needs libtpu (pip install libtpu). Every row compiles one whole step, a quarter of an hour on two cores. Nothing runs.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ HEADER = (
 class Options:
     """The command line."""
 
-    size: Annotated[tuple[Literal["b", "l", "h"], ...], arg(help="of the ViT; with --topology")] = ()
-    topology: Annotated[tuple[str, ...], arg(help="such as v5e:4x4 v5p:2x2x1; with --size")] = ()
+    size: Annotated[tuple[Literal["b", "l", "h"], ...], arg(help="size of the ViT, with --topology")] = ()
+    topology: Annotated[tuple[str, ...], arg(help="such as v5e:4x4 v5p:2x2x1, with --size")] = ()
     batch: Annotated[int, arg(help="images per chip")] = 1
     masks: Annotated[tuple[int, ...], arg(help="masks per image")] = (64,)
-    remat: Annotated[Literal["blocks", "none"] | None, arg(help="takes the place of the config's remat")] = None
+    remat: Annotated[Literal["blocks", "none"] | None, arg(help="replaces the config's remat")] = None
     json: Annotated[Path | None, arg(help="also write the figures there")] = None
 
 
@@ -63,7 +62,7 @@ def main() -> None:
 def print_rows(
     chosen: list[tuple[str, str, int]], masks: Sequence[int], remat: str | None = None
 ) -> list[dict[str, Any]]:
-    """Compiles sizes on topologies with so many images per chip, for each number of masks; prints lines of Markdown."""
+    """Compiles each (size, topology, images per chip) for each number of masks; prints rows of Markdown."""
     print("Compiler estimates, not measurements.\n", HEADER, "|" + "---|" * HEADER.count(" |"), sep="\n", flush=True)
     rows = []
     for size, topology, per_chip in chosen:
