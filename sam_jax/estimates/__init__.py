@@ -1,1 +1,1 @@
-"""What a step will cost before it runs: read from the programs that the TPU compiler makes."""
+"""Estimates of what a step will cost, from programs compiled for a TPU; nothing runs."""

@@ -1,9 +1,9 @@
-"""How long the collectives of an optimised HLO program take, and how much of it nothing hides.
+"""How long the collectives of an optimised HLO program take, and how much of that no computation hides.
 
-A collective takes the bytes that a ring of its chips sends from each of them, over a chip's interconnect bandwidth.
-This is a lower bound. It leaves out latency, the shape of the torus (how many of a chip's links a ring can use),
-contention with other rings, and the slower network between slices. The program is in the order of its schedule
-(`is_scheduled=true`), so that what stands between the start and the end of an asynchronous collective hides it.
+The time of a collective is the number of bytes that each chip sends in a ring, divided by a chip's interconnect
+bandwidth. This is a lower bound: it ignores latency, the shape of the torus (how many of a chip's links a ring can
+use), contention with other rings, and the slower network between slices. The program is in the order of its schedule
+(`is_scheduled=true`), so instructions between the start and the end of an asynchronous collective hide it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What a line means to the interconnect: a collective that "start"s, is "done", or does both at once ("now").
+    """What a line does on the interconnect.
 
-    `key` is the same for the two ends of one collective.
+    Attributes:
+      phase: "start" or "done" of an asynchronous collective, or "now" for a synchronous one.
+      key: the same for start and end of one collective.
+      collective: None for an end.
     """
 
     phase: str
@@ -38,10 +41,12 @@ class Event:
 
 
 class Link:
-    """The interconnect of one chip beside its arithmetic: one collective after the other, in the order of starting.
+    """The interconnect of one chip, in parallel to its arithmetic: one collective at a time, in the order of starts.
 
-    Attributes (cycles): `now`, where the program stands, waiting included; `total`, of all collectives; `exposed`, how
-    long the program waited for them.
+    Attributes:
+      now: cycles that the program has run so far, including waits.
+      total: cycles of all collectives.
+      exposed: cycles that the program waited for collectives.
     """
 
     def __init__(self, cycles_per_byte: float) -> None:
@@ -49,7 +54,7 @@ class Link:
         self._rate, self._ends = cycles_per_byte, dict[str, float]()
 
     def follow(self, event: Event) -> None:
-        """Starts a collective, or waits for it, or both."""
+        """Starts a collective, waits for one, or both."""
         if event.collective:
             took = event.collective.bytes * self._rate
             self._free = self._ends[event.key] = max(self._free, self.now) + took
@@ -58,7 +63,7 @@ class Link:
             self._wait(self._ends.pop(event.key, self.now))
 
     def finish(self) -> None:
-        """Waits for what never was waited for."""
+        """Waits for collectives whose end was not seen."""
         self._wait(max(self._ends.values(), default=self.now))
 
     def _wait(self, end: float) -> None:
@@ -67,11 +72,11 @@ class Link:
 
 
 def event(line: str, name: str, computations: Computations, devices: int) -> Event | None:
-    """The event of a line of the computation `name`, or None. `devices` are those of the whole program.
+    """The event of a line of the computation `name`, or None. `devices` is the number of devices of the program.
 
     libtpu writes asynchronous collectives in three ways: as `all-gather-start` and `-done`; as `async-start` and
-    `-done` around a computation; and as fusions whose computations hold the same collective again and again, by its
-    channel: one with a call of "AsyncCollectiveStart", one or more that compute meanwhile, one "AsyncCollectiveDone".
+    `-done` around a computation; and as several fusions that contain the same collective, with the same channel: one
+    calls "AsyncCollectiveStart", one or more compute meanwhile, and one calls "AsyncCollectiveDone".
     """
     match = _INSTRUCTION.match(line)
     if not match:
@@ -80,7 +85,7 @@ def event(line: str, name: str, computations: Computations, devices: int) -> Eve
     kind, _, phase = operation.rpartition("-")
     if kind in KINDS and phase == "start":
         done = next((x for x in computations[name] if f" {kind}-done(" in x and _operand(x) == own), None)
-        # Without its end, the result is known as the last array of the start's.
+        # If the end is missing, the result is the last array of the start's type.
         end = _INSTRUCTION.match(done) if done else None
         whole = end.group(2) if end else re.findall(r"\w+\[[\d,]+\]", result)[-1]
         return Event("start", own, _collective(kind, whole, line, devices))
@@ -96,7 +101,7 @@ def event(line: str, name: str, computations: Computations, devices: int) -> Eve
 
 
 def _wrapped(line: str, own: str, computations: Computations, devices: int) -> Event | None:
-    """The event of a fusion or an `async-start` whose computation holds a collective."""
+    """The event of a fusion or an `async-start` whose computation contains a collective; None for others."""
     called = re.search(r"calls=%?([\w.\-]+)", line)
     inner = _inside(called.group(1), computations) if called else []
     found = next((x for x in inner if (m := _INSTRUCTION.match(x)) and m.group(3) in KINDS), None)
@@ -107,7 +112,7 @@ def _wrapped(line: str, own: str, computations: Computations, devices: int) -> E
     kind, text = match.group(3), "\n".join(inner)
     scatters = kind == "all-reduce" and "all-reduce-scatter" in line + text
     collective = _collective(kind, match.group(2), found, devices)
-    if scatters:  # libtpu writes an all-reduce of which each chip keeps a slice
+    if scatters:  # libtpu writes a reduce-scatter as an all-reduce of which each chip keeps a slice
         collective = Collective("reduce-scatter", collective.bytes / 2)
     if " async-start(" in line:
         return Event("start", own, collective)
@@ -130,7 +135,7 @@ def _defining(name: str, lines: list[str]) -> str | None:
 
 
 def _inside(name: str, computations: Computations) -> list[str]:
-    """All lines of a computation and of those that its fusions and calls hold."""
+    """All lines of a computation and, recursively, of those that it calls."""
     lines = []
     for line in computations.get(name, ()):
         lines.append(line)
@@ -145,7 +150,7 @@ def _collective(kind: str, result: str, line: str, devices: int) -> Collective:
     shares = {
         "all-gather": (n - 1) / n,
         "all-reduce": 2 * (n - 1) / n,
-        "reduce-scatter": n - 1,  # of the result, which is one part of n
+        "reduce-scatter": n - 1,  # of the result, which is 1/n of the operand
         "all-to-all": (n - 1) / n,
         "collective-permute": 1.0,
     }
@@ -153,7 +158,7 @@ def _collective(kind: str, result: str, line: str, devices: int) -> Collective:
 
 
 def array_bytes(text: str) -> int:
-    """Bytes of all arrays of an HLO type such as "(bf16[8,128]{1,0}, f32[])"."""
+    """Bytes of all arrays in an HLO type such as "(bf16[8,128]{1,0}, f32[])"."""
     total = 0
     for dtype, shape in re.findall(r"\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\]", text):
         bits = re.search(r"\d+", dtype)
@@ -162,10 +167,10 @@ def array_bytes(text: str) -> int:
 
 
 def group_size(line: str, devices: int) -> int:
-    """How many chips take part in one group of a collective; all of the program's where it names no groups.
+    """The number of chips in one group of a collective; all of the program's if it names no groups.
 
-    Groups are lists ({{0,1},{2,3}}), counted ([2,4]<=[8]T(1,0)) or axes of a mesh (mesh['a'=2,'b'=4] {'b'}), of which
-    it may be a part ('b':(2)2).
+    Groups are lists ({{0,1},{2,3}}), shapes ([2,4]<=[8]T(1,0)), or axes of a mesh (mesh['a'=2,'b'=4] {'b'}) or parts
+    of axes ('b':(2)2).
     """
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return listed.group(1).count(",") + 1

@@ -1,9 +1,9 @@
-"""What the TPU compiler says about a program, without a TPU: memory, time, collectives.
+"""Memory, time and collectives of a program on a TPU, from the TPU compiler, without a TPU.
 
-libtpu compiles for a named topology on any machine. Memory is what the compiler allocates. Time is an estimate: the
-cycles that it notes beside each instruction of the optimised program, loops multiplied out. It notes none beside
-kernels, which count as `kernel_cycles` says, and none beside collectives, which count as `estimates.communication`
-says where the schedule does not hide them. Nothing here was run.
+libtpu compiles for a named topology on any machine. Memory is what the compiler allocates. Time is an estimate: the sum
+of the cycles that the compiler states for each instruction of the optimised program, times the trip counts of loops. It
+states none for kernels, which `kernel_cycles` estimates, and none for collectives, which `estimates.communication`
+estimates and which count as far as the schedule does not hide them. Nothing is run.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a time follows from.
+    """Properties of a TPU chip.
 
     Attributes:
       flops: peak bfloat16 FLOP/s; hbm: usable GiB; clock: Hz; bandwidth: HBM bytes/s.
-      interconnect: bytes/s that the chip sends to others of its slice over all its links together.
+      interconnect: bytes/s that the chip sends within its slice over all its links together.
       smallest: the smallest topology that libtpu knows.
-      schedules: for kernels whose name begins with a pattern, how much longer the compiler's final schedule (bundles of
-        a grid step x steps, one per cycle) is than the stated FLOPs at peak. The first match counts; 1 without one.
+      schedules: (regular expression, factor) for names of kernels: the cycles of the compiler's final schedule (bundles
+        per grid step x grid steps) over the cycles of the stated FLOPs at peak. The first match counts; without one, 1.
     """
 
     flops: float
@@ -48,10 +48,10 @@ class Chip:
     schedules: tuple[tuple[str, float], ...] = ()
 
 
-# Kernels of ops/attention_tpu.py: windows keep the vector unit busy and not the matrix unit; heads of 80 channels have
-# to be moved as well. Those of ops/mask_decoder_tpu.py normalise and activate more than they multiply. int8 has
-# twice the peak. Read from libtpu 0.0.52's dumps at the sizes of ViT-B, L and H, and of 64 prompts with 7 tokens; none
-# of v5p.
+# Kernels of ops/attention_tpu.py: with windows, the vector unit is the bottleneck, not the matrix unit, and heads of 80
+# channels also need to be moved. Those of ops/mask_decoder_tpu.py normalise and activate more than they multiply. int8
+# has twice the peak. From the dumps of libtpu 0.0.52 for the sizes of ViT-B, L and H, and for 64 prompts with 7 tokens;
+# none for v5p.
 _V5E_SCHEDULES = (
     (r"attention_14x14_\d+x80_backward", 2.7),
     (r"attention_14x14_\d+x80", 3.2),
@@ -75,28 +75,28 @@ _V6E_SCHEDULES = (
     (r"int8_mlp_\d+x768", 2.1),
     (r"int8_mlp_", 1.4),
 )
-# Interconnects: Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e" (docs.cloud.google.com/tpu/docs) say 400, 1200
-# and 800 GB/s per chip in both directions together; half of it goes one way. Older versions of these pages say 1600,
-# 4800 and 3584 Gbit/s.
+# Interconnects: Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e" (docs.cloud.google.com/tpu/docs) state 400,
+# 1200 and 800 GB/s per chip for both directions together, of which one direction has half. Older versions of these
+# pages state 1600, 4800 and 3584 Gbit/s.
 CHIPS = {
     "v5e": Chip(197e12, 15.75, 1.5e9, 819e9, 200e9, "v5e:2x2", _V5E_SCHEDULES),
     "v5p": Chip(459e12, 95.0, 1.75e9, 2765e9, 600e9, "v5p:2x2x1"),
     "v6e": Chip(918e12, 31.25, 1.75e9, 1640e9, 400e9, "v6e:2x2", _V6E_SCHEDULES),
 }
-# XLA turns a plain softmax(q k^T) v into a flash kernel of its own, and states its FLOPs without the padding to 128
-# lanes. Its final schedule for a global block of ViT-B on v5e (2438 bundles x 768 grid steps) is that much longer.
+# XLA turns a plain softmax(q k^T) v into its own flash kernel, and states the FLOPs of it without the padding to 128
+# lanes. The final schedule for a global block of ViT-B on v5e (2438 bundles x 768 grid steps) is longer by this factor.
 XLA_FLASH_FACTOR = 2.4
 
 
 class TopologyError(ValueError):
-    """A topology that cannot be compiled for here."""
+    """Programs cannot be compiled for a topology on this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Per chip: memory in GiB, compiler-estimated seconds, collectives by kind (loops multiplied out).
+    """Per chip: memory in GiB, estimated seconds, and the number of collectives by kind, with all iterations of loops.
 
-    `seconds` takes in `kernel_seconds`, the part of the `kernels` calls of Pallas and XLA's own kernels, and
+    `seconds` includes `kernel_seconds`, the time of `kernels` calls of Pallas's and XLA's own kernels, and
     `exposed_seconds`, the part of `communication_seconds` in which nothing else runs. `flops` and `bytes` are the
     compiler's for the optimised program, with the body of a loop counted once.
     """
@@ -125,7 +125,7 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
     kind, _, grid = name.partition(":")
     if kind not in CHIPS:
         raise TopologyError(f"topology {name!r} is not known; expected one of {', '.join(CHIPS)} and a grid: v5e:4x4")
-    # Without a TPU, libtpu asks the cloud's metadata server in vain, and refuses to be loaded by two processes.
+    # By default, libtpu queries the cloud's metadata server, which fails here, and cannot be loaded by two processes.
     settings = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     settings |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
     for variable, value in settings.items():
@@ -142,7 +142,7 @@ def topology_devices(name: str) -> tuple[Chip, list[Any]]:
 
 
 def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
-    """Compiles a jitted function for arguments given as `jax.ShapeDtypeStruct`s with shardings of the topology."""
+    """Compiles a jitted function for `jax.ShapeDtypeStruct`s with shardings on a topology's devices."""
     started = time.perf_counter()
     lowered = function.lower(*arguments)
     with _no_compilation_cache():
@@ -151,7 +151,7 @@ def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
     memory = compiled.memory_analysis()
     cost = estimate_cycles(compiled.as_text(), chip)
     costs = compiled.cost_analysis()
-    # Donated arguments are where outputs go: aliased bytes are counted once.
+    # Outputs can share the memory of donated arguments: aliased bytes count once.
     peak = (
         memory.argument_size_in_bytes
         + memory.temp_size_in_bytes
@@ -178,10 +178,10 @@ def compile_for(chip: Chip, function: Any, *arguments: Any) -> Estimate:
 
 @contextlib.contextmanager
 def _no_compilation_cache() -> Iterator[None]:
-    """A program for chips that are not there can be written to the cache, but not read back from it."""
+    """Disables the cache: a program for absent chips can be written to it, but not read back."""
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # it looks at the setting once
+    compilation_cache.reset_cache()  # the cache reads the setting only once
     try:
         yield
     finally:
@@ -191,9 +191,9 @@ def _no_compilation_cache() -> Iterator[None]:
 
 @dataclasses.dataclass
 class Cost:
-    """Cycles of a program or a part of it, loops multiplied out.
+    """Cycles of a program or a part of it, with all iterations of loops.
 
-    `cycles` takes in `kernel_cycles` and `exposed`, the part of `communication` in which nothing else runs.
+    `cycles` includes `kernel_cycles` and `exposed`, the part of `communication` in which nothing else runs.
     """
 
     cycles: float = 0.0
@@ -204,7 +204,7 @@ class Cost:
     collectives: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def add(self, other: Cost, times: int = 1) -> None:
-        """Adds another part, which runs so many times."""
+        """Adds another part, which runs `times` times."""
         self.cycles += times * other.cycles
         self.kernels += times * other.kernels
         self.kernel_cycles += times * other.kernel_cycles
@@ -214,7 +214,7 @@ class Cost:
 
 
 def estimate_cycles(hlo: str, chip: Chip) -> Cost:
-    """The cost of an optimised HLO program; bodies of loops count once per turn."""
+    """The cost of an optimised HLO program; loop bodies count once per iteration."""
     computations, entry = _computations(hlo)
     partitions = re.search(r"num_partitions=(\d+)", hlo)
     devices = int(partitions.group(1)) if partitions else 1
@@ -258,10 +258,10 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 
 def kernel_cycles(line: str, chip: Chip) -> int:
-    """Cycles of a kernel's call in an optimised HLO program, from the cost estimate that it carries; 0 without one.
+    """Cycles of a kernel's call in an optimised HLO program, from its cost estimate; 0 without one.
 
-    The FLOPs at peak times what `Chip.schedules` and XLA_FLASH_FACTOR say, or the bytes at full bandwidth, whichever
-    takes longer. Kernels of this library state the FLOPs that the matrix unit executes, padding included.
+    The larger of the FLOPs at peak, times the factor of `Chip.schedules` or XLA_FLASH_FACTOR, and the bytes at full
+    bandwidth. Kernels of this library state the FLOPs that the matrix unit executes, padding included.
     """
     stated = {kind: int(n) for kind, n in re.findall(r'"(flops|bytes_accessed)":"(\d+)"', line)}
     factor = XLA_FLASH_FACTOR
@@ -273,7 +273,7 @@ def kernel_cycles(line: str, chip: Chip) -> int:
 
 
 def _instruction(line: str, computations: dict[str, list[str]], chip: Chip) -> tuple[Cost, list[str], int]:
-    """Own cost of one line without communication; the computations that it calls, and how often."""
+    """The own cost of one line, without communication; the computations that it calls, and how often."""
     match = re.match(r"\s*(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][\w\-]*)\(", line)
     if not match:
         return Cost(), [], 1
@@ -292,7 +292,7 @@ def _instruction(line: str, computations: dict[str, list[str]], chip: Chip) -> t
 
 
 def _turns(line: str, condition: str, computations: dict[str, list[str]]) -> int:
-    """A loop's number of turns: as noted, or else the constant that its condition compares with."""
+    """The trip count of a loop: the known one, or else the constant that its condition compares with."""
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line):
         return int(noted.group(1))
     seen, names = [], [condition]
@@ -304,7 +304,7 @@ def _turns(line: str, condition: str, computations: dict[str, list[str]]) -> int
 
 
 def matmul_flops(function: Any, *arguments: Any) -> int:
-    """FLOPs of all matrix products and convolutions of a function, loops multiplied out: the useful work in it."""
+    """FLOPs of all matrix products and convolutions of a function, with all iterations of loops."""
     return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
@@ -330,6 +330,6 @@ def _sub_jaxprs(params: dict[str, Any]) -> list[Any]:
     for name, value in params.items():
         values: Sequence[Any] = value if isinstance(value, (tuple, list)) else (value,)
         jaxprs = [getattr(x, "jaxpr", x) for x in values if hasattr(x, "jaxpr") or hasattr(x, "eqns")]
-        # Of a conditional one branch runs; they do the same work here (attention in the form of each platform).
+        # Only one branch of a conditional runs; here all do the same work (attention for each platform).
         found += jaxprs[-1:] if name == "branches" else jaxprs
     return found
