@@ -82,7 +82,7 @@ class AmgConfig:
         )
         require(
             not self.skip_full_image or self.crop_n_layers > 0,
-            "skip_full_image leaves nothing to look at: set crop_n_layers",
+            "skip_full_image without crops leaves nothing to segment: set crop_n_layers",
         )
 
     def of_model(self, sam: SamConfig) -> AmgConfig:

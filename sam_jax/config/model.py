@@ -78,8 +78,8 @@ class ImageEncoderConfig:
         every = self.depth // max(1, len(self.global_attn_indexes))
         require(
             not self.scan or self.global_attn_indexes == tuple(range(every - 1, self.depth, every)),
-            f"scan needs equal groups that end with a global block, which {self.depth} blocks with global_attn_indexes "
-            f"{self.global_attn_indexes} are not",
+            f"scan needs equal groups of blocks that end with a global block, but there are {self.depth} blocks with "
+            f"global_attn_indexes {self.global_attn_indexes}",
         )
 
     @property

@@ -145,11 +145,11 @@ def check_cache_config(config: TrainConfig) -> None:
     data = config.data
     if not encoder_is_frozen(config.finetune) or not isinstance(data, RecordDataConfig) or data.jitter is not None:
         raise ValueError(
-            "finetune.embedding_cache needs an encoder that stays as it is: 'image_encoder/.*' in finetune.frozen, "
+            "finetune.embedding_cache needs a frozen image encoder: 'image_encoder/.*' in finetune.frozen, "
             "lora_rank 0, and images on disk without data.jitter"
         )
     if config.init_from is None:
-        raise ValueError("finetune.embedding_cache needs init_from: embeddings of a fresh encoder are of no use")
+        raise ValueError("finetune.embedding_cache needs init_from: embeddings of an untrained encoder are useless")
 
 
 def encoder_settings(sam: SamConfig) -> dict[str, Any]:

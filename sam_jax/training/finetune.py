@@ -69,7 +69,7 @@ def _lora_factors(rank: int, flat: dict[str, Any], key: jax.Array) -> dict[str, 
     targets = [path for path in sorted(flat) if _LORA_TARGET.fullmatch(path)]
     if not targets:
         raise ValueError(
-            "finetune.lora_rank has no kernel to change: finetune.frozen names all of the encoder's attention; "
+            "finetune.lora_rank has no kernel to change: finetune.frozen names all qkv kernels of the encoder; "
             "set lora_rank 0, or take the encoder out of frozen"
         )
     factors = {}

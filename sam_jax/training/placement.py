@@ -51,7 +51,7 @@ def initial_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTran
         return state
     if differences := network_differences(load_config(config.init_from), config.sam):
         raise ValueError(
-            f"init_from {config.init_from} is another network than this run trains: it has {'; '.join(differences)}; "
+            f"init_from {config.init_from} is not the network that this run trains: it has {'; '.join(differences)}; "
             "change --sam, or give weights that fit"
         )
     shapes = jax.eval_shape(partial(init_variables, model), jax.random.key(0))

@@ -184,7 +184,7 @@ def test_small_regions_go(image):
         ({"points_per_side": None}, "either points_per_side or point_grids"),
         ({"points_per_side": None, "point_grids": [np.zeros((1, 2))], "crop_n_layers": 1}, "too few"),
         ({"output_mode": "png"}, "output_mode must be one of"),
-        ({"skip_full_image": True}, "nothing to look at"),
+        ({"skip_full_image": True}, "nothing to segment"),
         ({"points_per_side": 0}, "points_per_side must be positive"),
     ],
 )
