@@ -102,7 +102,7 @@ def test_a_loop_over_groups_of_blocks_equals_single_blocks(options):
 
 
 def test_a_loop_needs_equal_groups():
-    with pytest.raises(ValueError, match=r"which 3 blocks with global_attn_indexes \(1,\) are not"):
+    with pytest.raises(ValueError, match=r"there are 3 blocks with global_attn_indexes \(1,\)"):
         _with_encoder(scan=True)
 
 

@@ -192,7 +192,7 @@ def test_another_network_is_refused_by_its_differing_fields(root, converted, ins
     config = one_small_step("finetune_coco.py", root, converted, path=str(instances), num_workers=0)
     encoder = dataclasses.replace(config.sam.image_encoder, num_heads=4, remat=False)
     sam = dataclasses.replace(config.sam, image_encoder=encoder, pixel_mean=(0.0, 0.0, 0.0), crf=True)
-    with pytest.raises(ValueError, match="is another network") as refusal:
+    with pytest.raises(ValueError, match="is not the network") as refusal:
         loop.train(dataclasses.replace(config, sam=sam, workdir=str(root / "refused")))
     assert (
         "it has image_encoder.num_heads 2, not 4; pixel_mean (123.675, 116.28, 103.53), not (0.0, 0.0, 0.0); change"

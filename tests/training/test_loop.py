@@ -274,7 +274,7 @@ def test_another_config_is_an_error_that_shows_the_difference(whole, config_file
         ),
         (["{config}", "--workdir", "{tmp}/run", "--data.hold-out", "0"], "leaves no held-out image .* eval_every"),
         (["{config}", "--workdir", "{tmp}/run", "--finetune.frozen", "encoder"], "'encoder' matches no parameter"),
-        (["{config}", "--workdir", "{tmp}/run", "--finetune.embedding-cache", "x"], "needs an encoder that stays"),
+        (["{config}", "--workdir", "{tmp}/run", "--finetune.embedding-cache", "x"], "needs a frozen image encoder"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(config_file, tmp_path, monkeypatch, capsys, args, message):
