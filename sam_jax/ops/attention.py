@@ -1,9 +1,9 @@
-"""Attention with decomposed relative positions (SAM's image encoder), in a form that compilers fuse.
+"""Attention with decomposed relative positions (SAM's image encoder), written so that compilers can fuse it.
 
     softmax(q k^T / sqrt(D) + rel_h[query row, key row] + rel_w[query column, key column]) v
 
 where rel_h and rel_w are dot products of the *unscaled* query with a table per axis (official
-`add_decomposed_rel_pos`). `packed_attention` is the one to call.
+`add_decomposed_rel_pos`). Call `packed_attention`.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from sam_jax.ops.batch_partition import split_over_batch
 from sam_jax.ops.kernel_choice import run_kernel
 from sam_jax.ops.products import einsum, einsum_float32, matmul
 
-# Above this many logits in one attention (4 bytes each), the CPU form goes head by head and strip by strip.
+# With more logits than this per head (4 bytes each), the CPU form computes one head and one strip of queries at a time.
 CPU_CHUNK_LOGITS = 1 << 22
 
 
 def packed_attention(
     qkv: jax.Array, table_h: jax.Array, table_w: jax.Array, num_heads: int, implementation: str = "auto"
 ) -> jax.Array:
-    """Multi-head attention over an h x w grid of tokens, straight from the projection to queries, keys and values.
+    """Multi-head attention over an h x w grid of tokens, directly on the output of the qkv projection.
 
     Args:
-      qkv: (B, h*w, 3C), row-major tokens; queries, keys and values one after the other, D = C / num_heads channels per
-        head in each. B may count windows.
+      qkv: (B, h*w, 3C), row-major tokens; queries, keys and values concatenated along channels, each with
+        D = C / num_heads channels per head. B may count windows.
       table_h: (2h - 1, D) and table_w: (2w - 1, D), indexed by query position - key position + size - 1.
       implementation: "auto", "xla" or "pallas", see `kernel_choice.run_kernel`.
 
@@ -49,7 +49,7 @@ def packed_attention(
       (B, h*w, C) in the dtype of qkv; logits and softmax are float32.
 
     Raises:
-      ValueError: "pallas" was asked for, and the kernel does not take the shape.
+      ValueError: implementation is "pallas" and the kernel does not support the shape.
     """
     xla = functools.partial(_xla, num_heads=num_heads)
     h, w, dim = (len(table_h) + 1) // 2, (len(table_w) + 1) // 2, table_h.shape[1]
@@ -65,7 +65,7 @@ def packed_attention(
     return run_kernel("attention", implementation, problem, kernel, xla, qkv, table_h, table_w)
 
 
-# Compiled by itself so that blocks of one shape are traced once, on whatever platform.
+# Jitted separately so that blocks of the same shape are traced only once.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _kernel(t: Tiling, interpret: bool, qkv: jax.Array, table_h: jax.Array, table_w: jax.Array) -> jax.Array:
     spread: jax.Array = _attend(t, interpret, spread_heads(t, qkv), table_h, table_w)
@@ -97,7 +97,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _partitioned(t: Tiling, interpret: bool, direction: str) -> Any:
-    """One direction of the kernel, split over the batch where there is a mesh."""
+    """One direction of the kernel, split over the batch under a mesh."""
     if direction == "backward":
         backward = functools.partial(attention_tpu_backward.backward, t, interpret=interpret)
         batched = (True, False, False, False, False, False, True, True, True)
@@ -121,7 +121,7 @@ def _xla(qkv: jax.Array, table_h: jax.Array, table_w: jax.Array, num_heads: int)
 
 
 def attention_with_rel_pos(q: jax.Array, k: jax.Array, v: jax.Array, rel_h: jax.Array, rel_w: jax.Array) -> jax.Array:
-    """The form that every platform compiles.
+    """The XLA form, which compiles on every platform.
 
     Args:
       q, k, v: (B, heads, h*w, D), row-major tokens. B may count windows.
@@ -147,9 +147,9 @@ def _decomposed_bias(q: jax.Array, rel_h: jax.Array, rel_w: jax.Array) -> tuple[
 
 
 def _folded(q: jax.Array, k: jax.Array, v: jax.Array, bias_h: jax.Array, bias_w: jax.Array) -> jax.Array:
-    """The bias rides inside the dot product: q' = [q s, bias_h, bias_w], k' = [k, onehot(row), onehot(column)].
+    """Computes the bias inside the dot product: q' = [q s, bias_h, bias_w], k' = [k, onehot(row), onehot(column)].
 
-    Exact, no (h*w, h*w) bias tensor, and the TPU compiler recognises the rest as flash attention.
+    This is exact, needs no (h*w, h*w) bias tensor, and the TPU compiler recognises the rest as flash attention.
     """
     h, w = bias_h.shape[-1], bias_w.shape[-1]
     rows = np.repeat(np.eye(h, dtype=np.float32), w, axis=0)
@@ -163,7 +163,7 @@ def _folded(q: jax.Array, k: jax.Array, v: jax.Array, bias_h: jax.Array, bias_w:
 
 
 def _chunked(q: jax.Array, k: jax.Array, v: jax.Array, bias_h: jax.Array, bias_w: jax.Array) -> jax.Array:
-    """One head and one strip of queries at a time: memory stays flat and logits stay in cache."""
+    """Computes one head and one strip of queries at a time: memory use stays constant and logits fit in cache."""
     batch, heads, length, _ = q.shape
     strips = max(1, length * length // CPU_CHUNK_LOGITS)
     while length % strips:

@@ -1,10 +1,10 @@
-"""How attention with relative positions is laid out on a TPU: 128 lanes, heads in them, and the bias as more channels.
+"""Layout of attention with relative positions in a TPU's 128 lanes: the bias becomes extra channels of each head.
 
     logits = q k^T / sqrt(D) + rel_h[query row, key row] + rel_w[query column, key column]
 
-is one product of longer vectors: beside its own channels a query carries its bias for every key row and every key
-column, a key carries a one where its row and its column are. With D + h + w <= 128 the bias fits into lanes that the
-head leaves free ("packed": 14 x 14 windows), else it takes 128 lanes of its own ("wide": the 64 x 64 grid).
+is one dot product of longer vectors: the query is extended by its bias for every key row and every key column, the key
+by one-hot vectors of its row and its column. If D + h + w <= 128, the bias fits into the lanes that the head leaves
+free ("packed": 14 x 14 windows); otherwise it takes 128 lanes of its own ("wide": the 64 x 64 grid).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import numpy as np
 from sam_jax.ops.products import matmul
 
 LANES = 128
-# Up to this many tokens queries are not split, and a step takes all heads; above, queries go in strips of this many.
+# Up to this many tokens, a grid step takes all queries; above, it takes a block of this many.
 BLOCK_QUERIES = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """A grid of h x w tokens, `heads` heads of `dim` channels that lie `stride` lanes apart.
+    """An h x w grid of tokens with `heads` heads of `dim` channels, placed `stride` lanes apart.
 
-    A grid step of a kernel takes `block` queries of `step_heads` heads against all keys, `chunk` keys at a time.
+    A grid step of a kernel computes `block` queries of `step_heads` heads against all keys, `chunk` keys at a time.
     """
 
     h: int
@@ -41,17 +41,17 @@ class Tiling:
 
     @property
     def tokens(self) -> int:
-        """Queries, and keys."""
+        """Number of queries, and of keys."""
         return self.h * self.w
 
     @property
     def groups(self) -> int:
-        """Grid steps that all heads take."""
+        """Number of grid steps that cover all heads."""
         return self.heads // self.step_heads
 
     @property
     def step_lanes(self) -> int:
-        """Lanes of one grid step: its heads side by side."""
+        """Number of lanes of one grid step: its heads side by side."""
         return self.step_heads * self.stride
 
     @property
@@ -66,15 +66,15 @@ class Tiling:
 
     @property
     def slots(self) -> int:
-        """How many places a head can have in its 128 lanes; heads that straddle them are moved to lane 0."""
+        """Positions that a head can have within 128 lanes; 1 if heads straddle blocks: they are moved to lane 0."""
         return LANES // self.stride if LANES % self.stride == 0 else 1
 
     def first_lane(self, slot: int) -> int:
-        """The first of the head's own lanes."""
+        """The first lane of a head in this slot."""
         return slot * self.stride
 
     def bias_lanes(self, slot: int) -> np.ndarray:
-        """(h + w,) lanes of the bias: for each key row, then for each key column."""
+        """(h + w,) lanes of the bias: one for each key row, then one for each key column."""
         first = self.first_lane(slot)
         free = [lane for lane in range(LANES) if not first <= lane < first + self.dim]
         return np.array(free if self.packed else range(LANES))[: self.h + self.w]
@@ -84,24 +84,24 @@ def tiling_for(h: int, w: int, heads: int, dim: int) -> Tiling:
     """The tiling for a shape.
 
     Raises:
-      ValueError: the kernels do not take the shape; says why.
+      ValueError: the kernels do not support the shape; the message says why.
     """
     tokens, straddles = h * w, LANES % dim != 0
     if dim % 8 or dim > LANES:
-        raise ValueError(f"heads have {dim} channels, not a multiple of 8 up to {LANES}")
+        raise ValueError(f"heads have {dim} channels; expected a multiple of 8 up to {LANES}")
     if max(h, w) > LANES // 2:
-        raise ValueError(f"the grid is {h} x {w}, its sides are limited to {LANES // 2}")
+        raise ValueError(f"the grid is {h} x {w}; its sides are limited to {LANES // 2}")
     if tokens > BLOCK_QUERIES and tokens % BLOCK_QUERIES:
-        raise ValueError(f"{h} x {w} tokens are no multiple of {BLOCK_QUERIES}")
-    together = math.lcm(dim, LANES) // dim  # heads that fill whole blocks of 128 lanes
+        raise ValueError(f"{h} x {w} tokens are not a multiple of {BLOCK_QUERIES}")
+    together = math.lcm(dim, LANES) // dim  # the fewest heads that fill whole blocks of 128 lanes
     if heads % together and not (straddles and tokens > BLOCK_QUERIES):
         raise ValueError(f"{heads} heads of {dim} channels do not fill whole blocks of {LANES} lanes")
     if tokens <= BLOCK_QUERIES:
-        # A step should be long beside what starting it takes: as many heads as lanes for 1024 channels allow.
+        # Take as many heads per step as fit into 1024 lanes, so that the fixed cost of a step matters less.
         fitting = [n for n in range(together, heads + 1, together) if heads % n == 0 and n * dim <= 1024]
         return Tiling(h, w, heads, dim, dim, max(fitting, default=together), tokens, tokens)
     chunk = next(n for n in (1024, 512, 256) if tokens % n == 0)
-    if straddles:  # such heads are moved apart beforehand, which costs little beside attention of this length
+    if straddles:  # spread_heads moves such heads apart first, which is cheap compared with attention of this length
         return Tiling(h, w, heads, dim, LANES, 1 + (heads % 2 == 0), BLOCK_QUERIES, chunk)
     return Tiling(h, w, heads, dim, dim, together, BLOCK_QUERIES, chunk)
 
@@ -118,7 +118,7 @@ def key_onehots(t: Tiling) -> np.ndarray:
 
 
 def bias_columns(t: Tiling) -> np.ndarray:
-    """(slots or 1, tokens, 128) int32: the table column whose product with the query belongs into each bias lane."""
+    """(slots or 1, tokens, 128) int32: for each bias lane, the table column whose product with the query it holds."""
     rows, cols = np.divmod(np.arange(t.tokens), t.w)
     out = np.zeros((t.slots if t.packed else 1, t.tokens, LANES), np.int32)
     start = 2 * t.h - 1 if t.joint else 0
@@ -142,9 +142,9 @@ def column_lanes(t: Tiling) -> np.ndarray:
 
 
 def place_tables(t: Tiling, table_h: jax.Array, table_w: jax.Array) -> jax.Array:
-    """Tables (2h - 1, D), (2w - 1, D) -> (slots, 1 or 2, 128, 128): channels in a head's lanes, offsets along columns.
+    """Tables (2h - 1, D), (2w - 1, D) -> (slots, 1 or 2, 128, 128): rows are a head's lanes, columns are offsets.
 
-    Both tables become one where they fit side by side.
+    The two tables become one if they fit side by side.
     """
     tables = [jnp.concatenate([table_h, table_w])] if t.joint else [table_h, table_w]
     tables = [jnp.pad(table.T, ((0, 0), (0, LANES - table.shape[0]))) for table in tables]
@@ -153,7 +153,7 @@ def place_tables(t: Tiling, table_h: jax.Array, table_w: jax.Array) -> jax.Array
 
 
 def collect_tables(t: Tiling, placed: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gradients with respect to what `place_tables` gave -> gradients of both tables."""
+    """Gradients of the output of `place_tables` -> gradients of both tables."""
     own = [placed[slot, :, t.first_lane(slot) : t.first_lane(slot) + t.dim] for slot in range(t.slots)]
     total = sum(own[1:], own[0]).swapaxes(1, 2)
     long_h, long_w = 2 * t.h - 1, 2 * t.w - 1
@@ -163,7 +163,7 @@ def collect_tables(t: Tiling, placed: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def spread_heads(t: Tiling, x: jax.Array) -> jax.Array:
-    """(B, tokens, n * dim) -> (B, tokens, n * stride), zeros after each head that the stride leaves room behind."""
+    """(B, tokens, n * dim) -> (B, tokens, n * stride), each head padded with zeros to the stride."""
     return x if t.stride == t.dim else _move_lanes(x, _places(t))
 
 
@@ -173,7 +173,7 @@ def gather_heads(t: Tiling, x: jax.Array) -> jax.Array:
 
 
 def _places(t: Tiling) -> np.ndarray:
-    """(heads * dim, heads * stride): a one for each channel, where it goes; for as many heads as move alike."""
+    """(n * dim, n * stride): a one where each channel goes, for the n heads after which the pattern repeats."""
     together = math.gcd(t.heads, math.lcm(t.dim, LANES) // t.dim)
     out = np.zeros((together * t.dim, together * t.stride), np.float32)
     channels = np.arange(together * t.dim)
@@ -182,7 +182,7 @@ def _places(t: Tiling) -> np.ndarray:
 
 
 def _move_lanes(x: jax.Array, places: np.ndarray) -> jax.Array:
-    """A product with ones and zeros, which is exact: on TPU it takes half the time of moving lanes about."""
+    """A product with ones and zeros, which is exact: on TPU it takes half the time of moving lanes."""
     matrix, step = jnp.asarray(places, x.dtype), places.shape[0]
     parts = [x[..., start : start + step] for start in range(0, x.shape[-1], step)]
     return jnp.concatenate([matmul(part, matrix) for part in parts], axis=-1)

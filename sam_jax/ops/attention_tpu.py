@@ -1,8 +1,8 @@
 """Attention with relative positions as one TPU kernel, for windows and for the whole grid; see attention_tiles.py.
 
-A grid step reads its heads' queries, keys and values straight out of the projection (B, tokens, 3C), so that no head is
-ever transposed in memory, makes the relative position bias in place, and keeps logits on the chip: nothing of size
-tokens^2 leaves it. Logits and softmax are float32. The backward pass is in attention_tpu_backward.py.
+A grid step reads the queries, keys and values of its heads directly from the projection (B, tokens, 3C), so that no
+head is transposed in memory, computes the relative position bias in place, and keeps logits in VMEM: nothing of size
+tokens^2 is written to HBM. Logits and softmax are float32. The backward pass is in attention_tpu_backward.py.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def lane_numbers() -> jax.Array:
 
 
 def own_lanes(t: Tiling, head: int) -> jax.Array:
-    """(1, 128) bool: the lanes of a head's channels as `take_head` gives them."""
+    """(1, 128) bool: the lanes of a head's channels in the output of `take_head`."""
     first = t.first_lane(head % t.slots)
     return (lane_numbers() >= first) & (lane_numbers() < first + t.dim)
 
 
 def take_head(t: Tiling, x: jax.Array, head: int) -> jax.Array:
-    """(rows, step_lanes) -> the 128 lanes (rows, 128) around a head, which starts there at its slot's first lane."""
+    """(rows, step_lanes) -> the 128 lanes (rows, 128) around a head, which starts at the first lane of its slot."""
     start = head * t.stride
     first, shift = start // LANES * LANES, start % LANES
     if t.slots > 1 or shift == 0:
@@ -73,9 +73,10 @@ def put_head(t: Tiling, blocks: list[Any], head: int, x: jax.Array) -> None:
 
 
 def bias_channels(t: Tiling, q: jax.Array, tables: jax.Array, columns: jax.Array) -> jax.Array:
-    """(rows, 128) float32: each query's bias for every key row and column in the bias lanes; elsewhere anything finite.
+    """(rows, 128) float32: each query's bias for every key row and column in the bias lanes; other lanes are undefined
+    but finite.
 
-    One product with the whole table gives the bias for all offsets; each query then picks those that it needs.
+    One product with the whole table gives the bias for all offsets; each query then picks the ones it needs.
     """
     for_rows = pick(dot(q, tables[0]), columns)
     if t.joint:
@@ -89,7 +90,7 @@ def pick(x: jax.Array, lanes: jax.Array) -> jax.Array:
 
 
 def query_vectors(t: Tiling, q: jax.Array, tables: jax.Array, columns: jax.Array, own: jax.Array) -> jax.Array:
-    """(rows, 128 or 256) in q's dtype: scaled channels and bias of queries (rows, 128)."""
+    """Queries (rows, 128) -> their scaled channels and their bias: (rows, 128 or 256) in q's dtype."""
     scaled = (q.astype(jnp.float32) * t.dim**-0.5).astype(q.dtype)
     bias = bias_channels(t, q, tables, columns).astype(q.dtype)
     if t.packed:
@@ -98,12 +99,12 @@ def query_vectors(t: Tiling, q: jax.Array, tables: jax.Array, columns: jax.Array
 
 
 def key_vectors(t: Tiling, k: jax.Array, onehots: jax.Array, own: jax.Array) -> jax.Array:
-    """(rows, 128 or 256) in k's dtype: what `query_vectors` are multiplied with."""
+    """Keys (rows, 128) -> the vectors that `query_vectors` are multiplied with: (rows, 128 or 256) in k's dtype."""
     return jnp.where(own, k, onehots) if t.packed else jnp.concatenate([k, onehots], axis=1)
 
 
 def as_row(x: jax.Array) -> jax.Array:
-    """Sums of (rows, 128) over lanes, lying along lanes (1, rows). The matrix unit turns them."""
+    """Sums (rows, 128) over lanes and transposes to (1, rows), on the matrix unit."""
     return dot(jnp.ones((8, LANES), jnp.float32), x, NT)[:1]
 
 
@@ -124,7 +125,7 @@ def _forward_kernel(t: Tiling, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -
 def _attend(
     t: Tiling, head: int, qkv: tuple[Any, Any, Any], tables: jax.Array, onehots: jax.Array, columns: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One head of a step: outputs (block, 128), zero outside its lanes, and log of the softmax's sum (block, 1)."""
+    """One head of a step: outputs (block, 128), zero outside its lanes, and log-sum-exp of its logits (block, 1)."""
     q_ref, k_ref, v_ref = qkv
     own = own_lanes(t, head)
     queries = query_vectors(t, take_head(t, q_ref[0], head), tables, columns, own)
@@ -162,12 +163,12 @@ def forward(
     """Attention of all heads.
 
     Args:
-      qkv: (B, tokens, 3 heads * stride); table_h: (2h - 1, D); table_w: (2w - 1, D).
+      qkv: (B, tokens, 3 * heads * stride); table_h: (2h - 1, D); table_w: (2w - 1, D).
       onehots, columns: `key_onehots` in qkv's dtype and `bias_columns`.
-      with_lse: also return log sum exp of the logits, which the backward pass takes.
+      with_lse: also return the log-sum-exp of the logits, which the backward pass needs.
 
     Returns:
-      (B, tokens, heads * stride) in qkv's dtype, then perhaps (B, groups, step_heads, tokens) float32.
+      (B, tokens, heads * stride) in qkv's dtype, and with `with_lse` (B, groups, step_heads, tokens) float32.
     """
     constants = (place_tables(t, table_h.astype(qkv.dtype), table_w.astype(qkv.dtype)), onehots, columns)
     out_shape = [jax.ShapeDtypeStruct((*qkv.shape[:2], t.heads * t.stride), qkv.dtype)]
@@ -191,22 +192,22 @@ def forward(
 
 
 def query_spec(t: Tiling) -> pl.BlockSpec:
-    """A step's queries and channels, in arrays (B, tokens, lanes)."""
+    """The queries and lanes of a step, in arrays (B, tokens, lanes)."""
     return pl.BlockSpec((1, t.block, t.step_lanes), lambda b, g, i: (b, i, g))
 
 
 def key_spec(t: Tiling, part: int) -> pl.BlockSpec:
-    """All tokens of a step's channels in the `part`-th of q, k and v."""
+    """All tokens and the lanes of a step, in q, k or v (`part` 0, 1 or 2)."""
     return pl.BlockSpec((1, t.tokens, t.step_lanes), lambda b, g, i: (b, 0, part * t.groups + g))
 
 
 def lse_spec(t: Tiling) -> pl.BlockSpec:
-    """A step's queries in (B, groups, step_heads, tokens)."""
+    """The queries of a step, in arrays (B, groups, step_heads, tokens)."""
     return pl.BlockSpec((1, 1, t.step_heads, t.block), lambda b, g, i: (b, g, 0, i))
 
 
 def constant_specs(t: Tiling, constants: tuple[jax.Array, jax.Array, jax.Array]) -> list[pl.BlockSpec]:
-    """Tables and one-hots whole, columns of the step's queries."""
+    """Tables and one-hots whole; the columns of the step's queries."""
     tables, onehots, columns = constants
     return [
         pl.BlockSpec(tables.shape, lambda b, g, i: (0, 0, 0, 0)),
@@ -216,7 +217,7 @@ def constant_specs(t: Tiling, constants: tuple[jax.Array, jax.Array, jax.Array])
 
 
 def cost_estimate(t: Tiling, qkv: jax.Array, products: int, arrays: int) -> pl.CostEstimate:
-    """What the matrix unit executes: `products` of (tokens, 128) with (128, tokens) per head, padding included."""
+    """FLOPs that the matrix unit executes: `products` of (tokens, 128) with (128, tokens) per head, with padding."""
     pairs = len(qkv) * t.heads * t.tokens * (-(-t.tokens // LANES) * LANES)
     tables = len(qkv) * t.heads * t.tokens * LANES * (1 if t.joint else 2)
     channels = len(qkv) * t.tokens * t.heads * t.stride * qkv.dtype.itemsize

@@ -1,7 +1,7 @@
-"""The backward pass of attention_tpu.py as one TPU kernel: logits are computed anew, block by block, and never stored.
+"""The backward pass of attention_tpu.py as one TPU kernel: logits are recomputed block by block and never stored.
 
-Blocks lie with keys along sublanes and queries along lanes, which leaves a single product with a transposed left side.
-Gradients of keys and values grow in float32 on the chip while a step's queries go by.
+Blocks have keys along sublanes and queries along lanes, so that only one product needs a transposed left operand.
+Gradients of keys and values are accumulated in float32 in VMEM over the blocks of queries.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from sam_jax.ops.attention_tpu import (
 
 
 class _Queries(NamedTuple):
-    """What one head's queries of a step bring along."""
+    """What the backward pass needs of one head's queries in a step."""
 
     vectors: jax.Array  # (block, 128 or 256): scaled channels and bias
     scaled: jax.Array  # (block, 128): scaled channels alone
     outer: jax.Array  # (block, 128): the output's gradient
-    lse: jax.Array  # (1, block): log of the softmax's sum
+    lse: jax.Array  # (1, block): log-sum-exp of the logits
     delta: jax.Array  # (1, block): the output's gradient times the output
 
 
@@ -86,7 +86,8 @@ def _backward_kernel(t: Tiling, *refs: Any) -> None:
 def _keys_and_values(
     t: Tiling, head: int, queries: _Queries, keys_values: tuple[Any, Any, jax.Array], gradients: tuple[Any, Any]
 ) -> jax.Array:
-    """Adds a head's gradients of keys and values; returns that of its query vectors (block, 128 or 256)."""
+    """Adds a head's gradients of keys and values to `gradients`; returns that of its query vectors, (block, 128 or
+    256) float32."""
     k_ref, v_ref, onehots = keys_values
     own = own_lanes(t, head)
     total = jnp.zeros(queries.vectors.shape, jnp.float32)
@@ -115,7 +116,7 @@ def _add(t: Tiling, ref: Any, rows: slice, head: int, gradient: jax.Array) -> No
 def _queries_and_tables(
     t: Tiling, q: jax.Array, found: jax.Array, own: jax.Array, tables: jax.Array, lanes: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """From the gradient of query vectors: that of queries (block, 128) and of tables (1 or 2, 128, 128)."""
+    """Gradient of the query vectors -> gradients of queries (block, 128) and of tables (1 or 2, 128, 128)."""
     dq = jnp.where(own, found[:, :LANES], 0.0) * t.dim**-0.5
     bias = found[:, -LANES:]
     dtables = []
@@ -139,7 +140,14 @@ def backward(
     outer: jax.Array,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of qkv and both tables from what `forward` took and gave, `column_lanes`, and its output's gradient."""
+    """Gradients of qkv and both tables.
+
+    Args:
+      qkv, table_h, table_w, onehots, columns: the arguments of `forward`.
+      lanes: `column_lanes`.
+      out, lse: the results of `forward`.
+      outer: gradient of `out`.
+    """
     constants = (place_tables(t, table_h.astype(qkv.dtype), table_w.astype(qkv.dtype)), onehots, columns)
     whole = pl.BlockSpec((1, t.tokens, t.step_lanes), lambda b, g, i: (b, 0, g))
     sums = jax.ShapeDtypeStruct(out.shape, jnp.float32)
@@ -164,7 +172,7 @@ def backward(
             sums,
             jax.ShapeDtypeStruct(constants[0].shape, jnp.float32),
         ],
-        # Tables add up over all steps, so that none may run beside another.
+        # The gradients of the tables are summed over all steps, so steps must not run in parallel.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",) * 3, vmem_limit_bytes=VMEM_LIMIT),
         cost_estimate=cost_estimate(t, qkv, products=5 if t.packed else 7, arrays=12),
         interpret=interpret,

@@ -1,4 +1,4 @@
-"""Kernels under a mesh: XLA cannot split them, so they say themselves that images go their own ways."""
+"""Kernels under a mesh: XLA cannot partition them, so `shard_map` splits them over the batch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jax.sharding import AxisType, PartitionSpec
 
 
 def split_over_batch(function: Callable[..., Any], arguments: Sequence[bool], results: Sequence[bool]) -> Any:
-    """The same function, of which each device of the arguments' mesh computes its own part of the batch.
+    """The same function, with the batch split over the devices of the arguments' mesh.
 
-    Every device computes all of it where the batch does not divide. Without a mesh nothing changes.
+    If the batch does not divide evenly, every device computes all of it. Without a mesh nothing changes.
 
     Args:
       function: takes arrays and returns a tuple of arrays.
-      arguments, results: for each, whether the batch is its first axis. Results without it are sums over the batch.
+      arguments, results: for each, whether its first axis is the batch. Results without one are summed over the batch.
     """
 
     def divided(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -30,7 +30,7 @@ def split_over_batch(function: Callable[..., Any], arguments: Sequence[bool], re
             return tuple(x if batched or not axes else jax.lax.psum(x, axes) for x, batched in found)
 
         specs = {True: PartitionSpec(axes or None), False: PartitionSpec()}
-        # Pallas does not say over which axes its results vary, which is what check_vma would want to know.
+        # check_vma needs to know over which mesh axes results vary, and Pallas does not say.
         mapped: Any = jax.shard_map(
             part,
             mesh=mesh,

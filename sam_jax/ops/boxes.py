@@ -1,4 +1,4 @@
-"""Boxes: xyxy in pixels, the last pixel inclusive as everything mode makes them (so that width is x1 - x0).
+"""Boxes, xyxy in pixels. As in the official code x1 and y1 are the last pixels inside, yet the width is x1 - x0.
 
 Source: official `utils/amg.py`; torchvision's `nms`.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def box_area(boxes: jax.Array) -> jax.Array:
-    """(..., 4) -> (...)."""
+    """(..., 4) -> (...), in square pixels."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
@@ -27,16 +27,16 @@ def box_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def pixel_iou(boxes: jax.Array, others: jax.Array) -> jax.Array:
-    """As `box_iou`, but where both boxes are one pixel wide or high and it is NaN: there pixels are counted."""
+    """As `box_iou`, except that where it is NaN (two boxes of zero area) the last pixels count as inside."""
     found, last = box_iou(boxes, others), jnp.array([0, 0, 1, 1], boxes.dtype)
     return jnp.where(jnp.isnan(found), box_iou(boxes + last, others + last), found)
 
 
 @partial(jax.jit, static_argnames=("thin", "block"))
 def _nms_keep(boxes: jax.Array, threshold: jax.Array, valid: jax.Array, thin: bool, block: int = 128) -> jax.Array:
-    """Greedy suppression of (n, 4) boxes sorted by falling score; (n,) bool. n is a multiple of `block`.
+    """Greedy suppression of (n, 4) boxes in descending order of score: (n,) bool. n is a multiple of `block`.
 
-    Rows of the IoU matrix are made a block at a time: n x n floats of everything mode's boxes would be 40 MB.
+    The IoU matrix is computed one block of rows at a time: for everything mode, n x n floats would take 40 MB.
     """
     count = boxes.shape[0]
     places = jnp.arange(count)
@@ -56,17 +56,17 @@ def _nms_keep(boxes: jax.Array, threshold: jax.Array, valid: jax.Array, thin: bo
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, thin: bool = False) -> np.ndarray:
-    """Non-maximum suppression as torchvision does it: the indices that stay, by falling score, ties in given order.
+    """Non-maximum suppression, as in torchvision: indices of the kept boxes by descending score, ties in input order.
 
     Args:
       boxes: (n, 4) xyxy. scores: (n,).
-      iou_threshold: a box is dropped where its IoU with a better one that stays is above this.
-      thin: boxes one pixel wide or high, whose areas are 0, are dropped too where their pixels overlap so much.
+      iou_threshold: a box is dropped if its IoU with a kept box of higher score is above this.
+      thin: also drop boxes one pixel wide or high, whose area is 0, if the IoU of their pixels is above it.
     """
     order = np.argsort(-scores, kind="stable")
     if len(order) < 2:
         return order
-    # Few sizes, so that few programs are compiled.
+    # Padded to powers of two, so that few programs are compiled.
     padded = 128 << max(0, int(np.ceil(np.log2(len(order) / 128))))
     sorted_boxes = np.zeros((padded, 4), np.float32)
     sorted_boxes[: len(order)] = boxes[order]
@@ -77,7 +77,13 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, thin: bool 
 def near_crop_edge(
     boxes: np.ndarray, crop_box: np.ndarray, image_box: np.ndarray, tolerance: float = 20.0
 ) -> np.ndarray:
-    """Which boxes (n, 4), in the crop's frame, touch an edge of the crop that is no edge of the image: (n,) bool."""
+    """Which boxes touch an edge of the crop that is not an edge of the image: (n,) bool.
+
+    Args:
+      boxes: (n, 4) xyxy in pixels of the crop.
+      crop_box, image_box: (4,) xyxy in pixels of the image.
+      tolerance: pixels within which a box touches an edge.
+    """
     boxes = boxes + np.asarray(crop_box)[[0, 1, 0, 1]]
     at_crop = np.abs(boxes - crop_box) <= tolerance
     at_image = np.abs(boxes - image_box) <= tolerance

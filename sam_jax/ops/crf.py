@@ -1,10 +1,10 @@
-"""Edge refinement: a conditional random field (CRF) moves masks' outlines to the edges and colours of the image.
+"""Edge refinement: a conditional random field (CRF) aligns mask outlines with the edges and colours of the image.
 
-A small model's masks are coarse and unsure near their rim, where the image itself says much. Nothing here is learned.
-The energy is GrabCut's (Rother et al. 2004), with a model's logits in place of a user's strokes: a pixel belongs to the
-mask if the logits say so, if its colour is more frequent inside than outside, and if neighbours of its colour belong to
-it. Mean field (Kraehenbuehl and Koltun 2011) minimises it: a few rounds of products and shifts for all masks at once,
-where a graph cut takes one after the other.
+A small model's masks are coarse and uncertain near their outlines, where the image itself says much. Nothing here is
+learned. The energy is GrabCut's (Rother et al. 2004), with the model's logits in place of a user's strokes: a pixel
+belongs to the mask if the logits say so, if its colour is more frequent inside than outside, and if neighbours of
+similar colour belong to it. Mean field (Kraehenbuehl and Koltun 2011) minimises it in a few rounds of products and
+shifts for all masks at once; a graph cut would take one mask after the other.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from sam_jax.ops.masks import bilinear_matrix
 from sam_jax.ops.products import einsum
 from sam_jax.structs import Prompts
 
-# Chosen on tests/devset_mini, with a look at the model card's larger sets, from a plateau: half or double of the two
-# weights, the least logit, the contrast or the palette's width changes the figures there by less than .01.
+# Chosen on tests/devset_mini, with a look at the model card's larger sets. The values lie on a plateau: halving or
+# doubling the two weights, LEAST_LOGIT, CONTRAST or PALETTE_WIDTH changes the figures there by less than .01.
 COLOUR_WEIGHT, EDGE_WEIGHT = 0.5, 2.0
-LEAST_LOGIT = -2.0  # a model is surest of what lies far outside, and often wrongly so
-CONTRAST = 2.0  # how fast neighbours part with their colours' distance, in units of the usual one
+LEAST_LOGIT = -2.0  # logits are clipped from below: models are often confident, and wrong, far outside the mask
+CONTRAST = 2.0  # how fast coupling falls with the colour distance of neighbours, in units of its mean square
 PALETTE_SIDE = 4  # a palette has 4 x 4 colours
-PALETTE_WIDTH = 0.2  # of each of them, in standard deviations of normalised images
+PALETTE_WIDTH = 0.2  # softness of the assignment of pixels to colours, in the units of normalised images
 PALETTE_ROUNDS = 4
-LEAST_SHARE = 1e-3  # of a colour in a mask: none is impossible
+LEAST_SHARE = 1e-3  # smallest frequency of a colour: no colour is impossible
 ROUNDS = 5  # of mean field
 
-CELL = 8  # pixels of the field on a side of an embedding cell: twice those of the decoder
-SURE = 20.0  # logit of what is known
-_REACHES = (1, 2)
-_HALF = ((0, 1), (1, 0), (1, 1), (1, -1))  # of the nearest neighbours; the other half lies opposite
+CELL = 8  # pixels of the field per side of an embedding cell: twice those of the decoder
+SURE = 20.0  # logit of a pixel whose label is certain
+_REACHES = (1, 2)  # distances of neighbours, pixels of the field
+_HALF = ((0, 1), (1, 0), (1, 1), (1, -1))  # half of the 8 directions; the others are their opposites
 NEIGHBOURS = tuple((sign * d * dy, sign * d * dx) for d in _REACHES for dy, dx in _HALF for sign in (1, -1))
 
 
 class CrfPixels(NamedTuple):
-    """What all masks of an image share. L is its side in pixels of the field.
+    """What all masks of an image share. L is the side of the field in pixels.
 
     Attributes:
-      colours: (..., K, L, L) float32, how much of each pixel is of each of the palette's K colours; none in padding.
-      weights: (..., 16, L, L) float32, how much a pixel goes with each of NEIGHBOURS; not at all with padding.
+      colours: (..., K, L, L) float32, soft assignment of each pixel to the palette's K colours; 0 in padding.
+      weights: (..., 16, L, L) float32, coupling of each pixel with each of NEIGHBOURS; 0 with padding.
       inside: (..., L, L) bool, False in padding.
     """
 
@@ -51,16 +51,16 @@ class CrfPixels(NamedTuple):
 
 
 def crf_pixels(image: jax.Array, input_size: jax.Array, patch_size: int) -> CrfPixels:
-    """Prepares one image for all of its masks.
+    """Computes the colours and couplings of one image, for all of its masks.
 
     Args:
-      image: (H, W, 3) float32, normalised, then zero-padded to a square.
-      input_size: (2,) height and width of the image inside, pixels.
+      image: (H, H, 3) float32, normalised, then zero-padded to a square.
+      input_size: (2,) height and width of the image without padding, pixels of the input frame.
       patch_size: of the model, pixels; a multiple of CELL.
     """
     step = patch_size // CELL
     side = len(image) // step
-    # A product, and channels first: TPUs would pad three channels to 128 lanes.
+    # A matrix product with channels first: with channels last, TPUs would pad the three to 128 lanes.
     pool = jnp.repeat(jnp.eye(side), step, axis=1) / step
     pooled = einsum("yh,hwc,xw->cyx", pool, image, pool)
     place = jnp.arange(side) * step
@@ -71,12 +71,12 @@ def crf_pixels(image: jax.Array, input_size: jax.Array, patch_size: int) -> CrfP
 def refine_masks(
     logits: jax.Array, pixels: CrfPixels, boxes: jax.Array | None = None, patch_size: int = 16
 ) -> jax.Array:
-    """Masks of one image, refined at its edges.
+    """Refines the masks of one image.
 
     Args:
-      logits: (N, M, l, l) float32, positive inside; L is 2 l.
+      logits: (N, M, l, l) float32, positive inside the mask; L is 2 l.
       pixels: the image's, from `crf_pixels`.
-      boxes: (N, 4) float32 xyxy in pixels of the input frame: masks end there at the latest. None: no boxes.
+      boxes: (N, 4) float32 xyxy in pixels of the input frame: no mask extends beyond its box. None: no limits.
       patch_size: of the model, pixels.
 
     Returns:
@@ -100,7 +100,10 @@ def refine_masks(
 
 
 def box_limits(prompts: Prompts) -> jax.Array:
-    """Where masks may reach: (..., N, 4) xyxy, a prompt's box with its foreground points; everywhere without a box."""
+    """Limits of each prompt's masks: (..., N, 4) xyxy in the frame of the prompts, which must have boxes.
+
+    The limit is the prompt's box, extended to its foreground points; prompts without a valid box have none.
+    """
     assert prompts.boxes is not None
     low, high = prompts.boxes[..., :2], prompts.boxes[..., 2:]
     if prompts.point_coords is not None and prompts.point_labels is not None and prompts.point_coords.shape[-2]:
@@ -113,7 +116,7 @@ def box_limits(prompts: Prompts) -> jax.Array:
 
 
 def _depth_in_box(boxes: jax.Array, side: int) -> jax.Array:
-    """(N, L, L): pixels to the box's nearest edge, negative outside. Read as logits, the outline lies on that edge."""
+    """(N, L, L): signed distance in pixels to the nearest edge of the box, negative outside; used as logits."""
     centres = jnp.arange(side) + 0.5
     x0, y0, x1, y1 = jnp.moveaxis(boxes, -1, 0)[..., None]
     across, down = jnp.minimum(centres - x0, x1 - centres), jnp.minimum(centres - y0, y1 - centres)
@@ -121,18 +124,18 @@ def _depth_in_box(boxes: jax.Array, side: int) -> jax.Array:
 
 
 def _palette_shares(pooled: jax.Array, size: jax.Array, inside: jax.Array) -> jax.Array:
-    """`CrfPixels.colours`: soft k-means, begun with the colours at a grid of points of an image `size` large."""
+    """`CrfPixels.colours`: soft k-means, initialised with the colours at a grid of points in an image of `size`."""
     side = pooled.shape[-1]
     places = (jnp.arange(PALETTE_SIDE) + 0.5) / PALETTE_SIDE
     rows, columns = (places * size[0]).astype(int), (places * size[1]).astype(int)
     means = pooled[:, rows[:, None], columns].reshape(3, -1)
 
     def shares(colours: jax.Array, known: jax.Array, means: jax.Array) -> jax.Array:
-        # Squared distances but for the pixel's own square, which softmax does not see.
+        # Negative half squared distances, without the term of the pixel alone, which cancels in the softmax.
         near = einsum("ck,cyx->kyx", means, colours) - (means**2).sum(axis=0)[:, None, None] / 2
         return jax.nn.softmax(near / PALETTE_WIDTH**2, axis=0) * known
 
-    step = max(1, side // 64)  # a few thousand pixels tell which colours there are
+    step = max(1, side // 64)  # a few thousand pixels are enough to find the palette
     sample, known = pooled[:, ::step, ::step], inside[::step, ::step]
     for _ in range(PALETTE_ROUNDS):
         parts = shares(sample, known, means)
@@ -142,7 +145,7 @@ def _palette_shares(pooled: jax.Array, size: jax.Array, inside: jax.Array) -> ja
 
 
 def _colour_odds(share: jax.Array, colours: jax.Array) -> jax.Array:
-    """(N, M, L, L): logarithm of how much more frequent a pixel's colour is inside a mask than outside."""
+    """(N, M, L, L): log ratio of the frequencies of a pixel's colour inside and outside the mask."""
     odds: jax.Array = jax.lax.platform_dependent(share, colours, cpu=_odds_at_once, default=_odds)
     return odds
 
@@ -157,7 +160,7 @@ def _odds(share: jax.Array, colours: jax.Array) -> jax.Array:
 
 
 def _odds_at_once(share: jax.Array, colours: jax.Array) -> jax.Array:
-    """`_odds` with pixels on one axis: for two, XLA's CPU backend copies all colours to other places in every round."""
+    """`_odds` with pixels flattened to one axis: with two, XLA's CPU backend transposes all colours in every round."""
     flat = colours.reshape(len(colours), -1)
     shares = jnp.stack([share, 1 - share]).reshape(-1, flat.shape[1])
     found = einsum("np,kp->nk", shares, flat)
@@ -168,15 +171,15 @@ def _odds_at_once(share: jax.Array, colours: jax.Array) -> jax.Array:
 
 
 def _agreement(share: jax.Array, weights: jax.Array) -> jax.Array:
-    """(N, M, L, L): what neighbours say, weighted: 1 each that surely belongs to the mask, -1 that does not."""
-    # Shares as they are go to neighbours: where a jnp.pad follows arithmetic, jaxlib 0.10 for AVX-512 reads beyond what
-    # it pads, now and then off the memory. What lies beyond the frame has no weight.
+    """(N, M, L, L): weighted sum over neighbours: 1 for one that is surely in the mask, -1 for one surely outside."""
+    # Pad the shares before the arithmetic: where jnp.pad follows arithmetic, jaxlib 0.10 for AVX-512 reads out of
+    # bounds and sometimes crashes. Pixels beyond the frame have weight 0.
     near = _neighbours(share)
     return jnp.stack([weight * (2 * one - 1) for weight, one in zip(weights, near, strict=True)]).sum(axis=0)
 
 
 def _weights(pooled: jax.Array, inside: jax.Array) -> jax.Array:
-    """`CrfPixels.weights`: nearer neighbours, and those of a like colour, count more."""
+    """`CrfPixels.weights`: nearer neighbours, and those of similar colour, count more."""
     squares = jnp.stack([((near - pooled) ** 2).sum(axis=0) for near in _neighbours(pooled)])
     known = jnp.stack([near & inside for near in _neighbours(inside)])
     nearest = 2 * len(_HALF)
@@ -187,7 +190,7 @@ def _weights(pooled: jax.Array, inside: jax.Array) -> jax.Array:
 
 
 def _neighbours(x: jax.Array) -> list[jax.Array]:
-    """What lies beside each pixel of (..., L, L), for each of NEIGHBOURS; zero beyond the frame."""
+    """(..., L, L) shifted to each of NEIGHBOURS, zero beyond the frame."""
     reach, side = max(_REACHES), x.shape[-1]
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(reach, reach)] * 2)
     return [padded[..., reach + dy : reach + dy + side, reach + dx : reach + dx + side] for dy, dx in NEIGHBOURS]

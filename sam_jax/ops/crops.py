@@ -1,4 +1,4 @@
-"""Where everything mode looks: grids of points, and overlapping crops. Source: official `utils/amg.py`."""
+"""Point grids and overlapping crops for everything mode. Source: official `utils/amg.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Box = tuple[int, int, int, int]  # xyxy
 
 
 def build_point_grid(points_per_side: int) -> np.ndarray:
-    """An even grid in [0, 1]², x fastest: (n * n, 2) float64."""
+    """An even grid of (x, y) in [0, 1]², x fastest: (points_per_side², 2) float64."""
     offset = 1 / (2 * points_per_side)
     along = np.linspace(offset, 1 - offset, points_per_side)
     x, y = np.meshgrid(along, along)
@@ -19,7 +19,12 @@ def build_point_grid(points_per_side: int) -> np.ndarray:
 
 
 def build_layer_grids(points_per_side: int, layers: int, downscale: int) -> list[np.ndarray]:
-    """A grid for the whole image and one for each layer of crops.
+    """A point grid for the whole image and one for each layer of crops, in [0, 1]².
+
+    Args:
+      points_per_side: of the whole image.
+      layers: number of crop layers.
+      downscale: divides points_per_side once per layer.
 
     Raises:
       ValueError: a layer would have no points.
@@ -36,12 +41,12 @@ def build_layer_grids(points_per_side: int, layers: int, downscale: int) -> list
 def generate_crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list[list[Box]]:
     """The crops of each layer as xyxy boxes: the whole image, then 4, 16, ... crops, y fastest.
 
-    Crops without a pixel, which the official code fails on, are left out.
+    Empty crops, on which the official code fails, are left out.
 
     Args:
-      size: (h, w) of the image.
-      layers: beyond the whole image.
-      overlap_ratio: overlap of the first layer's crops as a share of the shorter side; later layers share it out.
+      size: (h, w) of the image, pixels.
+      layers: number of crop layers besides the whole image.
+      overlap_ratio: overlap of the first layer's crops as a fraction of the shorter side; each later layer halves it.
     """
     h, w = size
     boxes: list[list[Box]] = [[(0, 0, w, h)]]
@@ -50,6 +55,6 @@ def generate_crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float
         overlap = int(overlap_ratio * min(h, w) * (2 / across))
         crop_w, crop_h = (math.ceil((overlap * (across - 1) + side) / across) for side in (w, h))
         corners = itertools.product(*([int((side - overlap) * i) for i in range(across)] for side in (crop_w, crop_h)))
-        # Of a side of few pixels, crops of rounded-up sizes may leave nothing to the last ones.
+        # Crop sizes are rounded up, so on a side of few pixels the last crops may be empty.
         boxes.append([(x, y, min(x + crop_w, w), min(y + crop_h, h)) for x, y in corners if x < w and y < h])
     return boxes

@@ -1,7 +1,7 @@
 """Two dense layers with a GELU between, multiplied in 8-bit integers: twice the rate of bfloat16 on TPUs.
 
-Activations are quantised as they come, weights once. Scales are shared by what one product sums over: a token's input
-channels, a part of a token's hidden channels (`HIDDEN_PARTS`), and the inputs of one output channel in the weights.
+Activations are quantised dynamically, weights once. All values that one product sums over share a scale: a token's
+input channels, one of `HIDDEN_PARTS` of its hidden channels, and the weights of one output channel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sam_jax.ops.int8_mlp_tpu import quantize
 from sam_jax.ops.kernel_choice import run_kernel
 from sam_jax.ops.products import einsum
 
-HIDDEN_PARTS = 8  # at most; each is a multiple of 128 channels
+HIDDEN_PARTS = 8  # at most; each has a multiple of 128 channels
 
 
 class Int8Dense(NamedTuple):
@@ -34,14 +34,14 @@ def int8_mlp(x: jax.Array, first: Int8Dense, second: Int8Dense, implementation: 
     """second(gelu(first(x))).
 
     Args:
-      x: (B, n, L, C) tokens. first: C -> hidden channels, second: back.
+      x: (B, n, L, C): n windows of L tokens. first: C -> hidden channels; second: hidden channels -> C.
       implementation: "auto", "xla" or "pallas", see `kernel_choice.run_kernel`.
 
     Returns:
       (B, n, L, C) in x's dtype.
 
     Raises:
-      ValueError: "pallas" was asked for, and the kernel does not take the shape.
+      ValueError: implementation is "pallas" and the kernel does not support the shape.
     """
     hidden = first.kernel.shape[1]
     parts = next(n for n in range(HIDDEN_PARTS, 0, -1) if hidden % n == 0 and (n == 1 or hidden // n % 128 == 0))

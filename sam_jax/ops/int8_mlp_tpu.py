@@ -1,4 +1,4 @@
-"""The MLP in 8-bit integers as one TPU kernel: all weights stay on the chip, hidden channels never leave it."""
+"""The 8-bit integer MLP as one TPU kernel: weights stay in VMEM, and hidden channels are never written to HBM."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from sam_jax.ops.gelu import gelu_in_kernel
 from sam_jax.ops.products import dot_general
 
 MAX_ROWS = 256
-MAX_WEIGHTS = 24 * 2**20  # bytes; there are two copies of them on the chip
+MAX_WEIGHTS = 24 * 2**20  # bytes; VMEM holds two copies of them
 
 
 def shape_problem(length: int, channels: int, hidden: int) -> str | None:
-    """Why the kernel does not take tokens (length, channels) and that many hidden channels; None where it does."""
+    """Why the kernel does not support tokens (length, channels) with `hidden` channels; None if it does."""
     if channels % LANES or hidden % LANES:
         return f"{channels} and {hidden} channels are not both multiples of {LANES}"
     if length > MAX_ROWS and length % MAX_ROWS:
-        return f"{length} tokens are more than {MAX_ROWS} and no multiple of it"
+        return f"{length} tokens are more than {MAX_ROWS} and not a multiple of it"
     if 2 * channels * hidden > MAX_WEIGHTS:
         return f"{channels} x {hidden} weights take more than {MAX_WEIGHTS >> 20} MiB"
     return None
 
 
 def int8_mlp(parts: int, interpret: bool, x: jax.Array, *layers: jax.Array) -> tuple[jax.Array]:
-    """Tokens (B, n, L, C) through two layers: kernel int8, scale and bias float32, of each. The result alone."""
+    """Applies two layers to tokens x (B, n, L, C); `layers` are the int8 kernel and float32 scale and bias of each.
+
+    Returns (B, n, L, C) in x's dtype, in a tuple of one.
+    """
     b, n, length, channels = x.shape
     rows, hidden = min(length, MAX_ROWS), layers[0].shape[1]
     columns = [layer if layer.ndim == 2 else layer[None] for layer in layers]
@@ -79,7 +82,8 @@ def _kernel(
 
 
 def quantize(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """int8 values, and float32 scales that keep `axis` with length 1; values * scales is x up to half a scale."""
+    """int8 values and float32 scales, whose `axis` has length 1; values * scales differs from x by at most half a
+    scale."""
     high = x.astype(jnp.float32)
     scale = jnp.abs(high).max(axis=axis, keepdims=True) * (1 / 127)
     return jnp.round(high * (1.0 / jnp.where(scale > 0, scale, 1.0))).astype(jnp.int8), scale

@@ -1,4 +1,4 @@
-"""Where a TPU kernel runs, and where the form that every platform compiles."""
+"""Chooses between a TPU kernel and its XLA form, which compiles on every platform."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def run_kernel(
     xla: Callable[..., jax.Array],
     *operands: jax.Array,
 ) -> jax.Array:
-    """A result from the kernel or from its XLA form.
+    """The result of the kernel or of its XLA form.
 
     Args:
       name: of the option, for errors.
-      implementation: "xla" is the form that every platform compiles. "pallas" is the TPU kernel, which is interpreted,
-        slowly, on other platforms. "auto" is the kernel on TPU for the shapes that it takes, the XLA form otherwise.
-      problem: why the kernel does not take the shape, or None.
+      implementation: "xla" runs the XLA form. "pallas" runs the TPU kernel; on other platforms it is interpreted, which
+        is slow. "auto" runs the kernel on TPU for the shapes that it supports, and the XLA form otherwise.
+      problem: why the kernel does not support the shape, or None.
       kernel: takes the operands and `interpret`; xla: takes the operands.
 
     Raises:
-      ValueError: "pallas" was asked for, and there is a problem.
+      ValueError: implementation is "pallas" and there is a problem.
     """
     if implementation == "pallas" and problem:
         raise ValueError(f'{name} "pallas" does not take this shape: {problem}; use "auto" or "xla"')

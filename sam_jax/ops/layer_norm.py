@@ -1,4 +1,4 @@
-"""Layer normalisation, with a backward pass of its own."""
+"""Layer normalisation with a custom backward pass, which saves memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ TWO_PASSES, ONE_PASS, CENTRED = "two passes", "one pass", "centred"
 def layer_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis: int = -1, statistics: str = TWO_PASSES
 ) -> jax.Array:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the C channels, in float32, given in the dtype of x.
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the C channels, computed in float32.
 
-    Remembers its input and two numbers per position; autodiff would keep float32 copies of all channels.
+    The backward pass keeps the input and two numbers per position; autodiff would keep float32 copies of all channels.
 
     Args:
-      x: (..., C), or (..., C, S) for axis -2; scale, bias: (C,) float32.
-      statistics: how the variance is taken. TWO_PASSES is exact; ONE_PASS is E[x^2] - E[x]^2, enough for bfloat16;
-        CENTRED promises that the channels add up to zero, so that no mean is taken.
+      x: (..., C), or (..., C, S) with axis -2; scale, bias: (C,) float32.
+      statistics: TWO_PASSES computes the variance exactly; ONE_PASS as E[x^2] - E[x]^2, which is enough for bfloat16;
+        CENTRED assumes that the channels sum to zero and computes no mean.
+
+    Returns:
+      The shape and dtype of x.
     """
     return _forward(x, scale, bias, epsilon, axis, statistics)[0]
 
@@ -61,12 +64,12 @@ layer_norm.defvjp(_forward, _backward)
 
 
 def _along(vector: jax.Array, axis: int) -> jax.Array:
-    """(C,) as it multiplies channels on that axis."""
+    """(C,) shaped to broadcast against channels on that axis."""
     return vector if axis == -1 else vector[:, None]
 
 
 def _over_positions(x: jax.Array, axis: int) -> jax.Array:
-    """The sum over all axes but that of the channels: (C,)."""
-    if axis == -1:  # sums along the last axes are fast everywhere, those along the first are not
+    """The sum over all axes except the channels: (C,)."""
+    if axis == -1:  # sums over leading axes are slow on CPUs
         return plain_sum(x.reshape(-1, x.shape[-1]), 0)[0]
     return x.sum(axis=(*range(x.ndim - 2), x.ndim - 1))

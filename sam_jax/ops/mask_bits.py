@@ -1,4 +1,4 @@
-"""Masks enlarged and packed to bits, eight pixels of a column to a byte: logits of full size never lie in memory."""
+"""Enlarges masks and packs eight pixels of a column into a byte: full-size logits are never stored."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sam_jax.ops.products import einsum, matmul
 
 
 class Enlarging(NamedTuple):
-    """Resizing matrices from a mask (h, w) to (Y, X) pixels, whole and by bands, see `ops.masks.bands`.
+    """Resizing matrices from a mask (h, w) to (Y, X) pixels, whole and in bands, see `ops.masks.bands`.
 
     Attributes:
-      columns: (X, w); column_starts: (s,) int32 and column_bands: (s, X / s, k), the same by bands.
+      columns: (X, w); column_starts: (s,) int32 and column_bands: (s, X / s, k), the same in bands.
       row_starts: (t,) int32 and row_bands: (t, Y / t, k).
     """
 
@@ -30,17 +30,17 @@ class Enlarging(NamedTuple):
 
 
 def enlarging(rows: np.ndarray, columns: np.ndarray, height: int) -> Enlarging:
-    """Of matrices (Y, h) and (X, w), whose Y and X are multiples of a band's `height`."""
+    """The `Enlarging` of matrices `rows` (Y, h) and `columns` (X, w); Y and X are multiples of a band's `height`."""
     return Enlarging(columns, *bands(columns, height), *bands(rows, height))
 
 
 class Seen(NamedTuple):
-    """What masks are at the size of their crop, (Y, X) pixels; M masks, or no such axis for one.
+    """M masks at the size of their crop, (Y, X) pixels; for a single mask without the axis M.
 
     Attributes:
-      bits: (M, X, Y / 8) uint8, where they lie above the first level: columns first, as run lengths are counted.
-      areas: (M, 3) int32, pixels above each of three levels.
-      across: (M, X) bool, which columns have bits; down: (M, Y / 8) uint8, which rows.
+      bits: (M, X, Y / 8) uint8, pixels above the first level: columns first, as in COCO run lengths.
+      areas: (M, 3) int32, number of pixels above each of three levels.
+      across: (M, X) bool, columns with any bit set; down: (M, Y / 8) uint8, rows with any bit set.
     """
 
     bits: jax.Array
@@ -50,7 +50,7 @@ class Seen(NamedTuple):
 
 
 def bits_inside(enlarge: Enlarging, size: jax.Array) -> jax.Array:
-    """(X, Y / 8) uint8: pixels inside a crop of `size` (2,) h and w, for `see`; the same for all masks of a crop."""
+    """(X, Y / 8) uint8: pixels inside a crop of `size` (2,) (h, w), for `see`; the same for all masks of a crop."""
     rows = enlarge.row_bands.shape[0] * enlarge.row_bands.shape[1]
     inside = (jnp.arange(len(enlarge.columns)) < size[1])[:, None] & (jnp.arange(rows) < size[0])
     return jnp.packbits(inside, axis=-1)
@@ -60,9 +60,9 @@ def see(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, inside: jax.Arr
     """Enlarges one mask and compares it with three levels.
 
     Args:
-      looks: (1, h, w) logits, or (3, h, w), for the first level and the same for both others.
+      looks: logits (1, h, w), or (3, h, w): one map per level, those of the last two levels being equal.
       levels: (3,) logits.
-      inside: (X, Y / 8) uint8 of `bits_inside`: what lies beyond does not count.
+      inside: (X, Y / 8) uint8 from `bits_inside`: pixels outside do not count.
     """
     bits = _side_by_side(looks, levels, enlarge) & inside
     areas = jax.lax.population_count(bits.view(jnp.uint32)).astype(jnp.int32).sum(axis=(1, 2))
@@ -70,14 +70,14 @@ def see(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, inside: jax.Arr
 
 
 def see_stacked(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, size: jax.Array) -> Seen:
-    """`see` for CPUs, and for M masks (M, 1 or 3, h, w) at once; `size` (2,) is h and w of the crop, pixels.
+    """`see` for CPUs, of M masks (M, 1 or 3, h, w) at once; `size` (2,) is (h, w) of the crop in pixels.
 
-    Pixels of a byte lie below each other until all is counted: CPUs then work on whole rows.
+    The pixels of a byte stay on separate rows until all is counted, so that CPUs work on whole rows.
     """
     bits = _stacked(looks, levels, enlarge)
     rows = jnp.packbits(jnp.arange(8 * bits.shape[2]) < size[0])[:, None]
     bits = bits & jnp.where(jnp.arange(bits.shape[3]) < size[1], rows, 0)
-    # XLA takes long to add up whole arrays; what is written out here is added up row by row.
+    # XLA's reductions of whole arrays are slow; these unrolled sums work row by row.
     by_rows = rearrange(bits, "m n (t r) x -> r m n t x", t=len(enlarge.row_bands))
     counts = functools.reduce(jnp.add, [jax.lax.population_count(row).astype(jnp.uint16) for row in by_rows])
     across = functools.reduce(jnp.bitwise_or, by_rows[:, :, 0]).any(axis=1)
@@ -87,9 +87,9 @@ def see_stacked(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, size: j
 
 
 def _side_by_side(looks: jax.Array, levels: jax.Array, enlarge: Enlarging) -> jax.Array:
-    """Where one mask lies above three levels, (3, X, Y / 8) uint8: pixels of a byte lie beside each other."""
+    """Pixels of one mask above three levels, (3, X, Y / 8) uint8; the pixels of a byte are adjacent."""
     wide = einsum("xw,nhw->nxh", enlarge.columns, looks)
-    # Enlarged logits are many times the caches: each band becomes bits, which then tell all the rest.
+    # Enlarged logits are far larger than the caches, so each band is reduced to bits at once.
     packed = []
     for start, band in zip(enlarge.row_starts, enlarge.row_bands, strict=True):
         near = jax.lax.dynamic_slice_in_dim(wide, start, band.shape[1], axis=2)
@@ -99,7 +99,7 @@ def _side_by_side(looks: jax.Array, levels: jax.Array, enlarge: Enlarging) -> ja
 
 
 def _stacked(looks: jax.Array, levels: jax.Array, enlarge: Enlarging) -> jax.Array:
-    """Where M masks lie above three levels, (M, 3, Y / 8, X) uint8: pixels of a byte lie below each other."""
+    """Pixels of M masks above three levels, (M, 3, Y / 8, X) uint8; the pixels of a byte are on separate rows."""
     own = looks[:, : min(2, looks.shape[1])]
     wide = []
     for start, band in zip(enlarge.column_starts, enlarge.column_bands, strict=True):
@@ -108,7 +108,7 @@ def _stacked(looks: jax.Array, levels: jax.Array, enlarge: Enlarging) -> jax.Arr
     enlarged, packed = jnp.concatenate(wide, axis=-1), []
     for start, band in zip(enlarge.row_starts, enlarge.row_bands, strict=True):
         near = jax.lax.dynamic_slice_in_dim(enlarged, start, band.shape[1], axis=2)
-        # One product per mask: as one for all, rows would have to be put in their places afterwards.
+        # One product per mask: a single product for all would need its rows reordered afterwards.
         places = rearrange(jnp.asarray(band), "(y b) k -> (b y) k", b=8)
         logits = matmul(jnp.broadcast_to(places, (*near.shape[:2], *places.shape)), near)
         logits = rearrange(logits, "m n (b y) x -> m n b y x", b=8)
@@ -119,6 +119,6 @@ def _stacked(looks: jax.Array, levels: jax.Array, enlarge: Enlarging) -> jax.Arr
 
 
 def _packed(logits: jax.Array, level: jax.Array) -> jax.Array:
-    """(..., 8, y, X) logits, by their place in a byte -> (..., y, X) uint8, where they are above a level."""
+    """Logits (..., 8, y, X), by position in a byte -> (..., y, X) uint8, a bit for each that is above the level."""
     bits = [(logits[..., place, :, :] > level).astype(jnp.uint8) << (7 - place) for place in range(8)]
     return functools.reduce(jnp.bitwise_or, bits)

@@ -1,7 +1,9 @@
-"""What the mask decoder does to pixels: prompts read them, change them, and turn them into masks.
+"""The mask decoder's operations on pixels: prompt tokens attend to them, update them, and turn them into masks.
 
-Each function has a form that every platform compiles, written here, and a TPU kernel (mask_decoder_tpu.py);
-`implementation` chooses, see `kernel_choice.run_kernel`. Gradients are those of the XLA form.
+Each function has an XLA form, written here, and a TPU kernel (mask_decoder_tpu.py); `implementation` chooses, see
+`kernel_choice.run_kernel`. Gradients are those of the XLA form.
+
+F and G are the channels after the first and the second upscaling step.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ Kernel = Callable[..., jax.Array]
 
 
 class PixelUpdate(NamedTuple):
-    """What prompts tell pixels: rows (B, N, T * heads, C), heads innermost.
+    """The image-to-token attention as matrices per prompt; rows are (B, N, T * heads, C), heads innermost.
 
     Attributes:
-      rows: what logits are products with; constants: (B, N, T * heads, 1) float32, their bias, -inf for tokens that do
-        not count.
-      values: what the softmax's weights mix; bias: (C,).
+      rows: keys, folded with the query projection; constants: (B, N, T * heads, 1) float32, added to the logits, -inf
+        for absent tokens.
+      values: values, folded with the output projection, (B, N, T * heads, C); bias: (C,), of the output projection.
       scale, shift: (C,) float32, of the LayerNorm that follows.
     """
 
@@ -45,9 +47,9 @@ class PixelUpdate(NamedTuple):
 
 
 class Upscaling(NamedTuple):
-    """Both upscaling steps: the first (4, F, C) and (F,), the LayerNorm between, the second (4, G, F) and (G,).
+    """Both upscaling steps: the first (4, F, C) and (F,), the LayerNorm (F,), the second (4, G, F) and (G,).
 
-    The outputs of the first add up to zero over F. Matrices and biases are of the compute dtype.
+    The outputs of the first sum to zero over F. Matrices and biases have the compute dtype.
     """
 
     first: jax.Array
@@ -67,12 +69,13 @@ def read_pixels(
     implementation: str,
     cheaper: Callable[[], jax.Array] | None = None,
 ) -> jax.Array:
-    """softmax(rows (pixels + image_pe)) pixels^T, each head's then times its kernel, plus bias.
+    """Token-to-image attention: softmax(rows (pixels + image_pe)) pixels^T, per head times its kernel, plus bias.
 
     Args:
-      rows: (B, N, T * heads, C), heads innermost; kernel: (heads, C, D); bias: (heads * D,).
+      rows: (B, N, T * heads, C), queries folded with the key projection, heads innermost.
+      kernel: (heads, C, D) and bias: (heads * D,), of the value projection.
       pixels: (B, N or 1, C, S); image_pe: (1, 1, C, S).
-      cheaper: makes the result for other platforms, where there is a cheaper way than with rows.
+      cheaper: computes the result on other platforms than TPU, if there is a cheaper way than with rows.
 
     Returns:
       (B, N, T, heads * D).
@@ -107,12 +110,14 @@ def update_pixels(
     cheaper: Callable[[], jax.Array] | None = None,
     drop: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """norm(pixels + values^T softmax over tokens(rows (pixels + image_pe) + constants) + bias).
+    """Image-to-token attention, its residual and the LayerNorm that follows:
+
+    norm(pixels + values^T softmax over tokens(rows (pixels + image_pe) + constants) + bias).
 
     Args:
       pixels: (B, N or 1, C, S); image_pe: (1, 1, C, S).
-      cheaper: makes the logits (B, N, T, heads, S) for other platforms, where there is a cheaper way than with rows.
-      drop: dropout of what is added to the pixels; there is no kernel for it.
+      cheaper: computes the logits (B, N, T, heads, S) on other platforms than TPU, if there is a cheaper way.
+      drop: dropout on the attention's output; the kernel does not support it.
 
     Returns:
       (B, N, C, S).
@@ -143,7 +148,7 @@ def _mix(
     epsilon: float,
     drop: Callable[[jax.Array], jax.Array] | None,
 ) -> jax.Array:
-    """What pixels become, from logits (B, N, T, heads, S)."""
+    """The updated pixels (B, N, C, S), from logits (B, N, T, heads, S)."""
     weights = low_precision_softmax(logits, 2)
     weights = rearrange(weights, "b n t h s -> b n (t h) s")
     out = jax.lax.platform_dependent(update.values, weights, cpu=_mixed_apart, default=_mixed)
@@ -157,12 +162,12 @@ def _mixed(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _mixed_apart(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """`_mixed` for CPUs: faster where rows lie in place already, and where no softmax is taken within the product."""
+    """`_mixed` for CPUs: faster with rows already transposed, and with the softmax not fused into the product."""
     return matmul(*jax.lax.optimization_barrier((values.swapaxes(-1, -2), weights)))
 
 
 def kept(x: jax.Array) -> jax.Array:
-    """x, which CPUs compute once: left to itself, XLA computes it again in each of several operations that use it."""
+    """x, computed once on CPUs: otherwise XLA recomputes it in each operation that uses it."""
     once: jax.Array = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
     return once
 
@@ -176,10 +181,10 @@ def upscale(
     implementation: str,
     details: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-    """Pixels (B, N, C, S), enlarged fourfold, times a vector per mask (B, N, M, G): planes (B, N, M, 16, S) float32.
+    """Pixels (B, N, C, S), upscaled fourfold, times a vector per mask (B, N, M, G): planes (B, N, M, 16, S) float32.
 
-    `details`, (B, 1, 4, F, S) and (B, 1, 4, 4 G, S), are added after the first and the second enlargement; there is no
-    kernel for them.
+    `details`, (B, 1, 4, F, S) and (B, 1, 4, 4 G, S), are added after the first and the second upscaling step; the
+    kernel does not support them.
     """
 
     def tpu(pixels: jax.Array, rows: jax.Array, *parts: jax.Array, interpret: bool) -> tuple[jax.Array]:
@@ -207,7 +212,7 @@ def upscale(
         planes = matmul(jnp.broadcast_to(rows[:, :, None], (*x.shape[:3], *rows.shape[2:])), x)
         return rearrange(planes, "b n u (m t) s -> b n m (u t) s", t=4).astype(jnp.float32)
 
-    # One row per sub-pixel and mask, zero but for the channels of its own sub-pixel.
+    # One row per mask and sub-pixel, nonzero only in the channels of its own sub-pixel.
     own = jnp.eye(4, dtype=pixels.dtype)
     rows = rearrange(einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
     kernel = _split_over_batch(tpu, (True, True, *(False,) * len(upscaling)))
@@ -221,7 +226,7 @@ def _problem(pixels: jax.Array, num_heads: int) -> str | None:
 
 
 def _split_over_batch(kernel: Callable[..., tuple[jax.Array]], batched: tuple[bool, ...]) -> Kernel:
-    """The kernel's one result, under a mesh each device's own images'; `batched` as for `split_over_batch`."""
+    """The kernel's only result; under a mesh each device computes its own images. `batched`: see `split_over_batch`."""
 
     def run(*operands: jax.Array, interpret: bool) -> jax.Array:
         return split_over_batch(partial(kernel, interpret=interpret), batched, (True,))(*operands)[0]
@@ -237,7 +242,7 @@ def _run(
     operands: tuple[jax.Array, ...],
     cheaper: Callable[[], jax.Array] | None = None,
 ) -> jax.Array:
-    """The kernel or the XLA form of some operands; `cheaper` computes the same as the latter."""
+    """Runs the kernel or the XLA form; `cheaper`, if given, replaces the XLA form with a faster equivalent."""
 
     def elsewhere(*operands: jax.Array) -> jax.Array:
         return cheaper() if cheaper else xla(*operands)

@@ -1,8 +1,8 @@
-"""The mask decoder's work on pixels as TPU kernels: one prompt's pixels stay on the chip through each step.
+"""The mask decoder's operations on pixels as TPU kernels: the pixels of one prompt stay in VMEM through each step.
 
-A prompt's few tokens reach its many pixels through rows (R, C), one per token and head, heads innermost: the pixels'
-projections are folded into them (see models/two_way_transformer.py). So that all arithmetic is on planes (C, S), and of
-nothing else of that size leaves the chip. Products are accumulated in float32, softmax and statistics are float32.
+A prompt's tokens attend to its pixels through rows (R, C), one per token and head, heads innermost; the projections of
+the pixels are folded into them (see models/two_way_transformer.py). All arithmetic is on planes (C, S), and only the
+inputs and outputs of that size pass through HBM. Accumulation, softmax and statistics are float32.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from sam_jax.ops.gelu import gelu_in_kernel
 from sam_jax.ops.products import tpu_passes
 
 SUBLANES = 8
-MAX_BYTES = 8 * 2**20  # of one prompt's pixels; several such have to fit into VMEM
+MAX_BYTES = 8 * 2**20  # of one prompt's pixels; VMEM must hold several such arrays
 
 
 def shape_problem(channels: int, size: int, num_heads: int, itemsize: int) -> str | None:
-    """Why the kernels do not take pixels (channels, size) and that many heads; None where they do."""
+    """Why the kernels do not support pixels (channels, size) with `num_heads` heads; None if they do."""
     if channels % LANES or size % LANES:
         return f"{channels} channels and {size} pixels are not both multiples of {LANES}"
     if num_heads % SUBLANES:
-        return f"{num_heads} heads are no multiple of {SUBLANES}"
+        return f"{num_heads} heads are not a multiple of {SUBLANES}"
     if channels * size * itemsize > MAX_BYTES:
         return f"{channels} channels of {size} pixels take more than {MAX_BYTES >> 20} MiB"
     return None
@@ -43,7 +43,7 @@ def read_pixels(rows: jax.Array, pixels: jax.Array, image_pe: jax.Array, interpr
       rows: (B, N, R, C); pixels: (B, N or 1, C, S); image_pe: (1, 1, C, S).
 
     Returns:
-      (B, N, R, C), alone in a tuple, as of all functions here.
+      (B, N, R, C), in a tuple of one, like all functions here.
     """
     whole = pixels.shape[3]
     return _call(
@@ -62,7 +62,7 @@ def _read_kernel(rows_ref: Any, pixels_ref: Any, pe_ref: Any, out_ref: Any) -> N
     pixels = pixels_ref[0, 0]
     logits = dot(rows_ref[0, 0], pixels + pe_ref[0, 0])
     weights = jnp.exp(logits - logits.max(axis=1, keepdims=True)).astype(pixels.dtype)
-    total = weights.astype(jnp.float32).sum(axis=1, keepdims=True)  # of what is multiplied: its rounding cancels
+    total = weights.astype(jnp.float32).sum(axis=1, keepdims=True)  # of the rounded weights, so that rounding cancels
     out_ref[0, 0] = (dot(weights, pixels, NT) * (1.0 / total)).astype(out_ref.dtype)
 
 
@@ -81,7 +81,7 @@ def update_pixels(
 
     Args:
       pixels: (B, N or 1, C, S); image_pe: (1, 1, C, S).
-      rows: (B, N, R, C); constants: (B, N, R, 1) float32, -inf for tokens that do not count; values: (B, N, R, C).
+      rows: (B, N, R, C); constants: (B, N, R, 1) float32, -inf for absent tokens; values: (B, N, R, C).
       norm: (3, C, 1) float32: bias, and the scale and shift of the LayerNorm over channels.
 
     Returns:
@@ -114,7 +114,7 @@ def _update_kernel(
 ) -> None:
     pixels = pixels_ref[0, 0]
     logits = dot(rows_ref[0, 0], pixels + pe_ref[0, 0]) + constants_ref[0, 0]
-    # Eight heads fill a tile: the softmax over tokens is plain arithmetic between tiles.
+    # Eight heads fill a tile, so the softmax over tokens is elementwise arithmetic between tiles.
     tokens = logits.reshape(-1, num_heads, logits.shape[1])
     weights = jnp.exp(tokens - tokens.max(axis=0, keepdims=True))
     weights = (weights * (1.0 / weights.sum(axis=0, keepdims=True))).reshape(logits.shape)
@@ -139,17 +139,17 @@ def upscale(
 
     Args:
       pixels: (B, N, C, S).
-      first: (4 F, C), the four sub-pixels of the first step, whose outputs add up to zero over F.
+      first: (4 F, C), the four sub-pixels of the first step, whose outputs sum to zero over F.
       norm: (3, 4 F, 1) float32: its bias, and scale and shift of the LayerNorm over F, for each sub-pixel.
-      second: (4 G, F) and bias: (4 G, 1) float32 of the second step, also four sub-pixels.
-      rows: (B, N, M * 4, 4 G), what each mask's four sub-pixels take of them.
+      second: (4 G, F) and bias: (4 G, 1) float32, of the second step, also four sub-pixels.
+      rows: (B, N, M * 4, 4 G), the weights of each mask's four sub-pixels.
 
     Returns:
       (B, N, M, 16, S) float32.
     """
     block, m = _block(pixels), rows.shape[2] // 4
     size = pixels.shape[3]
-    # The matrix unit's work on (4 F, C), four times (4 G, F) and four times (4 M, 4 G), each padded to 128 x 128.
+    # FLOPs of the matrix unit: (4 F, C), four times (4 G, F) and four times (4 M, 4 G), each padded to 128 x 128.
     products = [(*first.shape, 1), (*second.shape, 4), (4 * m, second.shape[0], 4)]
     flops = sum(2 * times * _padded(rows) * _padded(columns) for rows, columns, times in products)
     return _call(
@@ -190,12 +190,12 @@ def _upscale_kernel(
 
 
 def _block(pixels: jax.Array) -> int:
-    """Pixels of a grid step, where pixels do not depend on each other."""
+    """Number of pixels per grid step, for kernels that treat pixels independently."""
     return next(block for block in (1024, 512, 256, LANES) if pixels.shape[3] % block == 0)
 
 
 def _pixels_spec(pixels: jax.Array, block: int, everyone: bool = False) -> pl.BlockSpec:
-    """`block` pixels of a prompt, of an image whose prompts share them, or of everyone."""
+    """`block` pixels of a prompt, of an image if its prompts share them, or of everyone."""
     own = pixels.shape[1] > 1
     shape = (1, 1, pixels.shape[2], block)
     if everyone:
@@ -221,7 +221,7 @@ def _padded(length: int) -> int:
 
 
 def _product(rows: jax.Array, pixels: jax.Array) -> int:
-    """FLOPs of rows (R, C) times pixels (C, S) of all prompts."""
+    """FLOPs of rows (R, C) times pixels (C, S), for all prompts."""
     return 2 * rows.size * pixels.shape[3]
 
 
@@ -236,7 +236,7 @@ def _call(
     interpret: bool,
     dtype: Any = None,
 ) -> Any:
-    """A kernel of independent steps with one result, of the dtype of its first argument unless told."""
+    """A kernel of independent grid steps with one result; `dtype` None is that of its first argument."""
 
     def run(*arrays: jax.Array) -> tuple[jax.Array]:
         out = jax.ShapeDtypeStruct(out_shape, dtype or arrays[0].dtype)

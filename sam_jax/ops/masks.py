@@ -1,4 +1,4 @@
-"""Masks: from the decoder's low-resolution logits to the image, and simple facts about binary masks.
+"""Masks: from the decoder's low-resolution logits to the image, and operations on binary masks.
 
 Source: official `modeling/sam.py` (postprocess_masks) and `utils/amg.py` (batched_mask_to_box).
 """
@@ -15,7 +15,7 @@ from sam_jax.ops.products import einsum
 def bilinear_matrix(target: int, source: int) -> np.ndarray:
     """(target, source) float64 matrix of torch's bilinear interpolation along one axis (align_corners False).
 
-    Not antialiased when shrinking, edges repeated: exactly what `F.interpolate` does.
+    As `F.interpolate`: no antialiasing when shrinking, edges repeated.
     """
     centre = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0.0)
     low = np.minimum(centre.astype(int), source - 1)
@@ -28,25 +28,25 @@ def bilinear_matrix(target: int, source: int) -> np.ndarray:
 
 
 def axis_matrix(low_res: int, image_side: int, input_side: int, original_side: int) -> np.ndarray:
-    """(original_side, low_res) float32: along one axis, from the decoder's grid to the image (see below)."""
-    enlarge = bilinear_matrix(image_side, low_res)[:input_side]  # to the input frame, padding cut off
+    """(original_side, low_res) float32: from the decoder's grid to the image along one axis (`postprocess_masks`)."""
+    enlarge = bilinear_matrix(image_side, low_res)[:input_side]  # to the input frame, padding cropped
     return np.matmul(bilinear_matrix(original_side, input_side), enlarge).astype(np.float32)
 
 
 def bands(matrix: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """A resizing matrix by bands of rows, each with the few columns that it reads: far fewer products.
+    """Splits a resizing matrix into bands of rows, each with only the columns that it reads: far fewer products.
 
     Args:
       matrix: (n * height, m).
 
     Returns:
-      Starts (n,) int32, and bands (n, height, k): `matrix` is zero but for `bands[i]` in its `height` rows from
-      `i * height` on and its k columns from `starts[i]` on.
+      starts (n,) int32, and bands (n, height, k): `matrix` is zero except `bands[i]` at rows `i * height` and columns
+      `starts[i]` onwards.
     """
     parts = matrix.reshape(-1, height, matrix.shape[1])
     used = [np.flatnonzero(part.any(axis=0)) for part in parts]
     width = max(columns[-1] + 1 - columns[0] if len(columns) else 1 for columns in used)
-    width = min(-(-width // 8) * 8, matrix.shape[1])  # few different widths, few programs
+    width = min(-(-width // 8) * 8, matrix.shape[1])  # rounded up, so that few programs are compiled
     starts = np.array([min(columns[0] if len(columns) else 0, matrix.shape[1] - width) for columns in used], np.int32)
     return starts, np.stack([part[:, start : start + width] for part, start in zip(parts, starts, strict=True)])
 
@@ -59,8 +59,8 @@ def postprocess_masks(
 ) -> jax.Array:
     """Mask logits on the decoder's grid -> mask logits in the original frame.
 
-    SAM enlarges to the input frame, cuts the padding off and resizes to the image. Both resizes are linear along each
-    axis, so that one small matrix per axis does all three steps.
+    SAM enlarges to the input frame, crops the padding and resizes to the image. Both resizes are linear along each
+    axis, so one small matrix per axis does all three steps.
 
     Args:
       low_res_masks: (..., 4h, 4w) float32 logits.
@@ -86,9 +86,13 @@ def mask_to_box(mask: np.ndarray) -> np.ndarray:
 
 
 def remove_small_regions(mask: np.ndarray, min_area: int) -> tuple[np.ndarray, bool]:
-    """Fills holes and then removes islands of fewer than `min_area` pixels (8-connected).
+    """Fills holes, then removes islands, of fewer than `min_area` pixels (8-connected).
 
-    Where all islands are smaller the largest stays. Source: official `utils/amg.py`.
+    If all islands are smaller, the largest stays. Source: official `utils/amg.py`.
+
+    Args:
+      mask: (H, W) bool.
+      min_area: pixels.
 
     Returns:
       The mask (H, W) bool, and whether anything changed.

@@ -1,11 +1,9 @@
-"""Products of arrays, as exact as their dtype promises. All of the library's products are taken here.
+"""Matrix products in the full precision of their dtype. The whole library multiplies with these functions.
 
-Left to itself, JAX multiplies float32 in TF32 on GPUs and in one bfloat16 pass on TPUs, which keeps three digits of an
-embedding. Who asks for float32 gets float32 here, on every platform. Products of bfloat16 take one pass: that is what
-bfloat16 is chosen for.
+By default JAX multiplies float32 in TF32 on GPUs and in one bfloat16 pass on TPUs, which leaves three digits of an
+embedding. Here products of float32 are float32 on every platform; products of bfloat16 take one pass.
 
-The operands decide, and nothing around them, so that it holds in whatever program a product ends up, in gradients of
-any kind and inside kernels as well.
+Only the dtypes of the operands decide, so this also holds in gradients, inside kernels and in programs of callers.
 """
 
 from __future__ import annotations
@@ -18,24 +16,24 @@ import jax.numpy as jnp
 
 
 def precision_of(*operands: Any) -> jax.lax.Precision | None:
-    """The precision that a product of some arrays needs."""
+    """The precision for a product: HIGHEST if all operands are float32, else None."""
     exact = all(jnp.result_type(x) == jnp.float32 for x in operands)
     return jax.lax.Precision.HIGHEST if exact else None
 
 
 def tpu_passes(dtype: Any) -> int:
-    """How often a TPU's matrix unit goes over operands of a dtype: float32 is three bfloat16s, and six of their nine
-    products count."""
+    """Passes of a TPU's matrix unit for a dtype: float32 is split into three bfloat16s, and six of the nine products
+    are computed."""
     return 6 if dtype == jnp.float32 else 1
 
 
 def matmul(a: Any, b: Any) -> jax.Array:
-    """`a @ b`."""
+    """`a @ b`, in the precision of its operands."""
     return jnp.matmul(a, b, precision=precision_of(a, b))
 
 
 def einsum(subscripts: str, *operands: Any, preferred_element_type: Any = None) -> jax.Array:
-    """`jnp.einsum`."""
+    """`jnp.einsum`, in the precision of its operands."""
     precision = precision_of(*operands)
     out: jax.Array = jnp.einsum(
         subscripts, *operands, precision=precision, preferred_element_type=preferred_element_type
@@ -45,7 +43,7 @@ def einsum(subscripts: str, *operands: Any, preferred_element_type: Any = None) 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """`einsum` of two arrays of one dtype, added up and given in float32. Gradients are products in their dtype too."""
+    """`einsum` of two arrays of one dtype with a float32 result. Gradients are products in the operands' dtype."""
     return einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 
@@ -63,7 +61,7 @@ einsum_float32.defvjp(_forward, _backward)
 
 
 def dot_general(a: Any, b: Any, dimension_numbers: Any, preferred_element_type: Any = None) -> jax.Array:
-    """`jax.lax.dot_general`."""
+    """`jax.lax.dot_general`, in the precision of its operands."""
     return jax.lax.dot_general(
         a, b, dimension_numbers, precision=precision_of(a, b), preferred_element_type=preferred_element_type
     )
@@ -75,5 +73,5 @@ def conv_general_dilated(x: jax.Array, kernel: jax.Array, *args: Any, **options:
 
 
 def exact_products() -> Any:
-    """A context in which the products of others (optax's Muon) are traced: those of float32 are as exact as ours."""
+    """A context for tracing other libraries' code (optax's Muon) with full-precision float32 products."""
     return jax.default_matmul_precision("highest")

@@ -1,8 +1,8 @@
-"""Many random bits at little cost, the same whatever the mesh.
+"""Cheap random bits that do not depend on the mesh.
 
-JAX's own generator (threefry) takes more than 100 integer operations an element, which adds a fifth to a training step
-where a decoder's pixels have dropout. XLA's `RngBitGenerator` is quick, but what it draws depends on how an array is
-split over devices.
+JAX's default generator (threefry) takes more than 100 integer operations per element, which makes a training step with
+dropout on the decoder's pixels a fifth slower. XLA's `RngBitGenerator` is fast, but its bits depend on how an array is
+sharded.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
 
-_SPLIT = 0x632BE5AB  # keeps the bits of new keys apart from those that are drawn with a key
+_SPLIT = 0x632BE5AB  # keeps the bits of split keys apart from those drawn with the key itself
 _OTHER = 0x9E3779B9
 
 
 def bernoulli(key: jax.Array, probability: float, shape: tuple[int, ...]) -> jax.Array:
-    """True with a probability, for each element of a shape (..., M, N) alone; bool.
+    """Independent bools of a shape (..., rows, columns), each True with a probability.
 
-    JAX's generator draws two words for each matrix (M, N); each element's number within its matrix is hashed with the
-    first and then with the second. A matrix must have fewer than 2^32 elements.
+    The key's generator draws two words per matrix (rows, columns); the index of each element in its matrix is hashed
+    with the first and then with the second. A matrix must have fewer than 2^32 elements.
     """
     *leading, rows, columns = shape
     assert math.prod((rows, columns)) < 2**32
@@ -41,19 +41,19 @@ def _hash(x: jax.Array) -> jax.Array:
 
 
 def hash_key(seed: int) -> jax.Array:
-    """A key for `jax.random` and for Flax that draws by hashing, for programs with a hundred draws.
+    """A key for `jax.random` and Flax whose generator is a hash, for programs with many draws.
 
-    XLA has a quarter as many instructions to compile as with JAX's own generator. Good for first weights; streams of
-    2^32 numbers or more, or of many millions of keys, repeat.
+    XLA compiles a quarter of the instructions that JAX's default generator needs. Meant for initial weights: streams of
+    2^32 numbers or more, and many millions of keys, repeat.
     """
     return jax.random.key(seed, impl=_HASHING)
 
 
 def _words(key: jax.Array, shape: tuple[int, ...], first: int = 0) -> jax.Array:
-    """A word for each element of a shape: its number, hashed with either word of the key."""
+    """A word for each element of a shape: its index, hashed with both words of the key."""
     assert math.prod(shape) < 2**32
     number = jnp.full(shape, first, jnp.uint32)
-    for axis in range(len(shape)):  # axis by axis, so that each device counts its own elements alone
+    for axis in range(len(shape)):  # axis by axis, so that each device only counts its own elements
         number += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(math.prod(shape[axis + 1 :]))
     return _hash(_hash(number ^ key[0]) ^ key[1])
 
@@ -75,7 +75,7 @@ def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _draw(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
-    assert bit_width == 32, "numbers of 32 bits alone"
+    assert bit_width == 32, "only 32-bit numbers"
     return _words(key, shape)
 
 

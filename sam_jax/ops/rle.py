@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-_COLUMNS = 1024  # of a crop that are worked on at once
+_COLUMNS = 1024  # of a crop, processed at once
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def decode_mask(rle: dict[str, Any]) -> np.ndarray:
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """(H, W) bool -> lengths of the runs of 0, 1, 0, ... down the columns; the first is 0 where the mask begins with 1.
+    """(H, W) bool -> lengths of the runs of 0, 1, 0, ... down the columns; the first is 0 if the mask starts with 1.
 
     This is the `counts` of an uncompressed COCO RLE.
     """
@@ -32,11 +32,11 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def encode_placed(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
-    """The compressed COCO RLE of an image that is empty but for a crop, without making the image.
+    """The compressed COCO RLE of a mask that is empty outside a crop, without building the full mask.
 
     Args:
       mask: (h, w) bool, the crop.
-      corner: x0, y0 of the crop in the image.
+      corner: (x0, y0) of the crop, pixels of the image.
       size: (H, W) of the image.
     """
     height, width = size
@@ -46,8 +46,8 @@ def encode_placed(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, in
         part = np.pad(mask[:, start : start + _COLUMNS], ((1, 1), (0, 0)))
         columns, rows = np.nonzero((part[1:] != part[:-1]).T)
         ends.append((columns + x0 + start) * height + rows + y0)
-    places = np.concatenate(ends)  # where runs of 1 and of 0 begin, in turn, counted down the columns
-    joined = places[1:] == places[:-1]  # a run that reaches the bottom goes on at the top of the next column
+    places = np.concatenate(ends)  # starts of the runs of 1 and of 0, alternating, counted down the columns
+    joined = places[1:] == places[:-1]  # a run that reaches the bottom continues at the top of the next column
     places = places[~(np.append(joined, False) | np.append(False, joined))] if len(places) else places
     counts = np.diff(np.concatenate([[0], places, [height * width]]))
     counts = counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts

@@ -1,4 +1,4 @@
-"""Softmax for attention that trains in bfloat16."""
+"""Softmax for attention trained in bfloat16."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sam_jax.ops.sums import plain_sum
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def low_precision_softmax(logits: jax.Array, axis: int) -> jax.Array:
-    """Softmax computed in float32, given and remembered in the dtype of the logits.
+    """Softmax computed in float32; the result, and what the backward pass keeps, have the dtype of the logits.
 
-    Autodiff would keep the float32 weights for the backward pass: of (T * heads, S) weights per prompt that is more
-    memory traffic than all the rest of an attention.
+    Autodiff would keep the float32 weights: with (T * heads, S) weights per prompt that is more memory traffic than the
+    rest of the attention.
     """
     return jax.nn.softmax(logits.astype(jnp.float32), axis=axis).astype(logits.dtype)
 

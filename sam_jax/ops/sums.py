@@ -1,4 +1,4 @@
-"""Sums along one axis, as each platform does them fast."""
+"""Sums along one axis, in the way that is fastest on each platform."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sam_jax.ops.products import matmul
 
 
 def weighted_sum(x: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
-    """The sum of float32 `x` times `weights` (x.shape[axis],) along an axis, which stays with length 1.
+    """The sum of float32 `x` times `weights` (x.shape[axis],) along an axis, which keeps length 1.
 
-    CPUs take it as a matrix product: in the backward passes of norms and broadcasts, XLA's sums are many times slower
-    there. Others add: float32 takes a TPU's matrix unit six passes.
+    On CPUs it is a matrix product: in the backward passes of norms and broadcasts, XLA's sums are many times slower.
+    Other platforms add: float32 products take a TPU's matrix unit six passes.
     """
     axis %= x.ndim
     total: jax.Array = jax.lax.platform_dependent(
@@ -45,7 +45,7 @@ def plain_sum(x: jax.Array, axis: int) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def repeat(x: jax.Array, times: int, axis: int) -> jax.Array:
-    """An axis of length 1 made longer by repetition."""
+    """`jnp.repeat` of an axis of length 1, with a fast backward pass."""
     return jnp.repeat(x, times, axis)
 
 

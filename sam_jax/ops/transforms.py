@@ -14,29 +14,29 @@ from PIL import Image
 
 
 def resized_size(original_size: tuple[int, int], longest_side: int) -> tuple[int, int]:
-    """(h, w) of an image after its longest side is scaled to `longest_side`; sides are rounded half up, at least 1."""
+    """(h, w) in pixels after scaling the longest side to `longest_side`; sides are rounded half up, at least 1."""
     scale = longest_side / max(original_size)
     h, w = (max(1, int(side * scale + 0.5)) for side in original_size)
     return h, w
 
 
 def resize_longest_side(image: np.ndarray, longest_side: int) -> np.ndarray:
-    """(h, w, 3) uint8 -> uint8 with its longest side at `longest_side`.
+    """(h, w, 3) uint8 -> (h, w, 3) uint8 whose longest side is `longest_side` pixels.
 
-    PIL's antialiased bilinear filter, rounded back to uint8, is what SAM was trained with.
+    SAM was trained with PIL's antialiased bilinear filter, rounded to uint8.
     """
     h, w = resized_size(image.shape[:2], longest_side)
     return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
 
 
 def to_input_frame(coords: np.ndarray, original_size: tuple[int, int], input_size: tuple[int, int]) -> np.ndarray:
-    """(..., 2) float64 (x, y), original frame -> input frame. Each axis has its own ratio because sides are rounded."""
+    """(..., 2) (x, y), original frame -> input frame, float64. The axes have different ratios, as sides are rounded."""
     ratio = np.array([input_size[1] / original_size[1], input_size[0] / original_size[0]])
     return np.asarray(coords, np.float64) * ratio
 
 
 def boxes_to_input_frame(boxes: np.ndarray, original_size: tuple[int, int], input_size: tuple[int, int]) -> np.ndarray:
-    """(..., 4) xyxy boxes, original frame -> input frame."""
+    """(..., 4) xyxy boxes, original frame -> input frame, float64."""
     corners = np.asarray(boxes).reshape(*np.shape(boxes)[:-1], 2, 2)
     return to_input_frame(corners, original_size, input_size).reshape(np.shape(boxes))
 
@@ -53,14 +53,15 @@ def normalize_batch(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> jax.Array:
-    """Padded images -> what the image encoder expects: normalised, then zero in the padding.
+    """Normalises padded images for the image encoder, and sets the padding to zero.
 
     Args:
       images: (B, H, W, 3) uint8 or float RGB in 0..255, valid in the top left.
-      input_sizes: (B, 2) int (h, w) of the valid part.
+      input_sizes: (B, 2) int (h, w) of the valid part, pixels.
+      mean, std: of RGB, in 0..255.
 
     Returns:
-      (B, H, W, 3) float32. Zero *after* normalisation is the mean colour, so the order matters.
+      (B, H, W, 3) float32. The padding is zero *after* normalisation, which is the mean colour.
     """
     pixels = (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
     rows = jnp.arange(images.shape[1])[None, :, None] < input_sizes[:, 0, None, None]

@@ -107,9 +107,9 @@ def test_large_logits_do_not_overflow():
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ((4, 6, 8, 12), "12 channels, not a multiple of 8"),
-        ((65, 4, 2, 64), "grid is 65 x 4, its sides are limited to 64"),
-        ((17, 17, 2, 64), "17 x 17 tokens are no multiple of 256"),
+        ((4, 6, 8, 12), "12 channels; expected a multiple of 8"),
+        ((65, 4, 2, 64), "grid is 65 x 4; its sides are limited to 64"),
+        ((17, 17, 2, 64), "17 x 17 tokens are not a multiple of 256"),
         ((4, 6, 3, 64), "3 heads of 64 channels do not fill whole blocks of 128 lanes"),
     ],
 )

@@ -128,7 +128,7 @@ def test_the_whole_decoder_with_kernels(grid, fed_back):
     [
         (32, 256, 8, "32 channels and 256 pixels are not both multiples of 128"),
         (128, 25, 8, "128 channels and 25 pixels"),
-        (128, 256, 4, "4 heads are no multiple of 8"),
+        (128, 256, 4, "4 heads are not a multiple of 8"),
         (128, 65536, 8, "take more than 8 MiB"),
     ],
 )
