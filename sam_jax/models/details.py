@@ -1,12 +1,14 @@
-"""Details: what lies between the patches of the ViT, for outlines finer than its grid.
+"""Details: image features finer than the grid of the ViT, for sharper outlines.
 
-The published models have none: all that their decoder knows of a cell of 16 x 16 pixels is one vector. SAM-HQ (Ke et
-al. 2023) and SAM 2 hand early, fine features of their encoders to the mask decoder. A plain ViT has none to hand on, so
-a few convolutions at a quarter of the image's side make them. They go three ways:
-  - into the patches that the ViT reads, which then learns with far less data (Xiao et al. 2021, "Early convolutions
+The published models have none: their decoder sees each cell of 16 x 16 pixels as one vector. SAM-HQ (Ke et al. 2023)
+and SAM 2 pass early, fine features of their encoders to the mask decoder. A plain ViT has no such features, so a few
+convolutions at a quarter of the image's side compute them. They are used three times:
+  - added to the patch embedding, which lets the ViT learn from far less data (Xiao et al. 2021, "Early convolutions
     help transformers see better");
-  - joined with what the ViT found, into the decoder's pixels after each of its two enlargements, as in SAM 2;
-  - into its masks: each prompt's hypernetwork weighs these features, too, as in MaskFormer (Cheng et al. 2021).
+  - combined with the ViT's output, added to the decoder's pixels after each of its two upscaling steps, as in SAM 2;
+  - in the masks: each prompt's hypernetwork weights these features, too, as in MaskFormer (Cheng et al. 2021).
+
+F are the channels of the details.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ from sam_jax.ops.gelu import gelu
 from sam_jax.ops.planes import SIDE, join_subpixels
 
 DEPTH = 2  # convolutions before and after the ViT
-_CELLS = SIDE**2  # of details in one of the embedding
+_CELLS = SIDE**2  # sub-pixels per embedding cell
 
 
 class Details(NamedTuple):
-    """What an image's prompts share, as planes (see ops/planes.py).
+    """Details of an image, shared by its prompts, as planes (see ops/planes.py).
 
     Attributes:
-      first: (B, 1, 4, C / 4, S), for each sub-pixel of the first enlargement.
-      second: (B, 1, 4, 4 C / 8, S), for each of the second.
-      masks: (B, 1, 16, F, S), what masks are weighed together of.
+      first: (B, 1, 4, C / 4, S), added after the first upscaling step.
+      second: (B, 1, 4, 4 C / 8, S), added after the second.
+      masks: (B, 1, 16, F, S), features that the hypernetworks weight.
     """
 
     first: jax.Array
@@ -41,7 +43,7 @@ class Details(NamedTuple):
 
 
 class Convolutions(nn.Module):
-    """DEPTH residual convolutions and a normalisation: (B, H, W, F) -> the same."""
+    """DEPTH residual convolutions and a normalisation: (B, H, W, F) -> (B, H, W, F)."""
 
     features: int
     dtype: jnp.dtype
@@ -68,7 +70,7 @@ class ImageDetails(nn.Module):
 
 
 class DetailsToTokens(nn.Module):
-    """What details add to the ViT's patches: (B, 4h, 4w, F) -> (B, h, w, features). Nothing at first."""
+    """Details as an addition to the ViT's tokens: (B, 4h, 4w, F) -> (B, h, w, features); initialised to zero."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -80,9 +82,9 @@ class DetailsToTokens(nn.Module):
 
 
 class DetailsToPixels(nn.Module):
-    """Details and the ViT's tokens, joined, as they travel in an image embedding.
+    """Combines details with the ViT's tokens, as extra channels of the image embedding.
 
-    (B, 4h, 4w, F) and (B, h, w, D) -> (B, h, w, 3 C + 16 F), which `split_details` takes apart.
+    (B, 4h, 4w, F) and tokens (B, h, w, D) -> (B, h, w, 3 C + 16 F), which `split_details` splits; C is `dim`.
     """
 
     dim: int
@@ -109,7 +111,7 @@ def _by_cell(x: jax.Array) -> jax.Array:
 
 
 def split_details(image_embeddings: jax.Array, dim: int) -> tuple[jax.Array, Details | None]:
-    """The embeddings proper (B, h, w, C), and the details that they carry, if any."""
+    """Splits image embeddings into those of SAM (B, h, w, C = dim) and the details, or None if there are none."""
     proper, rest = image_embeddings[..., :dim], image_embeddings[..., dim:]
     if not rest.shape[-1]:
         return proper, None
@@ -122,5 +124,5 @@ def split_details(image_embeddings: jax.Array, dim: int) -> tuple[jax.Array, Det
 
 
 def pixel_embeddings(masks: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """`Details.masks` with sub-pixels side by side, for an embedding of (h, w) cells: (B, 4h, 4w, F)."""
+    """`Details.masks` with sub-pixels joined, for an embedding grid (h, w): (B, 4h, 4w, F)."""
     return jnp.moveaxis(join_subpixels(masks[:, 0].swapaxes(1, 2), grid), 1, -1)

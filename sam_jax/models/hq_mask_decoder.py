@@ -1,8 +1,8 @@
-"""HQ-SAM's mask decoder: SAM's, and one more token whose mask is made of fine features.
+"""HQ-SAM's mask decoder: SAM's, with one more token, whose mask is computed from fine features.
 
 Source: Ke et al. 2023, "Segment Anything in High Quality"; its code's `modeling/mask_decoder_hq.py`. The fine features
-of an image are the sum of its embedding and of early features of the encoder, both enlarged fourfold. All prompts share
-them, so that they are computed once and travel in the image embedding, as planes (ops/planes.py).
+of an image are the sum of its embedding and of early encoder features, both upscaled fourfold. All prompts share them,
+so they are computed once and stored as extra channels of the image embedding.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _normal = nn.initializers.normal(stddev=1.0)
 
 
 class HqFeatures(nn.Module):
-    """Embeddings and early features -> embeddings that carry an image's fine features.
+    """Image embeddings and early features -> image embeddings with fine features as extra channels.
 
-    Of its parameters' names in the published code `mask_decoder` comes first: there the decoder makes them.
+    In the published code these parameters belong to the mask decoder: their names start with `mask_decoder`.
     """
 
     dim: int
@@ -79,7 +79,7 @@ class ConvParameters(nn.Module):
 
 
 class Refining(NamedTuple):
-    """Two convolutions that turn a prompt's enlarged pixels into what is added to the fine features, in order."""
+    """Two convolutions, with a LayerNorm between, whose output for a prompt is added to the fine features."""
 
     first: jax.Array
     first_bias: jax.Array
@@ -90,7 +90,7 @@ class Refining(NamedTuple):
 
 
 class HqMaskDecoder(nn.Module):
-    """Predicts the single mask, and the best of those for ambiguous prompts."""
+    """Predicts two masks per prompt: the single mask, and the one with the highest predicted IoU of the others."""
 
     config: HqMaskDecoderConfig
     dim: int
@@ -106,7 +106,7 @@ class HqMaskDecoder(nn.Module):
         deterministic: bool = True,
         least_iou: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """As `MaskDecoder`, of the two masks those that `masks` names; image_embeddings (B, h, w, 3 C)."""
+        """As `MaskDecoder`; `masks` selects from the two masks. image_embeddings are (B, h, w, 3 C)."""
         c, dim = self.config, self.dim
         names = {"iou_token": 1, "mask_tokens": c.num_mask_tokens, "hf_token": 1}
         tokens, valid = join_tokens(
@@ -135,7 +135,7 @@ class HqMaskDecoder(nn.Module):
         return of_wanted(of_prompts, (iou > least_iou).any(axis=-1), rows, of_token, pixels), iou
 
     def _parts(self) -> tuple[Upscaling, Refining]:
-        """The parameters of all that is done to pixels after the transformer; `of_wanted` can make none."""
+        """The parameters for the pixels after the transformer; they cannot be created inside `of_wanted`."""
         c, f = self.dim // 4, self.dim // 8
         up = PlaneSubpixelConv(self.dim, c, centred=True, dtype=self.dtype, name="output_upscaling_0")
         norm = PlaneNorm(c, EPSILON, centred=True, dtype=self.dtype, name="output_upscaling_1")
@@ -148,7 +148,7 @@ class HqMaskDecoder(nn.Module):
 
 
 def _single_and_best(rows: jax.Array, iou: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(B, N, 1 + M, C) and IoUs (B, N, 1 + M) -> the first of each, and that of the highest IoU of the others."""
+    """Rows (B, N, 1 + M, C) and IoUs (B, N, 1 + M) -> the first of each, and the one with the highest IoU of the rest."""
     best = 1 + iou[..., 1:].argmax(axis=-1, keepdims=True)
     index = jnp.concatenate([jnp.zeros_like(best), best], axis=-1)
     return jnp.take_along_axis(rows, index[..., None], axis=2), jnp.take_along_axis(iou, index, axis=2)
@@ -164,8 +164,8 @@ def _planes(
     of_token: jax.Array,
     pixels: jax.Array,
 ) -> jax.Array:
-    """Rows (B, N, M, C / 8) of SAM's masks, (B, N, C / 8) of the token's, and pixels (B, N, C, S) -> (B, N, M, 16, S)
-    float32 logits."""
+    """Hypernetwork outputs of SAM's masks (B, N, M, C / 8) and of the HQ token (B, N, C / 8), and pixels (B, N, C, S)
+    -> (B, N, M, 16, S) float32 logits."""
     u = upscaling
     x = split(u.first, u.first_bias, pixels)
     x = gelu(layer_norm(x, u.scale, u.shift, EPSILON, -2, CENTRED))
@@ -178,14 +178,14 @@ def _planes(
 
 
 def _by_subpixel(x: jax.Array) -> jax.Array:
-    """What `stack` gives of two enlargements, (B, N, 4, 4 C, S) -> (B, N, 16, C, S)."""
+    """Planes after two upscaling steps, as `stack` returns them: (B, N, 4, 4 C, S) -> (B, N, 16, C, S)."""
     return rearrange(x, "b n u (t c) s -> b n (u t) c s", t=4)
 
 
 def _refined(refining: Refining, x: jax.Array, grid: tuple[int, int], of_token: jax.Array) -> jax.Array:
-    """Both convolutions of pixels (B, N, 16, C, S), times a vector per prompt (B, N, C): (B, N, 4h, 4w) float32.
+    """Both convolutions on pixels (B, N, 16, C, S), times a vector per prompt (B, N, C): (B, N, 4h, 4w) float32.
 
-    The vector goes into the second kernel: instead of C channels it then gives one.
+    The vector is folded into the second kernel, which then outputs one channel instead of C.
     """
     r, b = refining, len(of_token)
     x = rearrange(x, "b n (i j k l) c (h w) -> (b n) (h i k) (w j l) c", i=2, j=2, k=2, l=2, h=grid[0])

@@ -46,7 +46,7 @@ class PatchEmbed(nn.Module):
 
 
 class Windows(NamedTuple):
-    """A grid of h x w tokens cut into windows of `side` x `side`, with zeros beyond its right and lower edges."""
+    """An h x w grid of tokens, split into windows of `side` x `side` and zero-padded at the right and bottom."""
 
     side: int
     h: int
@@ -59,7 +59,7 @@ class Windows(NamedTuple):
 
     @property
     def is_padded(self) -> bool:
-        """Whether some tokens of the windows lie outside the grid."""
+        """Whether the grid has to be padded."""
         return (self.h % self.side, self.w % self.side) != (0, 0)
 
     def split(self, x: jax.Array) -> jax.Array:
@@ -69,7 +69,7 @@ class Windows(NamedTuple):
         return rearrange(x, "b (nh i) (nw j) c -> b (nh nw) (i j) c", i=s, j=s)
 
     def join(self, x: jax.Array) -> jax.Array:
-        """The inverse of `split`; what the padding holds is dropped."""
+        """The inverse of `split`; padding is dropped."""
         nh, nw = self.counts
         x = rearrange(x, "b (nh nw) (i j) c -> b (nh i) (nw j) c", nh=nh, nw=nw, i=self.side, j=self.side)
         return x[:, : self.h, : self.w]
@@ -82,7 +82,7 @@ class Windows(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Self-attention over windows of `window` x `window` tokens, or over the whole grid where `window` is 0."""
+    """Self-attention over windows of `window` x `window` tokens, or over the whole grid if `window` is 0."""
 
     config: ImageEncoderConfig
     window: int
@@ -98,10 +98,10 @@ class Attention(nn.Module):
         self.rel_pos_w = self.param("rel_pos_w", nn.initializers.zeros, table)
 
     def __call__(self, x: jax.Array, windows: Windows | None = None) -> jax.Array:
-        """(B, h, w, C) -> (B, h, w, C); with `windows`, tokens come and go in window order (B, windows, side^2, C).
+        """(B, h, w, C) -> (B, h, w, C); with `windows`, input and output are in window order (B, windows, side^2, C).
 
-        Official SAM pads with zeros before the projection and masks nothing: a padded token attends with key and
-        value equal to the projection's bias.
+        Official SAM pads with zeros before the projection and does not mask the padding, so padded tokens have keys
+        and values equal to the projection's bias.
         """
         if windows is not None:
             x = jnp.where(windows.real(), x, 0) if windows.is_padded else x
@@ -110,7 +110,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x)
         if not self.window:
             return self.proj(self._attend(rearrange(qkv, "b h w c -> b (h w) c"), h, w).reshape(x.shape))
-        # Only real tokens are projected; padding with the bias afterwards is the same sum.
+        # Project only real tokens, then pad with the bias: the same result.
         windows = Windows(self.window, h, w)
         qkv = windows.split(qkv)
         if windows.is_padded:
@@ -144,7 +144,7 @@ class MlpBlock(nn.Module):
         """Tokens in grid order (B, h, w, C) or in window order (B, windows, side^2, C)."""
         if not self.config.int8_mlp:
             return self.lin2(gelu(self.lin1(x)))
-        # Windows are short enough to stay whole; a grid's rows are joined, to be cut where it suits the kernel.
+        # Windows fit into one kernel step; the rows of a grid are joined, and the kernel splits them as it likes.
         tokens = x if x.shape[2] == self.config.window_size**2 else rearrange(x, "b h w c -> b 1 (h w) c")
         return int8_mlp(tokens, self.lin1.int8(), self.lin2.int8(), self.config.attention).reshape(x.shape)
 
@@ -152,7 +152,7 @@ class MlpBlock(nn.Module):
 class Block(nn.Module):
     """One transformer block: x + attention(norm1(x)), then x + mlp(norm2(x)).
 
-    Tokens come in grid order (B, h, w, C), or with `windows` in window order (B, windows, side^2, C).
+    Tokens are in grid order (B, h, w, C), or with `windows` in window order (B, windows, side^2, C).
     """
 
     config: ImageEncoderConfig
@@ -180,8 +180,8 @@ class Block(nn.Module):
 class ImageEncoder(nn.Module):
     """Preprocessed images -> image embeddings.
 
-    Any input whose sides are multiples of the patch size works, square or not: position tables are interpolated to
-    the grid where it is not the native one.
+    Input sides may be any multiples of the patch size: position tables are interpolated to the grid if it is not the
+    native one.
     """
 
     config: ImageEncoderConfig
@@ -191,7 +191,11 @@ class ImageEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
-        """(B, H, W, 3) normalised RGB -> (B, h, w, C) float32: `out_channels`, and more with `details`."""
+        """(B, H, W, 3) normalised RGB -> (B, h, w, C) float32; C is `out_channels`, and more with `details`.
+
+        Raises:
+          ValueError: the images have another shape.
+        """
         c = self.config
         x = self._tokens(images)
         if not self.details:
@@ -203,7 +207,7 @@ class ImageEncoder(nn.Module):
         return jnp.concatenate([neck(x, self.out_channels, self.dtype), fine], axis=-1).astype(jnp.float32)
 
     def _tokens(self, images: jax.Array) -> jax.Array:
-        """Images as tokens that know their places."""
+        """Patch embedding plus absolute position embedding: (B, H, W, 3) -> (B, h, w, embed_dim)."""
         c = self.config
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % c.patch_size or images.shape[2] % c.patch_size:
             raise ValueError(
@@ -226,7 +230,7 @@ class ImageEncoder(nn.Module):
 
     @property
     def _rates(self) -> list[float]:
-        """Drop path of each block."""
+        """Drop path rate of each block."""
         rates: list[float] = np.linspace(0.0, self.config.drop_path_rate, self.config.depth).tolist()
         return rates
 
@@ -237,7 +241,7 @@ class ImageEncoder(nn.Module):
     def _in_order(
         self, blocks: Sequence[Callable[..., jax.Array]], x: jax.Array, deterministic: bool, first: int = 0
     ) -> jax.Array:
-        """Blocks one after the other, numbered from `first`; between windowed ones tokens may stay in window order."""
+        """Applies blocks numbered from `first`; tokens may stay in window order between windowed blocks."""
         c, order = self.config, self.config.token_order
         if order == "auto":
             order = "windows" if self.dtype == jnp.bfloat16 else "grid"
@@ -246,7 +250,7 @@ class ImageEncoder(nn.Module):
             windowed = order == "windows" and i not in c.global_attn_indexes
             if windowed and not ordered:
                 ordered = Windows(c.window_size, *x.shape[1:3])
-                # Without the barrier XLA keeps the split's five axes in every norm, which leaves lanes empty on TPUs.
+                # Without the barrier XLA keeps the five axes of the split in every norm, which wastes lanes on TPUs.
                 x = jax.lax.optimization_barrier(ordered.split(x))
             elif ordered and not windowed:
                 x, ordered = ordered.join(x), None
@@ -254,7 +258,7 @@ class ImageEncoder(nn.Module):
         return ordered.join(x) if ordered else x
 
     def _scanned(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        """The same as a loop over equal groups, of which one is compiled. The parameter tree stays as it is."""
+        """Applies all blocks as a scan over equal groups, of which one is compiled; parameter names do not change."""
         c, block, rates = self.config, self._block, self._rates
         size = c.depth // len(c.global_attn_indexes)
         params = self.variables["params"]
@@ -281,11 +285,11 @@ class ImageEncoder(nn.Module):
 
 
 class HqImageEncoder(ImageEncoder):
-    """The image encoder of HQ-SAM, which hands on early features, too: those after its first global block."""
+    """The image encoder of HQ-SAM, which also returns the features after its first global block."""
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
-        """(B, H, W, 3) -> (B, h, w, `out_channels` + embed_dim) float32: embeddings, and early features beside them."""
+        """(B, H, W, 3) -> (B, h, w, `out_channels` + embed_dim) float32: embeddings, then early features."""
         blocks, first = self._made_blocks(), self.config.global_attn_indexes[0] + 1
         early = self._in_order(blocks[:first], self._tokens(images), deterministic)
         x = self._in_order(blocks[first:], early, deterministic, first)
@@ -294,7 +298,7 @@ class HqImageEncoder(ImageEncoder):
 
 
 def neck(x: jax.Array, channels: int, dtype: jnp.dtype) -> jax.Array:
-    """Two convolutions, each normalised, of the module that calls this: (B, h, w, C) -> (B, h, w, channels)."""
+    """Two convolutions, each with LayerNorm, as submodules of the caller: (B, h, w, C) -> (B, h, w, channels)."""
     x = Conv(channels, (1, 1), use_bias=False, dtype=dtype, name="neck_0")(x)
     x = LayerNorm(epsilon=1e-6, dtype=dtype, name="neck_1")(x)
     x = Conv(channels, (3, 3), padding=1, use_bias=False, dtype=dtype, name="neck_2")(x)

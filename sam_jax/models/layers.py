@@ -1,4 +1,4 @@
-"""Small layers that the networks share. Parameter names and layouts follow Flax; arithmetic follows torch's."""
+"""Small layers that the networks share. Parameter names and layouts follow Flax, arithmetic follows torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ kernel_init = nn.initializers.truncated_normal(stddev=0.02)
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation of the last axis, with statistics in float32; parameters as `nn.LayerNorm`.
+    """Layer normalisation of the last axis, with statistics in float32; parameters as in `nn.LayerNorm`.
 
-    The variance takes two passes: E[x^2] - E[x]^2 loses digits on ViT-H's large activations. For bfloat16 it takes one,
-    as the rounding of x loses far more where the mean is far from zero.
+    The variance takes two passes, because E[x^2] - E[x]^2 loses digits on ViT-H's large activations. With bfloat16 one
+    pass is enough: rounding x loses far more digits where the mean is far from zero.
     """
 
     epsilon: float
@@ -32,7 +32,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., C)."""
+        """(..., C) -> (..., C) in `dtype`."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         statistics = ONE_PASS if self.dtype == jnp.bfloat16 else TWO_PASSES
@@ -41,8 +41,8 @@ class LayerNorm(nn.Module):
 
 
 def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(..., in) @ (in, out) as one two-dimensional product, which gives XLA's CPU backend a kernel gradient that is
-    three times faster."""
+    """(..., in) @ (in, out) as one two-dimensional product, which makes the kernel's gradient three times faster on
+    CPUs."""
     return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -55,7 +55,7 @@ Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
 
 class Linear(nn.Module):
-    """A dense layer whose kernel (in, out) and bias (out,) can be read, which folding them into others needs."""
+    """A dense layer whose kernel (in, out) and bias (out,) are accessible, so that they can be folded into others."""
 
     in_features: int
     features: int
@@ -70,7 +70,7 @@ class Linear(nn.Module):
         return dense(x.astype(self.dtype), self.kernel.astype(self.dtype)) + self.bias.astype(self.dtype)
 
     def int8(self) -> Int8Dense:
-        """The layer in 8-bit integers: quantised here, or before, with the scales beside the kernel."""
+        """The layer in 8-bit integers: quantised here, or already by `inference_variables`."""
         known: jax.Array | None = self.get_variable("params", KERNEL_SCALE)
         kernel, scale = quantize(self.kernel, 0) if known is None else (self.kernel, known)
         return Int8Dense(kernel, scale[0], self.bias.astype(jnp.float32))
@@ -94,7 +94,7 @@ class Mlp(nn.Module):
 class PatchConv(nn.Module):
     """Convolution whose stride is its kernel size, as one matmul over patches.
 
-    Kernel (k, k, in, out), as `nn.Conv`. Compilers handle the matmul better than a convolution with few channels.
+    Kernel (k, k, in, out), as in `nn.Conv`. Compilers handle the matmul better than a convolution with few channels.
     """
 
     features: int
@@ -126,8 +126,7 @@ class DropPath(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Drops elements with a probability and scales the others up (rng stream dropout), as `nn.Dropout`, at a third of
-    its price on TPUs: see `ops/random_bits.py`."""
+    """Dropout (rng stream dropout) like `nn.Dropout`, at a third of its cost on TPUs: see `ops/random_bits.py`."""
 
     rate: float
     deterministic: bool = True
@@ -160,7 +159,7 @@ def _cubic_weights(target: int, source: int) -> np.ndarray:
 
 
 def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Absolute position table (1, s, s, C) -> (1, h, w, C); the table itself where the size is the native one."""
+    """Absolute position table (1, s, s, C) -> (1, h, w, C) by bicubic interpolation; unchanged at the native size."""
     source = pos_embed.shape[1:3]
     if source == grid:
         return pos_embed
@@ -169,7 +168,7 @@ def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
 
 def resize_rel_pos(rel_pos: jax.Array, size: int) -> jax.Array:
-    """Relative position table (2s - 1, D) -> (2 size - 1, D), interpolated linearly where `size` is not the native s
+    """Relative position table (2s - 1, D) -> (2 size - 1, D) by linear interpolation; unchanged at the native size
     (official `get_rel_pos`)."""
     needed = 2 * size - 1
     if rel_pos.shape[0] == needed:

@@ -26,7 +26,7 @@ _normal = nn.initializers.normal(stddev=1.0)
 
 
 class MaskDecoder(nn.Module):
-    """Predicts one mask per mask token: the single-mask token first, then those for ambiguous prompts."""
+    """Predicts one mask per mask token: the single mask first, then the masks for ambiguous prompts."""
 
     config: MaskDecoderConfig
     dim: int
@@ -42,16 +42,18 @@ class MaskDecoder(nn.Module):
         deterministic: bool = True,
         least_iou: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Planes of those of all 1 + num_multimask_outputs masks that `masks` names, M of them, and their IoUs.
+        """Predicts masks, as planes, and their IoUs.
 
         Args:
-          image_embeddings: (B, h, w, C), and more channels with details; image_pe: (h, w, C).
+          image_embeddings: (B, h, w, C), with more channels if there are details; image_pe: (h, w, C).
+          prompts: of N prompts per image.
+          masks: selects M of the 1 + num_multimask_outputs masks.
           deterministic: no dropout.
-          least_iou: () float32; pixels are upscaled prompt by prompt, and not at all for prompts none of whose M
-            predicted IoUs is above it: their planes are zero.
+          least_iou: () float32; pixels are upscaled prompt by prompt, and only if at least one of the prompt's M
+            predicted IoUs is above it; other prompts get planes of zeros.
 
         Returns:
-          (B, N, M, 16, h*w) float32 logits, see `planes.join_subpixels`, and (B, N, M) float32.
+          Logits (B, N, M, 16, h*w) float32, see `planes.join_subpixels`, and predicted IoUs (B, N, M) float32.
         """
         c = self.config
         iou_token = self.param("iou_token", _normal, (1, self.dim))
@@ -77,11 +79,10 @@ class MaskDecoder(nn.Module):
     def _planes(
         self, hypernetworks: jax.Array, pixels: jax.Array, details: Details | None, wanted: jax.Array | None
     ) -> jax.Array:
-        """(B, N, M, C / 8) and pixels (B, N, C, S) -> (B, N, M, 16, S) float32 logits, zeros but for prompts `wanted`.
+        """Hypernetwork outputs (B, N, M, C / 8) and pixels (B, N, C, S) -> (B, N, M, 16, S) float32 logits.
 
-        With `details` hypernetworks are (B, N, M, C / 8 + F): the rest weighs the details.
-
-        The sub-pixels of both upscaling steps stay beside each other as planes: no channel or pixel ever moves.
+        With `details`, hypernetwork outputs are (B, N, M, C / 8 + F); the last F weight the details. Prompts that are
+        not `wanted` (B, N) get zeros. Sub-pixels of both upscaling steps stay planes, so nothing is transposed.
         """
         c = self.dim
         up = PlaneSubpixelConv(c, c // 4, centred=True, dtype=self.dtype, name="output_upscaling_0")
@@ -104,7 +105,7 @@ class MaskDecoder(nn.Module):
 
 
 def of_wanted(of_prompts: Callable[..., jax.Array], wanted: jax.Array, *operands: jax.Array) -> jax.Array:
-    """`of_prompts` of operands (B, N, ...), prompt by prompt and only where `wanted` (B, N); zeros elsewhere."""
+    """Applies `of_prompts` to operands (B, N, ...) prompt by prompt, only where `wanted` (B, N); zeros elsewhere."""
 
     def of_one(wanted: jax.Array, *one: jax.Array) -> jax.Array:
         alone = [x[:, None] for x in one]
@@ -118,7 +119,7 @@ def of_wanted(of_prompts: Callable[..., jax.Array], wanted: jax.Array, *operands
 
 
 def join_tokens(output_tokens: jax.Array, prompts: PromptEmbeddings) -> tuple[jax.Array, jax.Array]:
-    """Output tokens in front of the prompt tokens of every prompt, with flags for those that count."""
+    """Puts output tokens (n, C) before each prompt's tokens: (B, N, n + T, C) and their validity (B, N, n + T)."""
     batch = prompts.sparse.shape[:2]
     output_tokens = jnp.broadcast_to(output_tokens, (*batch, *output_tokens.shape))
     always = jnp.ones(output_tokens.shape[:3], bool)

@@ -13,9 +13,9 @@ from sam_jax.ops.planes import project
 
 
 class PlaneNorm(nn.Module):
-    """LayerNorm over the channels of each pixel; parameters as `nn.LayerNorm`, statistics float32, in two passes.
+    """LayerNorm over the channels of each pixel; parameters as in `nn.LayerNorm`, statistics float32, in two passes.
 
-    `centred` promises that the channels add up to zero, as those of a `centred` convolution do: no mean is taken.
+    `centred` assumes that the channels sum to zero, as after a `centred` convolution, and computes no mean.
     """
 
     features: int
@@ -28,24 +28,24 @@ class PlaneNorm(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(..., C, S)."""
+        """(..., C, S) -> (..., C, S)."""
         statistics = CENTRED if self.centred else TWO_PASSES
         return layer_norm(x.astype(self.dtype), self.scale, self.bias, self.epsilon, -2, statistics)
 
 
 def _less_mean(kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What makes the outputs add up to zero: a kernel (..., out) and a bias (out,) without their means over `out`.
+    """Subtracts the mean over `out` from a kernel (..., out) and a bias (out,), so that the outputs sum to zero.
 
-    The LayerNorm that follows would subtract the same from every pixel of every prompt.
+    The LayerNorm that follows then need not subtract the mean from every pixel of every prompt.
     """
     return kernel - kernel.mean(axis=-1, keepdims=True), bias - bias.mean()
 
 
 class PlanePatchConv(nn.Module):
-    """Convolution whose stride is its kernel size, where the patches are planes already.
+    """Convolution whose stride is its kernel size, on planes that already hold the pixels of each patch.
 
-    Kernel (k, k, in, out), as `nn.Conv`. `groups` patches lie one after the other: they share the kernel, which is
-    applied to all of them as one block-diagonal matrix. `centred`: see `PlaneNorm`, which has to follow.
+    Kernel (k, k, in, out), as in `nn.Conv`. The channels hold `groups` patches one after the other, which share the
+    kernel; it is applied as one block-diagonal matrix. `centred` must be followed by a centred `PlaneNorm`.
     """
 
     in_features: int
@@ -69,11 +69,11 @@ class PlanePatchConv(nn.Module):
 
 
 class PlaneSubpixelConv(nn.Module):
-    """Transposed convolution with a 2x2 kernel and stride 2, whose four sub-pixels are left as planes.
+    """Transposed convolution with a 2x2 kernel and stride 2, whose four sub-pixels stay planes.
 
     See `ops.planes.split` and `stack`. Sub-pixel (a, b) is `x @ kernel[a, b] + bias`: the kernel (2, 2, in, out) is
-    torch's ConvTranspose2d weight (in, out, 2, 2) with its axes moved and nothing flipped (`nn.ConvTranspose` would
-    need the flip). `centred`: see `PlaneNorm`, which has to follow.
+    torch's ConvTranspose2d weight (in, out, 2, 2) with its axes moved but not flipped (`nn.ConvTranspose` would need
+    the flip). `centred` must be followed by a centred `PlaneNorm`.
     """
 
     in_features: int
@@ -82,7 +82,7 @@ class PlaneSubpixelConv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        # Each output pixel sees one 1x1 kernel: the fan-in is the input width alone.
+        # Each output pixel sees a single 1x1 kernel, so the fan-in is just the input width.
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0, 1))
         self.kernel = self.param("kernel", init, (2, 2, self.in_features, self.features))
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -25,7 +25,7 @@ _normal = nn.initializers.normal(stddev=1.0)
 
 
 class PromptEmbeddings(NamedTuple):
-    """sparse: (B, N, T, C); sparse_valid: (B, N, T) bool; dense: (B, N or 1, C, h*w), 1 where all prompts share it."""
+    """sparse: (B, N, T, C); sparse_valid: (B, N, T) bool; dense: (B, N or 1, C, h*w), 1 if all prompts share it."""
 
     sparse: jax.Array
     sparse_valid: jax.Array
@@ -76,7 +76,7 @@ class PromptEncoder(nn.Module):
         self.mask_downscaling_6 = PlanePatchConv(chans, self.embed_dim, 1, dtype=self.dtype)
 
     def dense_pe(self, grid: tuple[int, int]) -> jax.Array:
-        """(h, w, C) float32 positional encoding of the image embedding, `image_pe` of the mask decoder."""
+        """(h, w, C) float32 positional encoding of the image embedding: `image_pe` of the mask decoder."""
         return self.pe_layer.grid(grid)
 
     def __call__(
@@ -86,9 +86,16 @@ class PromptEncoder(nn.Module):
         input_size: tuple[int, int],
         mask_planes: jax.Array | None = None,
     ) -> PromptEmbeddings:
-        """Embeds the prompts of images whose embedding grid is (h, w) and whose input frame is (H, W) pixels.
+        """Embeds prompts.
 
-        `mask_planes` (B, N, 16, h*w) takes the place of `prompts.mask_inputs`: the same logits, split already.
+        Args:
+          prompts: in pixels of the input frame.
+          grid: (h, w) of the image embedding.
+          input_size: (H, W) of the input frame, pixels.
+          mask_planes: (B, N, 16, h*w), mask inputs already split into planes, instead of `prompts.mask_inputs`.
+
+        Raises:
+          ValueError: prompts are empty, have only one of point_coords and point_labels, or mask_inputs of another size.
         """
         if prompts.mask_inputs is not None:
             mask_planes = split_subpixels(_checked_masks(prompts.mask_inputs, grid))
@@ -118,7 +125,7 @@ class PromptEncoder(nn.Module):
             raise ValueError("point_coords and point_labels belong together; one of them is None")
         tokens = self._embed_points(prompts.point_coords, prompts.point_labels, input_size)
         present = prompts.point_labels >= 0
-        # SAM adds one "not a point" token where points come without a box, as if a box were missing.
+        # SAM adds one "not a point" token to points without a box, as padding in place of the box.
         alone = present.any(axis=-1, keepdims=True)
         if prompts.boxes is not None:
             has_box = jnp.ones_like(alone) if prompts.box_valid is None else prompts.box_valid[..., None]
@@ -144,7 +151,7 @@ class PromptEncoder(nn.Module):
         h, w = grid
         absent = self.no_mask_embed.reshape(1, 1, -1, 1).astype(self.dtype)
         if planes is None:
-            # All prompts of all images share this one: the decoder then works on the image once, not once per prompt.
+            # All prompts share this embedding, so the decoder's first layers run once per image, not once per prompt.
             dense = jnp.broadcast_to(absent, (batch[0], 1, self.embed_dim, h * w))
             return dense if not self.is_initializing() else dense + 0 * self._downscale(jnp.zeros((1, 1, 16, h * w)))
         dense = self._downscale(planes)
@@ -161,9 +168,9 @@ class PromptEncoder(nn.Module):
 def _in_two_slots(
     missing: tuple[jax.Array, jax.Array], box: tuple[jax.Array, jax.Array]
 ) -> list[tuple[jax.Array, jax.Array]]:
-    """The token of a missing box and the first corner never count both: they share a slot.
+    """Lets the "not a point" token and the first box corner share a slot: they are never both present.
 
-    One token less costs nothing, and brings training's 17 down to 16, which fills a TPU's tiles.
+    This saves a token, and brings the 17 of training down to 16, which fills a TPU's tiles.
     """
     (padding, alone), (corners, has_box) = missing, box
     first = jnp.where(has_box[..., :1, None], corners[:, :, :1], padding)
@@ -181,7 +188,7 @@ def _checked_masks(masks: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
 
 def prompt_shape(prompts: Prompts) -> tuple[int, int]:
-    """(B, N), from whichever part is given."""
+    """(B, N), from any part that is given. Raises ValueError if all are None."""
     for part in (prompts.point_labels, prompts.boxes, prompts.mask_inputs, prompts.valid):
         if part is not None:
             return part.shape[0], part.shape[1]

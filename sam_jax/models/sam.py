@@ -1,4 +1,4 @@
-"""The whole model: encode an image once, decode as many prompts as there are."""
+"""The whole model: encode an image once, decode any number of prompts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from sam_jax.structs import MaskPredictions, Prompts
 class Sam(nn.Module):
     """Segment Anything (Kirillov et al. 2023).
 
-    Pure functions of `variables` with the collections `params` (trained) and `constants` (the random matrix of the
-    positional encoding; a TinyViT's statistics). Call through `model.apply(variables, ..., method="encode_image")`.
+    Methods are pure functions of `variables`, with the collections `params` (trained) and `constants` (the random
+    matrix of the positional encoding; batch statistics of a TinyViT). Call as
+    `model.apply(variables, ..., method="encode_image")`.
     """
 
     config: SamConfig
@@ -42,8 +43,8 @@ class Sam(nn.Module):
         """Preprocessed images -> image embeddings.
 
         Args:
-          images: (B, H, W, 3) float, from `ops.transforms.preprocess`: normalised, then zero-padded.
-          deterministic: False at training, which draws drop path from the rng stream "drop_path".
+          images: (B, H, W, 3) float, from `ops.transforms.normalize_batch`: normalised, then zero-padded.
+          deterministic: False in training: drop path, drawn from the rng stream "drop_path".
 
         Returns:
           (B, h, w, C) float32, with C = `config.embedding_channels`.
@@ -54,9 +55,14 @@ class Sam(nn.Module):
     def predict_masks(
         self, image_embeddings: jax.Array, prompts: Prompts, masks: slice = slice(None)
     ) -> MaskPredictions:
-        """Those of the M = 1 (unambiguous) + num_multimask_outputs masks of each prompt that `masks` names.
+        """Masks of N prompts per image: the single mask first, then the num_multimask_outputs for ambiguous prompts.
 
         HQ-SAM has two masks (`HqMaskDecoderConfig.num_masks`).
+
+        Args:
+          image_embeddings: (B, h, w, C) from `encode_image`.
+          prompts: in pixels of the input frame (H, W) = patch_size * (h, w).
+          masks: selects M of the masks.
         """
         h, w = image_embeddings.shape[1:3]
         planes, iou_predictions = self.predict_planes(image_embeddings, prompts, masks=masks)
@@ -71,15 +77,15 @@ class Sam(nn.Module):
         deterministic: bool = True,
         least_iou: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """`predict_masks` in the layout that the decoder works in, which spares training all re-ordering of pixels.
+        """`predict_masks` with masks as planes, the decoder's own layout, so that training never transposes pixels.
 
         Args:
-          mask_planes: (B, N, 16, h*w) logits to feed back, as `planes.split_subpixels` makes them of `mask_inputs`.
-          deterministic: False at training, which draws the decoder's dropout from the rng stream "dropout".
-          least_iou: () float32; planes of prompts without a mask above it are zeros, and cost less. See `MaskDecoder`.
+          mask_planes: (B, N, 16, h*w) mask inputs as planes (`planes.split_subpixels`), instead of `mask_inputs`.
+          deterministic: False in training: dropout in the decoder, drawn from the rng stream "dropout".
+          least_iou: () float32; prompts without a predicted IoU above it get zeros, which is cheap; see `MaskDecoder`.
 
         Returns:
-          Planes (B, N, masks, 16, h*w) float32 and IoU predictions (B, N, masks) float32.
+          Logits (B, N, M, 16, h*w) float32 and IoU predictions (B, N, M) float32.
         """
         h, w = image_embeddings.shape[1:3]
         patch = self.config.image_encoder.patch_size
@@ -93,8 +99,8 @@ class Sam(nn.Module):
         Args:
           image_embeddings: (B, h, w, C) from `encode_image`.
           prompts: N prompts per image, in pixels of the input frame (H, W) = patch_size * (h, w).
-          multimask_output: True gives the masks for ambiguous prompts (M = 3; with HQ-SAM the best, M = 1), False the
-            single mask (M = 1), which is the better one when a prompt holds several points or a box.
+          multimask_output: True returns the masks for ambiguous prompts (M = 3; with HQ-SAM the best, M = 1), False the
+            single mask (M = 1), which is better for prompts with several points or a box.
         """
         return self.predict_masks(image_embeddings, prompts, slice(1, None) if multimask_output else slice(0, 1))
 
@@ -117,7 +123,7 @@ def _mask_decoder(config: MaskDecoderConfig, dim: int, dtype: jnp.dtype) -> Mask
 
 
 def init_variables(model: Sam, rng: jax.Array) -> dict[str, Any]:
-    """Fresh float32 variables of `model`; the smallest input that creates every parameter is used."""
+    """Newly initialised float32 variables of `model`, from the smallest input that creates every parameter."""
     patch = model.config.image_encoder.patch_size
     prompts = Prompts(boxes=jnp.zeros((1, 1, 4)))
     variables: Any = jax.jit(model.init)(rng, jnp.zeros((1, patch, patch, 3)), prompts)
@@ -125,11 +131,11 @@ def init_variables(model: Sam, rng: jax.Array) -> dict[str, Any]:
 
 
 def inference_variables(config: SamConfig, variables: dict[str, Any]) -> dict[str, Any]:
-    """Variables that take less memory and give the same numbers: the image encoder's kernels as they are multiplied.
+    """Variables that take less memory and give the same results: image encoder kernels in the compute dtype.
 
-    Each layer casts its kernel to the compute dtype before it multiplies, so that with bfloat16 they can be kept so;
-    normalisation, biases and tables stay float32. With `int8_mlp` the MLPs' kernels are kept as 8-bit integers and
-    scales. With float32 the variables come back as they are, and so do those that are ready already.
+    Each layer casts its kernel to the compute dtype before multiplying, so with bfloat16 kernels can be stored that
+    way; normalisation, biases and tables stay float32. With `int8_mlp` the kernels of MLPs are stored as 8-bit integers
+    and scales. With float32 the variables are returned unchanged, as are kernels that are already converted.
     """
     dtype, int8 = jnp.dtype(config.dtype), not config.is_mobile and config.vit.int8_mlp
     if dtype == jnp.float32 and not int8:

@@ -1,8 +1,8 @@
 """TinyViT, MobileSAM's image encoder: convolutions, then windowed attention in stages that halve the grid.
 
 Source: Wu et al. 2022, "TinyViT: Fast pretraining distillation for small vision transformers"; MobileSAM's
-`modeling/tiny_vit_sam.py`. As there, the last stage keeps the grid of the one before, so that a cell is 16 pixels.
-Batch normalisation is that of inference: its statistics are constants.
+`modeling/tiny_vit_sam.py`. As there, the last stage keeps the grid of the previous one, so that a cell is 16 pixels.
+Batch normalisation always uses its running statistics, which are constants.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _init = nn.initializers.lecun_normal()
 
 
 class Kernel(nn.Module):
-    """A convolution without bias whose kernel (size, size, in, features) is centred on its pixel."""
+    """A convolution without bias, with a kernel (size, size, in, features) and padding size // 2."""
 
     features: int
     size: int
@@ -41,9 +41,10 @@ class Kernel(nn.Module):
 
 
 class DepthwiseKernel(nn.Module):
-    """A 3x3 convolution of each channel by itself, without bias: kernel (3, 3, 1, C).
+    """A depthwise 3x3 convolution without bias: kernel (3, 3, 1, C).
 
-    Nine shifted products, which compilers make one loop of; grouped convolutions are slow on most platforms.
+    Written as nine shifted products, which compilers fuse into one loop; grouped convolutions are slow on most
+    platforms.
     """
 
     stride: int = 1
@@ -59,7 +60,7 @@ class DepthwiseKernel(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation by known statistics (collection `constants`), in float32."""
+    """Batch normalisation with fixed statistics (collection `constants`), in float32."""
 
     dtype: jnp.dtype
 
@@ -75,7 +76,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution, or with `features` 0 a depthwise one, and its batch normalisation."""
+    """A convolution (depthwise if `features` is 0) and its batch normalisation."""
 
     features: int
     size: int
@@ -104,7 +105,7 @@ class PatchEmbed(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """An inverted bottleneck (MBConv): widen, mix neighbours, narrow; then the residual and a GELU."""
+    """An inverted bottleneck (MBConv): expand, depthwise convolution, project; then the residual and a GELU."""
 
     hidden: int
     dtype: jnp.dtype
@@ -117,7 +118,7 @@ class ConvBlock(nn.Module):
 
 
 class Merging(nn.Module):
-    """Between stages: other channels, and half the grid where `stride` is 2."""
+    """Between stages: changes the number of channels, and halves the grid if `stride` is 2."""
 
     features: int
     stride: int
@@ -131,9 +132,9 @@ class Merging(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention inside windows, with a learned bias for each distance of two cells.
+    """Self-attention inside windows, with a learned bias for each pair of row and column distances.
 
-    Padding counts: beyond the grid cells are zero before the normalisation, and are attended to.
+    Padding is not masked: padded cells are zero before the normalisation, and are attended to.
     """
 
     num_heads: int
@@ -142,12 +143,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, windows, side^2, C) -> the same."""
+        """(B, windows, side^2, C) -> (B, windows, side^2, C)."""
         channels = x.shape[-1]
         biases = self.param("attention_biases", nn.initializers.zeros, (self.num_heads, self.window**2))
         x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         x = Dense(3 * channels, dtype=self.dtype, name="qkv")(x)
-        # Heads are outermost here, unlike in SAM: each has its query, key and value beside each other.
+        # Unlike in SAM, heads are outermost: query, key and value of each head are adjacent.
         q, k, v = rearrange(x, "b n l (h p d) -> p b n h l d", h=self.num_heads, p=3)
         logits = einsum("bnhld,bnhmd->bnhlm", q, k) * (channels // self.num_heads) ** -0.5
         weights = low_precision_softmax(logits + biases[:, _distances(self.window)].astype(self.dtype), -1)
@@ -156,7 +157,7 @@ class Attention(nn.Module):
 
 
 def _distances(side: int) -> np.ndarray:
-    """(side^2, side^2): which bias belongs to two cells of a window, by their distances along rows and columns."""
+    """(side^2, side^2) int: index of the bias of two cells of a window, by their distances along rows and columns."""
     rows, columns = np.divmod(np.arange(side**2), side)
     return np.abs(rows[:, None] - rows) * side + np.abs(columns[:, None] - columns)
 
@@ -175,7 +176,7 @@ class Mlp(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Windowed attention, a depthwise convolution that joins the windows, and an MLP: (B, h, w, C) -> the same."""
+    """Windowed attention, a depthwise convolution across windows, and an MLP: (B, h, w, C) -> (B, h, w, C)."""
 
     num_heads: int
     window: int
@@ -192,7 +193,7 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of stage `index`, and what leads to the next."""
+    """The blocks of stage `index`, and the merging layer before the next stage."""
 
     config: TinyVitConfig
     index: int
@@ -223,11 +224,15 @@ class TinyVit(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
-        """(B, H, W, 3) normalised RGB -> (B, h, w, out_channels) float32. `deterministic` changes nothing here."""
+        """(B, H, W, 3) normalised RGB -> (B, h, w, out_channels) float32. `deterministic` has no effect.
+
+        Raises:
+          ValueError: the images have another shape.
+        """
         return neck(self._stages(images)[1], self.out_channels, self.dtype).astype(jnp.float32)
 
     def _stages(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What leads to the last stage but one, where cells have their final size, and what the last stage gives."""
+        """The input of the last stage but one, where cells have their final size, and the output of the last stage."""
         c = self.config
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % c.patch_size or images.shape[2] % c.patch_size:
             raise ValueError(
@@ -242,11 +247,11 @@ class TinyVit(nn.Module):
 
 
 class HqTinyVit(TinyVit):
-    """The same for HQ-SAM, which reads early features, too: those that lead to the last stage but one."""
+    """TinyViT for HQ-SAM, which also returns early features: the input of the last stage but one."""
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
-        """(B, H, W, 3) -> (B, h, w, `out_channels` + width) float32: embeddings, and early features beside them."""
+        """(B, H, W, 3) -> (B, h, w, `out_channels` + width) float32: embeddings, then early features."""
         early, x = self._stages(images)
         parts = [neck(x, self.out_channels, self.dtype), early]
         return jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=-1)

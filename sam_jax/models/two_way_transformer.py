@@ -2,14 +2,13 @@
 
 Source: official `modeling/transformer.py`; SAM paper, appendix A.
 
-Prompts are few tokens (T), the image is many pixels (S = h*w), kept as planes (C, S). Two facts make the arithmetic
-cheap and stay exact:
+A prompt has few tokens (T), an image has many pixels (S = h*w), kept as planes (C, S). Two savings, both exact:
   - Until the first image-to-token attention, all prompts of an image see the same pixels. Image-side tensors therefore
     have a prompt axis of size 1 there and are projected once per image.
-  - Where pixels differ per prompt, projecting them costs S * C * I. The projection is instead folded into the
-    tokens ((W k) . q = k . (W^T q)), which costs S * C * heads * T, as long as that is less. All heads then are rows of
-    one matrix (T * heads, C) per prompt, heads innermost: eight of them fill a TPU's tile, so that the softmax over
-    tokens is plain arithmetic between tiles.
+  - Once pixels differ per prompt, projecting them costs S * C * I, I being the inner width. Folding the projection into
+    the tokens ((W k) . q = k . (W^T q)) costs S * C * heads * T, and is done if that is less. All heads are then rows
+    of one matrix (T * heads, C) per prompt, heads innermost: eight of them fill a TPU's tile, so that the softmax over
+    tokens is elementwise arithmetic between tiles.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from sam_jax.ops.softmax import low_precision_softmax
 class Attention(nn.Module):
     """Multi-head attention with an inner width of `dim / downsample_rate`.
 
-    Shapes: tokens (B, N, T, C); pixels (B, N or 1, C, S); image_pe (1, 1, C, S). `valid` (B, N, T) tells which tokens
+    Shapes: tokens (B, N, T, C); pixels (B, N or 1, C, S); image_pe (1, 1, C, S); valid (B, N, T) bool, which tokens
     may be attended to. `kernels`: see `MaskDecoderConfig`.
     """
 
@@ -63,7 +62,7 @@ class Attention(nn.Module):
         return rearrange(x, "b n t (h d) -> b n h t d", h=self.num_heads)
 
     def _fold(self, heads: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Rows (B, N, T * heads, C) that act on whole pixels: each head times its part of a kernel (C, I)."""
+        """Folds a kernel (C, I) into heads (B, N, heads, T, D): rows (B, N, T * heads, C) that multiply pixels."""
         parts = rearrange(kernel.astype(self.dtype), "c (h d) -> h d c", h=self.num_heads)
         return rearrange(einsum("bnhtd,hdc->bnthc", heads, parts), "b n t h c -> b n (t h) c")
 
@@ -72,14 +71,14 @@ class Attention(nn.Module):
         return self.dim * self.num_heads * length < (self.dim + length) * self._inner
 
     def among_tokens(self, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
-        """Self-attention of the tokens."""
+        """Self-attention of the tokens: (B, N, T, C)."""
         logits = matmul(self._heads(self.q_proj(q)), self._heads(self.k_proj(k)).swapaxes(-1, -2)) * self._scale
         logits = jnp.where(valid[:, :, None, None, :], logits.astype(jnp.float32), -jnp.inf)
         out = matmul(jax.nn.softmax(logits).astype(self.dtype), self._heads(self.v_proj(v)))
         return self.out_proj(rearrange(out, "b n h t d -> b n t (h d)"))
 
     def tokens_to_pixels(self, tokens: jax.Array, pixels: jax.Array, image_pe: jax.Array) -> jax.Array:
-        """Each token reads from all pixels. (B, N, T, C)."""
+        """Attention of tokens to pixels: (B, N, T, C)."""
         q = self._heads(self.q_proj(tokens)) * self._scale
         k_proj, v_proj = self.k_proj, self.v_proj
 
@@ -90,7 +89,7 @@ class Attention(nn.Module):
 
         if not self._folds(tokens.shape[2]):
             return self.out_proj(each_pixel_projected())
-        # The key bias adds one constant per query to all its logits, which softmax does not see.
+        # The key bias adds the same constant to all logits of a query, which cancels in the softmax.
         rows = self._fold(q, k_proj.kernel)
         kernel = rearrange(v_proj.kernel.astype(self.dtype), "c (h d) -> h c d", h=self.num_heads)
         cheaper = each_pixel_projected if _shared(pixels, tokens) else None
@@ -107,8 +106,7 @@ class Attention(nn.Module):
         norm: PlaneNorm,
         drop: Callable[[jax.Array], jax.Array] | None,
     ) -> jax.Array:
-        """Each pixel reads from all tokens; what it read is added to it, less what `drop` drops, and normalised.
-        (B, N, C, S)."""
+        """Attention of pixels to tokens, then dropout (`drop`), the residual and `norm`: (B, N, C, S)."""
         k, v = self._heads(self.k_proj(keys)) * self._scale, self._heads(self.v_proj(values))
         invalid = jnp.where(valid, 0.0, -jnp.inf)[..., None]
 
@@ -139,19 +137,19 @@ class Attention(nn.Module):
 
 
 def _shared(pixels: jax.Array, tokens: jax.Array) -> bool:
-    """Whether all of several prompts see the same pixels."""
+    """Whether several prompts share the same pixels."""
     return pixels.shape[1] == 1 and tokens.shape[1] > 1
 
 
 def _projected(heads: jax.Array, linear: Linear, pixels: jax.Array) -> jax.Array:
-    """Pixels (B, n, C, S) by heads (..., h, T, D) of tokens: (B, n, h, D, S)."""
+    """Projects pixels (B, n, C, S) to as many heads as `heads` (B, N, h, T, D) has: (B, n, h, D, S)."""
     dtype = heads.dtype
     out = project(linear.kernel.astype(dtype), pixels) + linear.bias.astype(dtype)[:, None]
     return rearrange(out, "b n (h d) s -> b n h d s", h=heads.shape[2])
 
 
 def _matmul_shared(few: jax.Array, many: jax.Array) -> jax.Array:
-    """(B, N, h, T, a) @ (B, N or 1, h, a, b); where all N share the right side, N joins the rows of one matmul."""
+    """(B, N, h, T, a) @ (B, N or 1, h, a, b); if all N share the right operand, they become rows of one matmul."""
     if many.shape[1] != 1 or few.shape[1] == 1:
         return matmul(few, many)
     n = few.shape[1]
@@ -215,7 +213,7 @@ class TwoWayAttentionBlock(nn.Module):
 class TwoWayTransformer(nn.Module):
     """Tokens (B, N, T, C) and pixels (B, N or 1, C, S) -> both, updated; pixels (B, N, C, S).
 
-    Of the tokens the first `outputs`, or all: the rest need not read the pixels a last time.
+    `outputs`: return only the first tokens, so that the others skip the final attention; None returns all.
     """
 
     config: MaskDecoderConfig
