@@ -1,6 +1,6 @@
-"""How good are the masks? The SAM paper's interactive protocol on anybody's labelled photographs.
+"""How good are the masks? The SAM paper's interactive protocol, on any labelled images.
 
-`sam-jax evaluate DATA... --checkpoint DIR --out report/` measures, prints and writes a report.
+`sam-jax evaluate DATA... --checkpoint DIR --out report/` scores a model, prints tables and writes a report.
 """
 
 from sam_jax.evaluation.options import EvaluationOptions

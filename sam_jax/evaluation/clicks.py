@@ -1,17 +1,17 @@
-"""Where a patient user clicks next.
+"""Simulated clicks of the interactive protocol.
 
-The SAM paper (appendix D.1): the first point is the one farthest from the object's border, each next one the farthest
-from the border of the error region. What "the error region" is where parts are missing *and* parts are too much, the
-paper leaves to "standard practice in interactive segmentation" (its references 64, 92, 109). This follows the practice
-of RITM (Sofiiuk et al. 2021, `isegm/inference/clicker.py`), the paper's own baseline:
+In the SAM paper (appendix D.1) the first point is the one farthest from the object's border, and each further point the
+one farthest from the border of the error region. If a mask has both false negatives and false positives, the paper
+leaves "the error region" to "standard practice in interactive segmentation" (its references 64, 92, 109). This follows
+RITM (Sofiiuk et al. 2021, `isegm/inference/clicker.py`), the paper's own baseline:
 
-  - missed and surplus pixels are two regions with a distance transform each, so that a thin miss beside a thin surplus
-    is not one thick error;
-  - the deeper of the two gets the click (not the one with more pixels); where both are as deep, the surplus does;
-  - the image's border counts as a border; a pixel that was clicked before is not clicked again;
-  - of several deepest pixels the first in reading order is taken.
+  - false negatives and false positives are two regions with a distance transform each, so that a thin false negative
+    beside a thin false positive is not one thick error;
+  - the deeper of the two gets the click (not the one with more pixels); in a tie the false positives do;
+  - the image's border counts as a border; a pixel is not clicked twice;
+  - of several deepest pixels, the first in reading order is clicked.
 
-RITM clicks on even where nothing is wrong; here a perfect mask ends the clicking.
+RITM keeps clicking on a perfect mask; here a perfect mask ends the clicking.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Click(NamedTuple):
 
 
 def first_click(target: np.ndarray) -> Click:
-    """The click on an object (H, W) bool that has at least one pixel."""
+    """The first click on an object (H, W) bool, which must not be empty."""
     click = next_click(target, np.zeros_like(target))
     assert click is not None
     return click
@@ -46,7 +46,7 @@ def next_click(target: np.ndarray, predicted: np.ndarray, taken: Iterable[Click]
       taken: earlier clicks on this object.
 
     Returns:
-      None where there is nothing left to click: the mask is right, or every wrong pixel was clicked.
+      None if there is nothing left to click: the mask is perfect, or every wrong pixel was clicked.
     """
     taken = list(taken)
     missed, missed_at = _deepest(target & ~predicted, taken)
@@ -63,7 +63,7 @@ def _deepest(region: np.ndarray, taken: list[Click]) -> tuple[float, tuple[int, 
         return 0.0, (0, 0)
     top, left = int(rows[0]), int(cols[0])
     part = region[top : rows[-1] + 1, left : cols[-1] + 1]
-    # The ring of zeros stands for all that lies farther out: none of it can be nearer.
+    # A ring of zeros is enough: no pixel farther out can be nearer.
     distance = ndimage.distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
     h, w = part.shape
     for x, y, _ in taken:

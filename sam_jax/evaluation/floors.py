@@ -1,10 +1,10 @@
-"""What needs no learning, to print beside a model: any model worth its size beats these.
+"""Baselines without learning ("floors"), to print beside a model: any useful model beats them.
 
 box, filled           the box itself
 box, ellipse          the ellipse inside it
-box, GrabCut          GrabCut (Rother et al. 2004), started from the box; with opencv-python only
+box, GrabCut          GrabCut (Rother et al. 2004), started from the box; needs opencv-python
 1 click, Felzenszwalb the segment under the first click (Felzenszwalb and Huttenlocher 2004), at the middle of three
-                      scales, and the best of the three; with scikit-image only
+                      scales, and the best of the three; needs scikit-image
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sam_jax.ops.transforms import boxes_to_input_frame, resized_size, to_input_
 
 FILLED, ELLIPSE, GRABCUT = "box, filled", "box, ellipse", "box, GrabCut"
 FELZENSZWALB = ("1 click, Felzenszwalb", "1 click, Felzenszwalb, best of 3")
-LONGEST_SIDE = 512  # pixels that GrabCut and Felzenszwalb work on; larger images are shrunk
+LONGEST_SIDE = 512  # pixels; GrabCut and Felzenszwalb work on larger images shrunk to this
 GRABCUT_ROUNDS = 5
 SCALES = (50.0, 200.0, 800.0)
 
@@ -37,15 +37,16 @@ SCALES = (50.0, 200.0, 800.0)
 def evaluate_floors(
     image_set: ImageSet, options: EvaluationOptions | None = None, progress: bool = False
 ) -> EvaluationResult:
-    """Scores what needs no learning on the images and masks that `evaluate` with the same options takes.
+    """Scores the baselines on the same images and masks as `evaluate` with the same options; see `floor_columns`.
 
-    Columns are those that `options` asks for (boxes, clicks) and the installed packages allow.
+    Raises:
+      DataError: no image of the set has a mask.
     """
     options = options or EvaluationOptions()
     columns = floor_columns(options)
     score = partial(_score_image, columns=columns, keep=options.keep_masks)
     names, indices, rows, sizes = [], [], [], []
-    # Two pools: a scoring thread would else wait for reading threads that wait for it.
+    # Two pools: in a single one, scoring and reading threads would wait for each other.
     with ThreadPoolExecutor(options.threads) as readers, ThreadPoolExecutor(options.threads) as workers:
         reader = SetReader(image_set, options, readers, progress)
         for batch in reader.batches():
@@ -73,7 +74,7 @@ def evaluate_floors(
 
 
 def floor_columns(options: EvaluationOptions) -> tuple[str, ...]:
-    """What can be scored here."""
+    """The baselines for the prompts in `options` whose packages are installed."""
     found = [FILLED, ELLIPSE] if options.boxes else []
     if options.boxes and importlib.util.find_spec("cv2"):
         found.append(GRABCUT)
@@ -130,7 +131,7 @@ def _centres(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grabcut(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8, box xyxy -> (H, W) bool; the filled box where GrabCut cannot start, as where that covers all."""
+    """(H, W, 3) uint8, box xyxy -> (H, W) bool; the filled box if GrabCut fails, as for a box as large as the image."""
     import cv2
 
     h, w = image.shape[:2]
@@ -141,7 +142,7 @@ def grabcut(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     cv2.setRNGSeed(0)
     try:
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        # The rectangle is not looked at: the labels say where the box is.
+        # With GC_INIT_WITH_MASK the rectangle is ignored.
         cv2.grabCut(image, labels, (0, 0, 0, 0), *models, GRABCUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
     except cv2.error:
         return filled_box(box, (h, w))
@@ -149,7 +150,7 @@ def grabcut(image: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def felzenszwalb(image: np.ndarray) -> list[np.ndarray]:
-    """(H, W, 3) uint8 -> segments (H, W) int at each scale."""
+    """(H, W, 3) uint8 -> segment numbers (H, W) int at each of SCALES."""
     from skimage.segmentation import felzenszwalb as segment
 
     return [segment(image, scale=scale, sigma=0.8, min_size=50) for scale in SCALES]

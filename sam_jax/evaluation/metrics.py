@@ -1,4 +1,4 @@
-"""What is measured: overlap, overlap near the border, how well confidence fits, and how sure the averages are."""
+"""Metrics: IoU, boundary IoU, calibration of predicted IoU, and bootstrap intervals of averages."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from scipy import ndimage, stats
 BOUNDARY_RATIO = 0.02  # of the image's diagonal (Cheng et al. 2021)
 CALIBRATION_BINS = 10
 BOOTSTRAP_ROUNDS = 1000
-_ROUNDS_AT_ONCE = 50  # draws of images held in memory together
+_ROUNDS_AT_ONCE = 50  # resamples held in memory at once
 
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two (H, W) bool masks; 0 where both are empty."""
+    """Intersection over union of two (H, W) bool masks; 0 if both are empty."""
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 0.0
 
 
 def boundary_width(size: tuple[int, int], ratio: float = BOUNDARY_RATIO) -> int:
-    """Pixels of the border region in an image of `size` (h, w): a share of the diagonal, rounded, at least 1."""
+    """Width in pixels of the boundary region of a mask (h, w): `ratio` of the diagonal, rounded, at least 1."""
     return max(1, round(ratio * math.hypot(*size)))
 
 
 def mask_boundary(mask: np.ndarray, ratio: float = BOUNDARY_RATIO) -> np.ndarray:
-    """(H, W) bool -> (H, W) bool: the mask's pixels within the border's width of its outside.
+    """(H, W) bool -> (H, W) bool: the mask's pixels within `boundary_width` of its outside.
 
-    The mask less its erosion by a square, beyond the image counting as outside, as the authors' `mask_to_boundary`.
+    As the authors' `mask_to_boundary`: the mask minus its erosion by a square; pixels beyond the image are outside.
     Source: Cheng et al. 2021, "Boundary IoU", section 4 and github.com/bowenc0221/boundary-iou-api.
     """
     boundary = np.zeros_like(mask)
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows):
         window = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
-        part = mask[window]  # all else is outside, as is what the filter sees beyond
+        part = mask[window]  # beyond the window all is outside: the filter pads with 0
         side = 2 * boundary_width(mask.shape, ratio) + 1
         eroded = ndimage.minimum_filter(part.astype(np.uint8), size=side, mode="constant", cval=0)
         boundary[window] = part & (eroded == 0)
@@ -46,10 +46,10 @@ def mask_boundary(mask: np.ndarray, ratio: float = BOUNDARY_RATIO) -> np.ndarray
 def bootstrap_means(
     values: np.ndarray, image_of: np.ndarray, rounds: int = BOOTSTRAP_ROUNDS, seed: int = 0
 ) -> np.ndarray:
-    """Means over masks when images, not masks, are drawn with replacement: masks of one image are no independent facts.
+    """Bootstrap means over masks. Images, not masks, are resampled: masks of one image are not independent.
 
     Args:
-      values: (n, c) one row per mask.
+      values: (n, c), one row per mask.
       image_of: (n,) int, the image of each mask.
 
     Returns:
@@ -67,18 +67,18 @@ def bootstrap_means(
 
 
 def interval(draws: np.ndarray) -> np.ndarray:
-    """(rounds, ...) -> (2, ...): the middle 95 %."""
+    """(rounds, ...) -> (2, ...): the bounds of the central 95 %."""
     return np.quantile(draws, (0.025, 0.975), axis=0)
 
 
 def calibration(predicted: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    """How the model's own estimate of the IoU fits the true one, both (n,).
+    """How well predicted IoU agrees with true IoU, both (n,).
 
     Returns:
-      spearman: rank correlation, None where one of the two is constant; mean_absolute_error; mean_error: predicted less
-      true; expected_calibration_error: bins' |mean predicted - mean true|, weighted by count; bins: of equal width in
-      predicted IoU over 0..1 (estimates beyond count at the ends), those with masks only, each {low, high, count,
-      predicted, true}.
+      spearman: rank correlation, None if either is constant; mean_absolute_error; mean_error: predicted minus true;
+      expected_calibration_error: |mean predicted - mean true| of the bins, weighted by count; bins: nonempty bins of
+      equal width in predicted IoU over 0..1 (values beyond count in the end bins), each {low, high, count, predicted,
+      true}.
     """
     estimate, truth = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
     number = np.clip((estimate * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)

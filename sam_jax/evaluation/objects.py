@@ -1,4 +1,4 @@
-"""A group of objects that are segmented together: prompts in, masks in the images out."""
+"""Groups of objects that are segmented together: prompts in, masks in pixels of the images out."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A model and the host threads that work beside it."""
+    """A model, and the host threads that run beside it."""
 
     model: Sam
     variables: Any
     pool: ThreadPoolExecutor
 
     def map(self, work: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
-        """`work` on all items, in threads."""
+        """Applies `work` to all items, in threads."""
         return list(self.pool.map(work, items))
 
     def encode(self, images: Sequence[np.ndarray], batch: int) -> EncodedImages:
-        """Images (H, W, 3) uint8 of any size, encoded, `batch` of them; places without an image hold anything."""
+        """Encodes images (H, W, 3) uint8 of any size, padded to a batch of `batch`."""
         side = self.model.config.image_size
         frames = np.zeros((batch, side, side, 3), np.uint8)
         sizes = np.full((batch, 2), side, np.int32)
@@ -57,8 +57,8 @@ class Target:
     """An object's true mask.
 
     Attributes:
-      image: the object's image, counted within its batch.
-      mask: (H, W) bool, in the image.
+      image: index of the object's image in its batch.
+      mask: (H, W) bool, in pixels of the image.
     """
 
     def __init__(self, image: int, segmentation: dict[str, Any]) -> None:
@@ -66,32 +66,32 @@ class Target:
 
     @cached_property
     def boundary(self) -> np.ndarray:
-        """(H, W) bool."""
+        """(H, W) bool, see `metrics.mask_boundary`."""
         return mask_boundary(self.mask)
 
     @cached_property
     def box(self) -> np.ndarray:
-        """(4,) float64 xyxy: the outer edges of the outermost pixels, as a COCO box has them."""
+        """(4,) float64 xyxy in pixels of the image: the outer edges of the outermost pixels, as in COCO boxes."""
         return (mask_to_box(self.mask) + np.array([0, 0, 1, 1])).astype(np.float64)
 
     def iou(self, predicted: np.ndarray) -> float:
-        """Against (H, W) bool."""
+        """IoU with a predicted mask (H, W) bool."""
         return mask_iou(self.mask, predicted)
 
     def boundary_iou(self, predicted: np.ndarray) -> float:
-        """Against (H, W) bool."""
+        """Boundary IoU with a predicted mask (H, W) bool."""
         return mask_iou(self.boundary, mask_boundary(predicted))
 
 
 class ObjectGroup:
-    """Up to R x N objects of one batch of images. Methods take and give one entry per object (n, ...).
+    """Up to R x N objects of one batch of images. Methods take and return one entry per object (n, ...).
 
-    Rows of N objects share an image; rows and slots that no object needs are there for the shape's sake.
+    The N objects of a row share an image; unused rows and slots are padding.
 
     Args:
       engine: the model.
-      encoded: the batch's images.
-      targets: n objects, those of one image together.
+      encoded: the images of the batch.
+      targets: n objects, grouped by image.
       shape: (R, N).
     """
 
@@ -107,7 +107,7 @@ class ObjectGroup:
         self._input = [resized_size(size, config.image_size) for size in self._original]
 
     def boxes(self) -> np.ndarray:
-        """(n, 4) float64 in the image."""
+        """The objects' tight boxes: (n, 4) float64 xyxy in pixels of the image."""
         return np.array([target.box for target in self.targets])
 
     def predict(
@@ -120,10 +120,10 @@ class ObjectGroup:
         """All masks of all objects, (R, N, M, ...) on the device.
 
         Args:
-          coords: (n, P, 2) x, y in the image; labels: (n, P) 1, 0 or -1 for absent. None is one absent point, so that
-            boxes alone run in the program of a first click.
-          boxes: (n, 4) xyxy in the image.
-          mask_inputs: (R, N, 1, l, l) logits, as `choose` gives them.
+          coords: (n, P, 2) x, y in pixels of the image; labels: (n, P) 1, 0 or -1 for absent. None means one absent
+            point, so that boxes alone reuse the compiled program of a first click.
+          boxes: (n, 4) xyxy in pixels of the image.
+          mask_inputs: (R, N, 1, l, l) logits, from `choose`.
         """
         n, has_box = len(self.targets), boxes is not None
         if coords is None or labels is None:
@@ -152,16 +152,16 @@ class ObjectGroup:
         return np.asarray(values)[self._place]
 
     def in_image(self, low_res_masks: jax.Array, boxes: np.ndarray | None = None) -> list[np.ndarray]:
-        """Logits (R, N, M, l, l) -> masks (M, H, W) bool of each object, in its image's own pixels.
+        """Logits (R, N, M, l, l) -> masks (M, H, W) bool of each object, in pixels of its image.
 
         Args:
-          boxes: (n, 4) xyxy in the image, where they were the prompts.
+          boxes: (n, 4) xyxy in pixels of the image if they were the prompts: edge refinement stays inside them.
         """
         config, pixels = self.engine.model.config, self.encoded.pixels
         if pixels is not None:
             limits, patch = None if boxes is None else self._in_frame(boxes), config.image_encoder.patch_size
             low_res_masks = programs.refine_edges(low_res_masks, pixels, self._image_of, limits, patch)
-        first = np.zeros(self.shape[0], int)  # an object of each row; rows without one borrow the first
+        first = np.zeros(self.shape[0], int)  # an object of each row; empty rows use the first object
         first[self._place[0]] = np.arange(len(self.targets))
         side = low_res_masks.shape[-1]
         rows, cols = programs.enlarging_matrices(
@@ -177,7 +177,7 @@ class ObjectGroup:
         return self.engine.map(unpack, range(len(self.targets)))
 
     def _in_frame(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (n, 4) in the image -> (R, N, 4) float32 in the input frame."""
+        """Boxes (n, 4) in pixels of the image -> (R, N, 4) float32 in pixels of the input frame."""
         places = zip(boxes, self._original, self._input, strict=True)
         return self._spread(np.array([boxes_to_input_frame(*place) for place in places], np.float32))
 
@@ -189,7 +189,7 @@ class ObjectGroup:
 
 
 def split_into_rows(image_of: Sequence[int], shape: tuple[int, int]) -> list[slice]:
-    """Cuts objects, those of one image together, into runs that fit (R, N) where a row holds objects of one image."""
+    """Splits objects, grouped by image, into runs that fit into (R, N); a row holds objects of one image only."""
     cuts, start, rows, used, last = [], 0, 0, 0, None
     for number, image in enumerate(image_of):
         if image != last or used == shape[1]:

@@ -1,4 +1,4 @@
-"""What to measure, and in which portions."""
+"""Options of an evaluation: what to score, and batch sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# Of the SAM paper, appendix D.1.
+# SAM paper, appendix D.1.
 PAPER_CLICKS = (1, 2, 3, 5, 9)
 MAX_CLICKS = 100
 
@@ -18,14 +18,14 @@ class EvaluationOptions:
 
     Attributes:
       clicks: numbers of clicks after which masks are scored.
-      boxes: whether to score box prompts too, and their refinement.
-      limit: at most so many images, drawn at random; None means all.
-      max_masks: no further image once there are so many masks; images then come in random order. The paper takes about
-        10,000 masks of every set that has more than 15,000.
-      seed: of those draws and of the bootstrap.
-      images_per_batch: images that the encoder sees at once.
-      prompts_per_batch: objects that the decoder works on at once. Both only trade memory for speed.
-      threads: of the host: reading, distance transforms, scores.
+      boxes: whether to also score box prompts, and the same with the mask fed back.
+      limit: maximum number of images, drawn at random; None means all.
+      max_masks: stop after the image that reaches this number of masks; images are then in random order. The paper
+        samples about 10,000 masks of every set that has more than 15,000.
+      seed: of this sampling and of the bootstrap.
+      images_per_batch: images per call of the image encoder.
+      prompts_per_batch: objects per call of the mask decoder. Both only trade memory for speed.
+      threads: on the host, for reading, distance transforms and scores.
       keep_masks: keep every scored mask as RLE in the result.
     """
 
@@ -44,7 +44,7 @@ class EvaluationOptions:
             raise ValueError("clicks is empty and boxes False: nothing to score; give clicks such as (1, 3), or boxes")
         wrong = [n for n in self.clicks if not 1 <= n <= MAX_CLICKS]
         if wrong or list(self.clicks) != sorted(set(self.clicks)):
-            raise ValueError(f"clicks are {list(self.clicks)}; expected rising numbers of 1 to {MAX_CLICKS}")
+            raise ValueError(f"clicks are {list(self.clicks)}; expected increasing numbers from 1 to {MAX_CLICKS}")
         for name in ("limit", "max_masks", "images_per_batch", "prompts_per_batch", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -52,14 +52,14 @@ class EvaluationOptions:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What is scored, in order: "1 click", "1 click, oracle", "2 clicks", ..., "box", "box + mask"."""
+        """The columns of scores, in order: "1 click", "1 click, oracle", "2 clicks", ..., "box", "box + mask"."""
         names = []
         for n in self.clicks:
             names += ["1 click", ORACLE] if n == 1 else [click_column(n)]
         return (*names, *((BOX, REFINED) if self.boxes else ()))
 
     def order(self, count: int) -> np.ndarray:
-        """(m,) int: the images to take, of `count`."""
+        """(m,) int: indices of the images to evaluate, out of `count`."""
         if self.limit is None and self.max_masks is None:
             return np.arange(count)
         chosen = np.random.default_rng(self.seed).permutation(count)[: self.limit]
@@ -70,5 +70,5 @@ ORACLE, BOX, REFINED = "1 click, oracle", "box", "box + mask"
 
 
 def click_column(number: int) -> str:
-    """The column of so many clicks."""
+    """The name of the column for `number` clicks."""
     return "1 click" if number == 1 else f"{number} clicks"

@@ -1,6 +1,6 @@
-"""The compiled part: decode prompts of many objects, enlarge masks to the image.
+"""The compiled functions of an evaluation: decode prompts of many objects, enlarge masks to the images.
 
-Shapes are fixed or rounded up to few sizes, so that a whole set of images of all sizes runs as a handful of programs.
+Shapes are fixed or rounded up to a few sizes, so that images of all sizes need only a handful of compiled programs.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _SLOTS = (1, 4, 16, 64)
 
 @partial(jax.jit, static_argnums=0)
 def decode(model: Sam, variables: Any, embeddings: jax.Array, image_of: jax.Array, prompts: Prompts) -> MaskPredictions:
-    """All masks that the decoder has for prompts.
+    """All masks of the decoder for each prompt.
 
     Args:
       embeddings: (B, h, w, C).
       image_of: (R,) int, the image of each row of prompts.
-      prompts: (R, N, ...) in the input frame.
+      prompts: (R, N, ...) in pixels of the input frame.
 
     Returns:
-      low_res_masks (R, N, M, 4h, 4w), iou_predictions (R, N, M); the mask for unambiguous prompts comes first.
+      low_res_masks (R, N, M, 4h, 4w), iou_predictions (R, N, M); the single mask comes first.
     """
     predictions: Any = model.apply(variables, embeddings[image_of], prompts, method="predict_masks")
     return predictions
@@ -41,7 +41,7 @@ def decode(model: Sam, variables: Any, embeddings: jax.Array, image_of: jax.Arra
 
 @jax.jit
 def choose(predictions: MaskPredictions, chosen: jax.Array) -> MaskPredictions:
-    """One mask of each prompt, `chosen` (R, N) int: low_res_masks (R, N, 1, 4h, 4w), iou_predictions (R, N, 1)."""
+    """Mask `chosen` (R, N) int of each prompt: low_res_masks (R, N, 1, 4h, 4w), iou_predictions (R, N, 1)."""
     take = chosen[..., None]
     masks = jnp.take_along_axis(predictions.low_res_masks, take[..., None, None], axis=2)
     return MaskPredictions(masks, jnp.take_along_axis(predictions.iou_predictions, take, axis=2))
@@ -51,12 +51,12 @@ def choose(predictions: MaskPredictions, chosen: jax.Array) -> MaskPredictions:
 def refine_edges(
     low_res_masks: jax.Array, pixels: CrfPixels, image_of: jax.Array, boxes: jax.Array | None, patch_size: int
 ) -> jax.Array:
-    """Masks taken to their images' edges: (R, N, M, l, l) logits -> (R, N, M, 2l, 2l).
+    """Edge refinement (`ops.crf.refine_masks`): (R, N, M, l, l) logits -> (R, N, M, 2l, 2l).
 
     Args:
-      pixels: of the images (B).
+      pixels: of the B images.
       image_of: (R,) int, the image of each row.
-      boxes: (R, N, 4) xyxy in the input frame, or None.
+      boxes: (R, N, 4) xyxy in pixels of the input frame, or None.
     """
 
     def row(argument: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
@@ -68,18 +68,18 @@ def refine_edges(
 
 @jax.jit
 def enlarge(low_res_masks: jax.Array, rows: jax.Array, cols: jax.Array, threshold: float) -> jax.Array:
-    """Logits on the decoder's grid -> masks in the image, eight pixels to a byte.
+    """Logits on the decoder's grid -> masks in pixels of the image, eight pixels per byte.
 
-    The same two small matrices per image as in `ops.masks.postprocess_masks`, but as arguments: one program serves
-    images of all sizes that round up to the same one.
+    The two matrices per image of `ops.masks.postprocess_masks` are arguments here, so that images whose sizes round up
+    to the same one share a program.
 
     Args:
       low_res_masks: (R, N, M, l, l) float32 logits.
-      rows: (R, H, l); cols: (R, W, l): `enlarging_matrices`. W is a multiple of 8.
-      threshold: a pixel belongs to the mask where its logit is above.
+      rows: (R, H, l); cols: (R, W, l): from `enlarging_matrices`. W is a multiple of 8.
+      threshold: pixels with logits above this belong to the mask.
 
     Returns:
-      (R, N, M, H, W / 8) uint8 for numpy.unpackbits.
+      (R, N, M, H, W / 8) uint8, for numpy.unpackbits.
     """
 
     def one(argument: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -89,7 +89,7 @@ def enlarge(low_res_masks: jax.Array, rows: jax.Array, cols: jax.Array, threshol
 
     def row(argument: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         logits, down, across = argument
-        # One object after the other: logits of all at the image's size would fill the memory.
+        # One object after the other: full-size logits of all objects would not fit into memory.
         return jax.lax.map(lambda x: one((x, down, across)), logits)
 
     return jax.lax.map(row, (low_res_masks, rows, cols))
@@ -98,7 +98,7 @@ def enlarge(low_res_masks: jax.Array, rows: jax.Array, cols: jax.Array, threshol
 def enlarging_matrices(
     low_res: int, image_size: int, input_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `enlarge` needs for images (R): rows (R, H, l) and cols (R, W, l) float32, H and W rounded up, zeros there.
+    """Matrices for `enlarge` and R images: rows (R, H, l), cols (R, W, l) float32; H, W are rounded up with zero rows.
 
     Args:
       low_res: side l of the decoder's masks.
@@ -129,7 +129,7 @@ def _rounded_up(side: int) -> int:
 
 
 def slots_per_row(masks_per_image: list[int], prompts: int) -> int:
-    """N, prompts per row: what most images of a batch need, so that few slots stay empty; R x N = `prompts`."""
+    """N, prompts per row: enough for the median image of a batch, so that few slots stay empty; R x N = `prompts`."""
     usual = float(np.median(masks_per_image))
     fitting = [size for size in _SLOTS if size <= prompts]
     return next((size for size in fitting if size >= usual), fitting[-1])

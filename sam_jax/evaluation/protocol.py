@@ -1,15 +1,15 @@
 """The interactive protocol of the SAM paper (section 7.1, appendix D.1), run over a whole set of images.
 
 For every object:
-  clicks      the first at the point farthest from the object's border, each next one where `clicks.next_click` finds
-              the deepest error. One click is ambiguous: of the three masks the one with the highest predicted IoU
-              counts, and goes on; "oracle" is the best of the three. From the second click on the single mask for
-              unambiguous prompts is taken, and the logits of the mask before are fed back with all clicks so far.
+  clicks      the first click is at the point farthest from the object's border, each further one at the deepest error
+              (`clicks.next_click`). One click is ambiguous: the mask with the highest predicted IoU of three is scored
+              and fed back; "oracle" scores the truly best of the three. From the second click on the decoder returns a
+              single mask, given all clicks so far and the logits of the previous mask.
   box         the object's tight box, single mask.
-  box + mask  the same box again with that mask's logits fed back (appendix D.4).
+  box + mask  the same box again, with that mask's logits fed back (appendix D.4).
 
 Coordinates of clicks are pixel indices, as in the official code, whose prompt encoder adds the half pixel. Masks are
-compared in the image's own pixels. A click that leaves nothing wrong is the last: later columns repeat its scores.
+compared in pixels of the image. Clicking ends when a mask is perfect; later columns repeat its scores.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def evaluate(
 
     Args:
       model, variables: from `load_model`, or a training state's.
-      image_set: from `open_image_set`, or anything that has `name`, a length and gives `LabelledImage`s by index.
+      image_set: from `open_image_set`, or anything with a `name` and a length whose items are `LabelledImage`s.
       options: what to score; None means the paper's clicks, and boxes.
-      progress: shows a bar on stderr.
+      progress: show a progress bar on stderr.
 
     Raises:
-      DataError: no image of the set has a mask. Images that cannot be read are left out, with a warning.
+      DataError: no image of the set has a mask. Images that cannot be read are skipped, with a warning.
     """
     options = options or EvaluationOptions()
     with ThreadPoolExecutor(options.threads) as pool:
@@ -84,8 +84,8 @@ class Outcome:
 
     Attributes:
       iou, boundary_iou, predicted_iou: (n, c) float64.
-      clicks: (n, K, 3) int.
-      masks: (n, c) RLEs, where they are kept.
+      clicks: (n, K, 3) int x, y, label; label -1 for no click.
+      masks: (n, c) RLEs if masks are kept.
     """
 
     def __init__(self, objects: int, options: EvaluationOptions) -> None:
@@ -96,7 +96,7 @@ class Outcome:
         self.masks: list[list[dict[str, Any]]] = [[{} for _ in options.columns] for _ in range(objects)]
 
     def record(self, group: ObjectGroup, column: str, masks: Sequence[np.ndarray], predicted_iou: np.ndarray) -> None:
-        """Scores one mask (H, W) bool of each object, with the model's estimates (n,)."""
+        """Scores one mask (H, W) bool of each object, and stores predicted IoUs (n,)."""
         place = self._columns.index(column)
 
         def score(number: int) -> None:
@@ -112,7 +112,7 @@ class Outcome:
 
 @dataclass
 class _Clicker:
-    """The user at each object: where the clicks went, and whether there is anything left to click."""
+    """The simulated user: the clicks on each object so far, and whether there is nothing left to click."""
 
     targets: Sequence[Target]
     taken: list[list[Click]] = field(default_factory=list)
@@ -125,7 +125,7 @@ class _Clicker:
         self.taken = engine.map(lambda target: [first_click(target.mask)], self.targets)
 
     def go_on(self, engine: Engine, masks: Sequence[np.ndarray]) -> None:
-        """One more click at each object whose mask is not right yet."""
+        """Adds a click on each object whose mask is not perfect yet."""
 
         def click(number: int) -> None:
             if not self.done[number]:
@@ -136,7 +136,7 @@ class _Clicker:
         engine.map(click, range(len(self.targets)))
 
     def points(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """coords (n, count, 2) float64 and labels (n, count), -1 where there is no click."""
+        """coords (n, count, 2) float64 and labels (n, count) int, -1 for no click."""
         table = np.zeros((len(self.targets), count, 3))
         table[:, :, 2] = -1
         for number, clicks in enumerate(self.taken):
@@ -145,7 +145,7 @@ class _Clicker:
 
 
 def play_clicks(group: ObjectGroup, options: EvaluationOptions, outcome: Outcome) -> None:
-    """One click after the other at every object of a group, up to the largest number that is scored."""
+    """Clicks on every object of a group, up to the largest number that is scored, and records the scores."""
     clicker, last = _Clicker(group.targets), options.clicks[-1]
     clicker.start(group.engine)
     masks, estimates, logits = _first_masks(group, options, outcome, clicker)
@@ -165,7 +165,7 @@ def play_clicks(group: ObjectGroup, options: EvaluationOptions, outcome: Outcome
 def _first_masks(
     group: ObjectGroup, options: EvaluationOptions, outcome: Outcome, clicker: _Clicker
 ) -> tuple[list[np.ndarray], np.ndarray, jax.Array]:
-    """Masks (H, W) bool and estimates (n,) after the first click, and the logits to go on with."""
+    """Masks (H, W) bool and predicted IoUs (n,) after the first click, and the logits to feed back."""
     predictions = group.predict(*clicker.points(1))
     estimates = group.gather(predictions.iou_predictions)[:, 1:]
     best = estimates.argmax(axis=1)
@@ -186,7 +186,7 @@ def _first_masks(
 
 
 def play_boxes(group: ObjectGroup, outcome: Outcome) -> None:
-    """Each object's box, and the box again with its mask fed back."""
+    """Scores each object's box, and the box with its mask fed back."""
     logits, boxes = None, group.boxes()
     for column in (BOX, REFINED):
         predictions = group.predict(boxes=boxes, mask_inputs=logits)
@@ -195,7 +195,7 @@ def play_boxes(group: ObjectGroup, outcome: Outcome) -> None:
 
 
 class _Scores:
-    """Everything found so far, of all batches."""
+    """Scores of all batches so far."""
 
     def __init__(self, options: EvaluationOptions) -> None:
         self._options = options
@@ -205,13 +205,13 @@ class _Scores:
         self._outcomes: list[Outcome] = []
 
     def add_images(self, batch: Sequence[tuple[int, LabelledImage]]) -> int:
-        """Notes the images of a batch; the number of the first one."""
+        """Adds the images of a batch and returns the number of the first."""
         self._indices += [index for index, _ in batch]
         self._images += [image.name for _, image in batch]
         return len(self._images) - len(batch)
 
     def add_objects(self, places: Sequence[tuple[int, int]], targets: Sequence[Target], outcome: Outcome) -> None:
-        """Notes a group: (image, mask within it) of each object, and what came of it."""
+        """Adds a group: (image, mask within the image) of each object, and its scores."""
         areas = (int(np.count_nonzero(target.mask)) for target in targets)
         self._objects += [(*place, area) for place, area in zip(places, areas, strict=True)]
         self._outcomes.append(outcome)

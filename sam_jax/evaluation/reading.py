@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class SetReader:
-    """Reads the images that the options ask for; those without a mask do not count.
+    """Reads the images that the options select; those without a mask do not count.
 
     Attributes:
-      skipped: what was wrong with images that could not be read; they are left out, with a warning.
+      skipped: error messages of images that could not be read; they are skipped, with a warning.
     """
 
     image_set: ImageSet
@@ -32,7 +32,7 @@ class SetReader:
     skipped: list[str] = field(default_factory=list)
 
     def images(self) -> Iterator[tuple[int, LabelledImage]]:
-        """Yields (index in the set, image). Raises DataError where not a single mask was found."""
+        """Yields (index in the set, image). Raises DataError if not a single mask was found."""
         order = self.options.order(len(self.image_set)).tolist()
         ahead: deque[tuple[int, Future[LabelledImage]]] = deque()
         masks, waiting = 0, iter(order)

@@ -1,4 +1,4 @@
-"""What an evaluation found out, mask by mask, and its averages."""
+"""Results of an evaluation: scores of each mask, and their averages."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class EvaluationResult:
 
     Attributes:
       name: of the set.
-      columns: what was scored, as `EvaluationOptions.columns` has it, or names of floors.
+      columns: what was scored, see `EvaluationOptions.columns` and `floors.floor_columns`.
       images: the names of the images that have a mask.
-      indices: where each of them stands in the set.
-      image_of: (n,) int into `images`.
-      mask_of: (n,) int, the mask's place among its image's.
-      areas: (n,) int, pixels.
-      iou, boundary_iou: (n, c) float64 against the true mask, in the image's own pixels.
-      predicted_iou: (n, c) float64, the model's own estimate; NaN where there is none.
-      clicks: (n, K, 3) int x, y and label of the clicks; label -1 where none was needed any more.
+      indices: the index of each of these images in the set.
+      image_of: (n,) int, index into `images`.
+      mask_of: (n,) int, index of the mask in its image.
+      areas: (n,) int, pixels of the true mask.
+      iou, boundary_iou: (n, c) float64 with the true mask, in pixels of the image.
+      predicted_iou: (n, c) float64, the model's own estimate; NaN if there is none.
+      clicks: (n, K, 3) int x, y and label of the clicks; label -1 for no click.
       masks: with `keep_masks`, the scored masks: n tuples of c compressed COCO RLEs.
-      skipped: what was wrong with images that could not be read.
+      skipped: error messages of images that could not be read.
     """
 
     name: str
@@ -50,7 +50,7 @@ class EvaluationResult:
         return float(self.iou[:, self.columns.index(column)].mean())
 
     def calibrated(self) -> tuple[str, ...]:
-        """The columns whose estimate can be judged. The oracle's cannot: truth chose its mask."""
+        """The columns whose calibration is meaningful. The oracle's is not: the true mask chose its mask."""
         with_estimate = ~np.isnan(self.predicted_iou).any(axis=0)
         return tuple(c for c, has in zip(self.columns, with_estimate, strict=True) if has and c != ORACLE)
 
@@ -60,7 +60,7 @@ class EvaluationResult:
         return calibration(self.predicted_iou[:, number], self.iou[:, number])
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
-        """All averages, ready for JSON; intervals hold 95 % of the bootstrap over images."""
+        """All averages, ready for JSON; intervals are 95 % bootstrap intervals over images."""
         return {
             "images": len(self.images),
             "masks": len(self.iou),
@@ -80,12 +80,15 @@ def _averages(columns: Sequence[str], values: np.ndarray, image_of: np.ndarray, 
 
 
 def average_over_sets(results: Sequence[EvaluationResult], seed: int = 0) -> dict[str, Any]:
-    """The paper's top line: each set counts once, whatever its size; columns that every set has.
+    """Averages over sets as in the paper: each set has the same weight. Only columns that every set has.
 
-    Intervals come from drawing the images of every set anew, the sets themselves being given.
+    Intervals are 95 % bootstrap intervals over the images of each set; the sets are fixed.
 
     Returns:
       {"miou": {column: {"mean", "interval"}}, "boundary_iou": the same}.
+
+    Raises:
+      ValueError: there are no results.
     """
     if not results:
         raise ValueError("there is no result to average; evaluate at least one set")
@@ -106,15 +109,15 @@ def average_over_sets(results: Sequence[EvaluationResult], seed: int = 0) -> dic
 
 
 def join(results: Sequence[EvaluationResult]) -> EvaluationResult:
-    """Scores of the same masks side by side, such as a model's and the floors'.
+    """Joins the columns of results for the same masks, such as those of a model and of the floors.
 
     Raises:
-      ValueError: they are not of the same masks.
+      ValueError: the results are not for the same masks.
     """
     first = results[0]
     for other in results[1:]:
         if other.images != first.images or not np.array_equal(other.mask_of, first.mask_of):
-            raise ValueError(f"results of {first.name} and {other.name} are not of the same masks")
+            raise ValueError(f"results of {first.name} and {other.name} are not for the same masks")
     masks = None
     if all(result.masks is not None for result in results):
         masks = tuple(sum(rows, ()) for rows in zip(*(r.masks or () for r in results), strict=True))

@@ -1,4 +1,4 @@
-"""A whole evaluation: sets opened, scored and drawn one after the other, and a report of all."""
+"""A whole evaluation: opens, scores and draws one set after the other, and reports on all."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from sam_jax.models.sam import Sam
 
 
 def open_sets(paths: Sequence[str], paper_sets: Sequence[str], image_dir: str | None) -> list[ImageSet]:
-    """Labelled sets, with names unlike each other.
+    """Opens labelled sets.
 
     Args:
-      paths: anything that `open_image_set` reads. image_dir: where images of .json files among them lie.
-      paper_sets: NAME=PATH each, of the paper's sets as published.
+      paths: anything that `open_image_set` reads.
+      paper_sets: NAME=PATH of the paper's sets, as published.
+      image_dir: the directory of the images of .json files in `paths`.
 
     Raises:
-      DataError: none are given, one cannot be opened, or two have one name.
+      DataError: none are given, one cannot be opened, or two have the same name.
     """
     sets: list[ImageSet] = []
     for path in paths:
@@ -41,7 +42,7 @@ def open_sets(paths: Sequence[str], paper_sets: Sequence[str], image_dir: str | 
     names = [one.name for one in sets]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"two sets are called {twice}; rename one, or evaluate them apart")
+        raise DataError(f"two sets are called {twice}; rename one, or evaluate them separately")
     return sets
 
 
@@ -57,8 +58,8 @@ def evaluate_sets(
     """Evaluates, prints tables and writes `out`/report.html and report.json.
 
     Args:
-      about: what the report says of the model and the options.
-      floors: also score what needs no learning.
+      about: what the report says about the model and the options.
+      floors: also score the baselines without learning.
     """
     results, cases = [], {}
     for one in sets:
@@ -73,7 +74,7 @@ def evaluate_sets(
 def _evaluate_set(
     model: Sam, variables: Any, one: ImageSet, options: EvaluationOptions, floors: bool
 ) -> tuple[EvaluationResult, list[Case]]:
-    """A set's scores and its cases. Masks are dropped here: those of many sets would fill the memory."""
+    """The scores and cases of a set. Masks are dropped here: those of many sets would not fit into memory."""
     result = evaluate(model, variables, one, options, progress=True)
     cases = draw_cases(result, one, options.columns[0])
     result, options = replace(result, masks=None), replace(options, keep_masks=False)
@@ -83,9 +84,9 @@ def _evaluate_set(
 
 
 def list_paper_sets() -> None:
-    """Prints the paper's sets and what is expected of each."""
+    """Prints the paper's sets and the layout that each is expected in."""
     for name, row in PAPER_SETS.items():
-        print(f"{name}: {row.source}\n    split {row.split}; the paper took {row.images} images, {row.masks} masks")
+        print(f"{name}: {row.source}\n    split {row.split}; the paper used {row.images} images, {row.masks} masks")
         print(f"    expects {row.layout}")
         if row.notes:
             print(f"    {'' if row.certain else 'NOT CERTAIN: '}{row.notes}")

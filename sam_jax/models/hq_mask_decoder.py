@@ -148,7 +148,7 @@ class HqMaskDecoder(nn.Module):
 
 
 def _single_and_best(rows: jax.Array, iou: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rows (B, N, 1 + M, C) and IoUs (B, N, 1 + M) -> the first of each, and the one with the highest IoU of the rest."""
+    """Rows (B, N, 1 + M, C), IoUs (B, N, 1 + M) -> the first of each, and the one with the highest IoU of the rest."""
     best = 1 + iou[..., 1:].argmax(axis=-1, keepdims=True)
     index = jnp.concatenate([jnp.zeros_like(best), best], axis=-1)
     return jnp.take_along_axis(rows, index[..., None], axis=2), jnp.take_along_axis(iou, index, axis=2)

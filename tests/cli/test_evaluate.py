@@ -119,7 +119,7 @@ def test_mistakes_end_in_one_line(run, tmp_path):
         ((), "nothing to evaluate: give DATA"),
         ((tmp_path / "nowhere",), "nowhere does not exist; expected SA-1B tars"),
         ((tmp_path / "empty",), "holds no data set; accepted"),
-        ((data, "--clicks", 3, 1), "clicks are [3, 1]; expected rising numbers"),
+        ((data, "--clicks", 3, 1), "clicks are [3, 1]; expected increasing numbers"),
         ((data, "--limit", 0), "limit is 0; expected 1 or more"),
         ((data, "--set", "ADE20K"), "--set ADE20K is not of the form NAME=PATH"),
         ((data, "--set", f"ADE={data}"), "'ADE' is not one of the paper's sets"),

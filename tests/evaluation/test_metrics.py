@@ -124,5 +124,5 @@ def test_summary_leaves_the_oracle_and_floors_out_of_calibration():
     assert both.columns == ("1 click", "1 click, oracle", "box", "box, filled")
     assert both.miou("box, filled") == pytest.approx(0.15)
     assert list(both.summary()["calibration"]) == ["1 click", "box"]
-    with pytest.raises(ValueError, match="not of the same masks"):
+    with pytest.raises(ValueError, match="not for the same masks"):
         join([found, result("set", [[0.1]], [0], ("box, filled",))])

@@ -1,1 +1,1 @@
-"""What an evaluation found, as text, pages, charts and images."""
+"""Reports of an evaluation: text, HTML pages, charts and images."""

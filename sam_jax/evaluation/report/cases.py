@@ -23,11 +23,11 @@ _QUALITY = 82
 
 @dataclass(frozen=True)
 class Case:
-    """One object in images.
+    """One object, drawn.
 
     Attributes:
       kind: "best", "median" or "worst".
-      caption: scores and where the object is.
+      caption: scores, image and mask number.
       jpeg: the image with the predicted mask tinted, the true one outlined in white, and the prompt.
     """
 
@@ -37,19 +37,19 @@ class Case:
 
     @property
     def data_url(self) -> str:
-        """For an HTML page that needs no other file."""
+        """The JPEG as a data URL, for a self-contained HTML page."""
         return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode("ascii")
 
 
 def pick_cases(result: EvaluationResult, column: str) -> dict[str, int]:
-    """Numbers of the masks with the highest, the median and the lowest IoU; fewer where the set has fewer masks."""
+    """Numbers of the masks with the highest, the median and the lowest IoU; fewer if the set has fewer masks."""
     order = np.argsort(-result.iou[:, result.columns.index(column)], kind="stable")
     picked = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     return {kind: int(number) for i, (kind, number) in enumerate(picked.items()) if i < len(order)}
 
 
 def draw_cases(result: EvaluationResult, image_set: ImageSet, column: str) -> list[Case]:
-    """Images of `pick_cases`. The result must have kept its masks."""
+    """Draws the masks of `pick_cases`. Raises ValueError if the result kept no masks."""
     if result.masks is None:
         raise ValueError("this result kept no masks to draw; evaluate with keep_masks=True")
     place, cases = result.columns.index(column), []
@@ -68,7 +68,7 @@ def draw_cases(result: EvaluationResult, image_set: ImageSet, column: str) -> li
 def _prompt(
     result: EvaluationResult, number: int, column: str, true: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """points (P, 2), labels (P,) and boxes (1, 4) of what was asked, in the image."""
+    """The prompt of a column, in pixels of the image: points (P, 2), labels (P,) and boxes (1, 4)."""
     if column in (BOX, REFINED):
         return None, None, mask_to_box(true)[None]
     clicks = result.clicks[number, : int(column.split()[0])]

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, written by hand: no plotting library, and they print at any size."""
+"""Charts as inline SVG: they need no plotting library, and print at any size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 
 WIDTH, HEIGHT = 560, 380
 _LEFT, _TOP, _RIGHT, _BOTTOM = 52, 16, 16, 46
-# Okabe and Ito (2008), told apart by colour-blind readers too; dashes tell further sets apart.
+# Okabe and Ito (2008), safe for colour-blind readers; dashes distinguish further sets.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
@@ -20,8 +20,8 @@ class Line:
     Attributes:
       name: for the legend.
       points: (x, y).
-      intervals: (low, high) in y of each point, or none.
-      weights: counts that set the area of each point's dot, or none.
+      intervals: (low, high) in y of each point, or empty.
+      weights: counts that set the sizes of the dots, or empty.
     """
 
     name: str
@@ -38,7 +38,7 @@ def line_chart(
     x_ticks: Sequence[float],
     diagonal: bool = False,
 ) -> str:
-    """SVG of lines over y from 0 to 1, with a legend below."""
+    """A line chart as SVG, with y from 0 to 1 and a legend below."""
     legend_rows = (len(lines) + 2) // 3
     height = HEIGHT + 20 * legend_rows
     parts = [f'<svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">']

@@ -1,4 +1,4 @@
-"""What an evaluation tells: a table for the terminal, JSON, and a page that needs no other file."""
+"""Results of an evaluation as tables for the terminal, JSON, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ figcaption { font-size: 13px; color: #444; overflow-wrap: anywhere; }
 def make_report(
     results: Sequence[EvaluationResult], clicks: Sequence[int], about: Mapping[str, Any], seed: int = 0
 ) -> dict[str, Any]:
-    """Everything that `report.json` says.
+    """The content of `report.json`.
 
     Args:
-      results: one per set, names unlike each other.
+      results: one per set, with distinct names.
       clicks: which "N clicks" columns there are.
-      about: the model and the options, kept as given.
+      about: the model and the options, copied as given.
+      seed: of the bootstrap.
     """
     sets = {result.name: result.summary(seed) for result in results}
     return {
@@ -50,7 +51,7 @@ def make_report(
 
 
 def text_tables(report: Mapping[str, Any]) -> str:
-    """The report for a terminal: mean IoU with half the width of its interval, boundary IoU, calibration."""
+    """The report for a terminal: mean IoU and boundary IoU, each ± half the width of its interval, and calibration."""
     parts = []
     for title, metric in (("mean IoU (95 % interval over images)", "miou"), ("boundary IoU", "boundary_iou")):
         header, rows = _score_rows(report, metric)
@@ -64,7 +65,7 @@ def text_tables(report: Mapping[str, Any]) -> str:
 def write_report(
     out: epath.PathLike, report: Mapping[str, Any], cases: Mapping[str, Sequence[Case]], case_column: str
 ) -> tuple[epath.Path, epath.Path]:
-    """Writes `report.html`, then `report.json` into the directory `out`; their paths."""
+    """Writes `report.html` and `report.json` into the directory `out` and returns their paths."""
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     page, data = folder / "report.html", folder / "report.json"
@@ -74,7 +75,7 @@ def write_report(
 
 
 def html_page(report: Mapping[str, Any], cases: Mapping[str, Sequence[Case]], case_column: str) -> str:
-    """The report as one HTML page: tables, charts, and images of cases judged by `case_column`."""
+    """The report as one HTML page: tables, charts, and images of cases, which `case_column` ranks."""
     model = escape(str(report.get("checkpoint", "model")))
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>',

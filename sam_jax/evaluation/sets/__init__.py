@@ -1,1 +1,1 @@
-"""Labelled sets to measure on: any labelled folder or file, and the layouts of published data sets."""
+"""Labelled sets for evaluation: any labelled directory or file, and the layouts of published data sets."""

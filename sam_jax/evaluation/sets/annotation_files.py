@@ -1,7 +1,7 @@
 """Annotation files that hold the masks of many images: COCO, LVIS, YouTube-VIS, VIA, VISOR, WoodScape.
 
-Each function lists images with their segmentations; `segmentations.to_rles` makes masks of those when an image's turn
-comes. Images are not opened here.
+Each function lists images with their segmentations, which `segmentations.to_rles` turns into masks when an image is
+read. Images are not opened here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sam_jax.data.records import DataError
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """An image and its labels: segmentations, or the path of what holds them.
+    """An image and its labels: segmentations, or the path of a label file.
 
-    `member` is the image's name inside `image` where that is a zip.
+    `member` is the name of the image inside `image` if that is a zip file.
     """
 
     image: epath.Path
@@ -32,7 +32,7 @@ class LabelledFile:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The file's name, for messages."""
         return f"{self.image}: {self.member}" if self.member else str(self.image)
 
     def read(self) -> bytes:
@@ -48,12 +48,12 @@ class LabelledFile:
 
 
 def _lists(path: epath.Path, *names: str) -> list[list[dict[str, Any]]]:
-    """The named lists of objects of a JSON file."""
+    """The named lists of JSON objects in a file. Raises DataError if one is missing."""
     document = read_json(path)
     found = [document.get(name) if isinstance(document, dict) else None for name in names]
     for name, entries in zip(names, found, strict=True):
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise DataError(f"{path} has no list {name!r} of objects; expected a file as its data set publishes it")
+            raise DataError(f"{path} has no list {name!r} of objects; expected a file as published with its data set")
     return found  # type: ignore[return-value]
 
 
@@ -62,7 +62,7 @@ def coco_files(path: epath.Path, image_dirs: Sequence[epath.PathLike] = ()) -> l
 
     Args:
       path: the file.
-      image_dirs: where images may lie; none means that they are looked for beside the file.
+      image_dirs: directories to look for images in; none means beside the file.
     """
     images = read_coco(path)
     places = CocoPlaces(path, images, image_dirs)
@@ -70,7 +70,7 @@ def coco_files(path: epath.Path, image_dirs: Sequence[epath.PathLike] = ()) -> l
 
 
 def youtube_vis_files(path: epath.Path, frames: epath.Path) -> list[LabelledFile]:
-    """Frames of a YouTube-VIS file, such as OVIS has: `file_names` of each video, one segmentation per frame."""
+    """Frames of a file in YouTube-VIS format, such as OVIS: `file_names` of each video, one segmentation per frame."""
     videos, annotations = _lists(path, "videos", "annotations")
     tracks: dict[Any, list[list[Any]]] = {}
     for annotation in annotations:
@@ -88,12 +88,12 @@ def youtube_vis_files(path: epath.Path, frames: epath.Path) -> list[LabelledFile
 def via_files(path: epath.Path, images: epath.Path) -> list[LabelledFile]:
     """Images of a VGG Image Annotator file: {key: {"filename", "regions": list or object of regions}}.
 
-    Polygons, polylines and rectangles are masks; other shapes have none.
+    Polygons, polylines and rectangles become masks; other shapes are ignored.
     """
     document = read_json(path)
     document = document.get("_via_img_metadata", document) if isinstance(document, dict) else None
     if not isinstance(document, dict) or not all(isinstance(e, dict) and "filename" in e for e in document.values()):
-        raise DataError(f"{path} is no file of the VGG Image Annotator; expected objects with 'filename' and 'regions'")
+        raise DataError(f"{path} is not a VGG Image Annotator file; expected objects with 'filename' and 'regions'")
     files = []
     for entry in document.values():
         regions = entry.get("regions") or []
@@ -115,7 +115,7 @@ def _via_polygon(shape: dict[str, Any]) -> list[list[list[float]]]:
 def visor_files(annotations: Sequence[epath.Path], frames: epath.Path) -> list[LabelledFile]:
     """Frames of EPIC-KITCHENS VISOR: `segments` of each annotation are polygons [[x, y], ...].
 
-    Frames lie in PARTICIPANT/VIDEO.zip as released, or unpacked in PARTICIPANT/VIDEO/.
+    Frames are in PARTICIPANT/VIDEO.zip, as released, or unpacked in PARTICIPANT/VIDEO/.
     """
     files = []
     for path in annotations:
@@ -134,7 +134,7 @@ def visor_files(annotations: Sequence[epath.Path], frames: epath.Path) -> list[L
 def woodscape_segmentations(path: epath.Path) -> list[list[Any]]:
     """Objects of one WoodScape file: {image: {"annotation": [{"tags", "segmentation": [[x, y], ...]}]}}.
 
-    Those with several tags are left out, as by the authors' `image_annotator.parse_annotation`.
+    Objects without exactly one tag are left out, as in the authors' `image_annotator.parse_annotation`.
     """
     document = read_json(path)
     found = []

@@ -1,4 +1,4 @@
-"""Sets of labelled images: the common form, and a path tells by itself what it is."""
+"""Sets of labelled images: their common interface, and opening one from a path of any known kind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LabelledImage:
 
     Attributes:
       name: where it came from, for messages.
-      image: (H, W, 3) uint8 RGB, as stored: EXIF rotation is ignored, as labels are in stored pixels.
+      image: (H, W, 3) uint8 RGB, as stored: EXIF rotation is ignored, because labels refer to stored pixels.
       segmentations: one compressed COCO RLE of size [H, W] per object; none is empty.
     """
 
@@ -46,18 +46,18 @@ class ImageSet(Protocol):
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """The name of the set in reports."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> LabelledImage:
-        """Raises DataError that names the file where the image or its labels cannot be read."""
+        """Raises DataError that names the file if the image or its labels cannot be read."""
         ...
 
 
 class RecordImages:
-    """A `data.RecordSource` (SA-1B and what is laid out like it) as an image set."""
+    """A `data.RecordSource` (SA-1B, or data in its layout) as an image set."""
 
     def __init__(self, name: str, source: RecordSource) -> None:
         self.name, self._source = name, source
@@ -72,11 +72,11 @@ class RecordImages:
 
 
 class FileImages:
-    """Images in files, with labels that a function reads.
+    """Images in files, with a function that reads their labels.
 
     Args:
       name: of the set.
-      files: an image and whatever its labels are.
+      files: images, each with labels of any type.
       read_masks: (labels, (H, W) of the image) -> RLEs; raises DataError.
     """
 
@@ -96,7 +96,7 @@ class FileImages:
 
 
 def _labelled(name: str, image: np.ndarray, rles: Sequence[Rle]) -> LabelledImage:
-    """Checks the masks, which pycocotools does not do, and leaves empty ones out."""
+    """Checks the masks, which pycocotools does not do, and drops empty ones."""
     try:
         areas = decode_runs(rles, image.shape[:2]).areas
     except DataError as error:
@@ -118,15 +118,15 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
 def open_image_set(
     path: epath.PathLike, name: str | None = None, image_dir: epath.PathLike | None = None
 ) -> RecordImages | FileImages:
-    """The image set that a path stands for.
+    """Opens the image set at a path.
 
     Args:
       path: local or gs://; see `ACCEPTED`.
       name: None means the last part of the path.
-      image_dir: where the images of a COCO or LVIS file lie; None means that they are looked for beside it.
+      image_dir: the directory of the images of a COCO or LVIS file; None means beside the file.
 
     Raises:
-      DataError: it stands for none.
+      DataError: the path is not an image set.
     """
     text = os.fspath(path).rstrip("/")
     place = epath.Path(text)
@@ -135,7 +135,7 @@ def open_image_set(
         folders = () if image_dir is None else (image_dir,)
         return FileImages(name, coco_files(place, folders), to_rles)
     if image_dir is not None:
-        raise DataError(f"{path}: a directory of images goes with a COCO or LVIS .json, and this is none")
+        raise DataError(f"{path}: an image directory only goes with a COCO or LVIS .json file")
     if (place / "images").is_dir() and (place / "labels").is_dir():
         return FileImages(name, paired_files(place), read_objects)
     try:
@@ -147,5 +147,5 @@ def open_image_set(
 
 
 def read_objects(path: epath.Path, size: Size) -> list[Rle]:
-    """An image of object numbers -> one RLE per number but 0."""
+    """A label image of object numbers -> one RLE per number except 0."""
     return split_label_map(read_label_map(path, size))

@@ -1,4 +1,4 @@
-"""Images whose pixels name objects: reading them, and one mask per name."""
+"""Label images, whose pixel values are object numbers: reading them, and splitting them into masks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def read_label_map(path: epath.Path, size: Size) -> np.ndarray:
-    """A label image -> (H, W) int64. Palette images give their indices, colours R + 256 G + 65536 B.
+    """A label image -> (H, W) int64: palette images as their indices, colours as R + 256 G + 65536 B.
 
     Args:
-      path: PNG, or anything else without loss that PIL reads.
-      size: (H, W) of the image, which it must have.
+      path: PNG, or any other lossless format that PIL reads.
+      size: (H, W) of the image; the label image must have the same.
 
     Raises:
-      DataError: it is not there, not readable or of another size.
+      DataError: the label image is missing, not readable or of another size.
     """
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
@@ -39,16 +39,16 @@ def read_label_map(path: epath.Path, size: Size) -> np.ndarray:
         values = values[..., :3] @ np.array([1, 256, 65536][: min(3, values.shape[2])])
     if values.shape != tuple(size):
         h, w = values.shape
-        raise DataError(f"{path} has {w}x{h} pixels, its image {size[1]}x{size[0]}; labels must lie on the image")
+        raise DataError(f"{path} has {w}x{h} pixels, its image {size[1]}x{size[0]}; labels must have the image's size")
     return values
 
 
 def split_label_map(labels: np.ndarray, keep: Callable[[np.ndarray], np.ndarray] | None = None) -> list[Rle]:
-    """(H, W) int64 -> one RLE per value, in rising order.
+    """(H, W) int64 -> one RLE per value, in increasing order.
 
     Args:
-      labels: the values.
-      keep: which of the values (k,) are objects, (k,) bool; None means all but 0.
+      labels: a label image.
+      keep: distinct values (k,) -> which of them are objects, (k,) bool; None means all except 0.
     """
     values, place = np.unique(labels, return_inverse=True)
     wanted = values != 0 if keep is None else keep(values)
@@ -62,7 +62,7 @@ def split_label_map(labels: np.ndarray, keep: Callable[[np.ndarray], np.ndarray]
 
 
 def paired_files(root: epath.Path) -> list[LabelledFile]:
-    """images/NAME.jpg (or another format) with labels/NAME.png. Raises DataError where an image has no labels."""
+    """images/NAME.jpg (or another format) with labels/NAME.png. Raises DataError if an image has no labels."""
     images = sorted(file for file in (root / "images").iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     labels = {file.stem: file for file in (root / "labels").iterdir() if file.suffix.lower() == ".png"}
     if not images:

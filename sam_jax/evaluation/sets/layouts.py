@@ -1,7 +1,7 @@
-"""How published data sets lie on disk: functions that list images with their labels below a directory.
+"""Layouts of published data sets: functions that list images with their labels below a directory.
 
-Each `..._in` takes what is particular to a data set and gives a function from its root to its files, for the table of
-`paper_sets`. Where a data set has been unpacked in several ways, patterns are tried in turn.
+Each `..._in` takes the specifics of a data set and returns a function from its root to its files, for the table in
+`paper_sets`. If a data set is commonly unpacked in several ways, the patterns are tried in turn.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from sam_jax.ops.rle import encode_mask
 
 Finder = Callable[[epath.Path], list[LabelledFile]]
 MasksOf = Callable[[Any, Size], list[Rle]]
-VOID = 255  # in labels of semantic sets, "not labelled"
+VOID = 255  # "not labelled" in semantic labels
 
 
 def matching(root: epath.Path, *patterns: str) -> list[epath.Path]:
-    """The sorted files of the first pattern that has any; `**` stands for any directories. DataError where none has."""
+    """The sorted files of the first pattern that matches any; `**` is any depth of directories. Raises DataError if
+    none matches."""
     for pattern in patterns:
         if found := sorted(_below(root, pattern.split("/"))):
             return found
@@ -42,7 +43,7 @@ def matching(root: epath.Path, *patterns: str) -> list[epath.Path]:
 
 
 def _below(folder: epath.Path, parts: list[str]) -> Iterator[epath.Path]:
-    """What matches a pattern's parts. epath's own glob knows no `**`, and takes brackets in the root's name for one."""
+    """Paths that match a pattern's parts. epath's own glob has no `**`, and misreads brackets in the root's name."""
     head, rest = parts[0], parts[1:]
     if head == "**":
         yield from _below(folder, rest)
@@ -63,13 +64,13 @@ def _below(folder: epath.Path, parts: list[str]) -> Iterator[epath.Path]:
 
 
 def pairs_in(*patterns: str, swap: Sequence[tuple[str, str]], only: Sequence[str] = (), skip: bool = False) -> Finder:
-    """Images by pattern, the labels' path being the image's with some text replaced.
+    """Images by pattern; the path of the labels is that of the image with some text replaced.
 
     Args:
       patterns: of images, below the root.
-      swap: (text of the image's path below the root, text of the label's), in turn.
-      only: file names must begin with one of these, in any case.
-      skip: images without labels are left out; otherwise they fail when they are read.
+      swap: (text, replacement) pairs, applied in turn to the path below the root.
+      only: file names must start with one of these, ignoring case.
+      skip: leave out images without labels; otherwise they fail when they are read.
     """
 
     def find(root: epath.Path) -> list[LabelledFile]:
@@ -88,7 +89,7 @@ def pairs_in(*patterns: str, swap: Sequence[tuple[str, str]], only: Sequence[str
 
 
 def coco_in(*patterns: str, images: str) -> Finder:
-    """COCO files by pattern, with images in a directory given from each file's own."""
+    """COCO files by pattern; `images` is the directory of the images, relative to each file's directory."""
 
     def find(root: epath.Path) -> list[LabelledFile]:
         return [f for path in matching(root, *patterns) for f in coco_files(path, [path.parent / images])]
@@ -97,7 +98,7 @@ def coco_in(*patterns: str, images: str) -> Finder:
 
 
 def lvis_in(*patterns: str) -> Finder:
-    """The first LVIS file found; images in train2017/ and val2017/ at the root or above."""
+    """The first LVIS file found; images in train2017/ and val2017/ of the root, its parent, or coco/ in either."""
 
     def find(root: epath.Path) -> list[LabelledFile]:
         return coco_files(matching(root, *patterns)[0], [root, root / "coco", root.parent, root.parent / "coco"])
@@ -106,7 +107,7 @@ def lvis_in(*patterns: str) -> Finder:
 
 
 def via_in(*places: tuple[str, str]) -> Finder:
-    """(VIA file, directory of images) pairs below the root, all of them."""
+    """All of some VIA files: (file, directory of images) pairs, below the root."""
 
     def find(root: epath.Path) -> list[LabelledFile]:
         return [file for path, images in places for file in via_files(root / path, root / images)]
@@ -120,7 +121,7 @@ def youtube_vis_in(path: str, frames: str) -> Finder:
 
 
 def visor_in(split: str) -> Finder:
-    """One split of VISOR, from GroundTruth-SparseAnnotations/ or from where that lies."""
+    """One split of VISOR; the root is GroundTruth-SparseAnnotations/ or its parent."""
 
     def find(root: epath.Path) -> list[LabelledFile]:
         inner = root / "GroundTruth-SparseAnnotations"
@@ -137,12 +138,12 @@ def nonzero(path: epath.Path, size: Size) -> list[Rle]:
 
 
 def classes(path: epath.Path, size: Size) -> list[Rle]:
-    """A semantic label image: one mask per class but 0 (background) and 255 (not labelled)."""
+    """A semantic label image: one mask per class except 0 (background) and 255 (not labelled)."""
     return split_label_map(read_label_map(path, size), lambda values: (values != 0) & (values != VOID))
 
 
 def mask_files(path: epath.Path, size: Size) -> list[Rle]:
-    """All images in the directory where `path` would lie, one per object."""
+    """All .png files in the directory of `path`, one per object; `path` itself need not exist."""
     folder = path.parent
     try:
         files = sorted(folder.iterdir())
@@ -159,8 +160,8 @@ _THINGS = (24, 25, 26, 27, 28, 31, 32, 33)
 def cityscapes_segments(path: epath.Path, size: Size) -> list[Rle]:
     """Panoptic segments of a Cityscapes instanceIds image.
 
-    A value below 1000 is a class, one above is class x 1000 + instance. Stuff classes are a segment each; things
-    without an instance number are groups and left out, as classes are that Cityscapes does not evaluate.
+    A value below 1000 is a class; larger values are class x 1000 + instance. Each stuff class is one segment. Things
+    without an instance number are groups and left out, as are classes that Cityscapes does not evaluate.
     """
 
     def keep(values: np.ndarray) -> np.ndarray:
@@ -170,9 +171,9 @@ def cityscapes_segments(path: epath.Path, size: Size) -> list[Rle]:
 
 
 def ade20k_objects(path: epath.Path, size: Size) -> list[Rle]:
-    """Objects of ..._seg.png and parts of ..._parts_1.png, _parts_2.png, ...: one mask per colour but black.
+    """Objects of ..._seg.png and parts of ..._parts_1.png, _parts_2.png, ...: one mask per colour except black.
 
-    Red and green hold the class, blue the instance.
+    Red and green encode the class, blue the instance.
     """
     found = read_objects(path, size)
     level = 1
@@ -183,7 +184,7 @@ def ade20k_objects(path: epath.Path, size: Size) -> list[Rle]:
 
 
 def hypersim_instances(path: epath.Path, size: Size) -> list[Rle]:
-    """`dataset` (H, W) of a semantic_instance.hdf5: one mask per id above 0; -1 is none."""
+    """`dataset` (H, W) of a semantic_instance.hdf5: one mask per id above 0; -1 means no instance."""
     try:
         import h5py
     except ImportError:

@@ -1,10 +1,10 @@
-"""The 23 sets of the SAM paper (table 7) as a table: where images and labels lie, which split, whose work.
+"""The 23 sets of the SAM paper (table 7): the source, the split, and the layout of images and labels.
 
-Users bring the data. `mask_type`, `split`, `images` and `masks` are the paper's own words and counts; of sets with more
-than 15,000 masks the paper drew images at random until it had about 10,000 (`EvaluationOptions.max_masks`), and which
-ones it drew is not published. `layout` says what `find` expects below the root. `notes` says what is not certain:
-a layout that is neither stated by the authors nor read by their own code is marked, and the generic reader of images/ +
-labels/ (`open_image_set`) stays usable for all.
+Users bring the data. `mask_type`, `split`, `images` and `masks` are the paper's own words and counts. Of sets with more
+than 15,000 masks the paper drew images at random until it had about 10,000 (`EvaluationOptions.max_masks`); which ones
+is not published. `layout` says what `find` expects below the root. `certain` is False if the layout is neither stated
+by the authors nor read by their own code; `notes` says why. For all sets, labels can also be converted to images/ +
+labels/ and read with `open_image_set`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class PaperSet:
       layout: files below the root, for messages.
       find: root -> images with labels.
       read_masks: labels, size -> masks.
-      certain: whether layout and meaning of the labels are known from the authors' own description or code.
-      notes: what is not known, or was decided here.
+      certain: whether the layout and meaning of the labels are known from the authors' own description or code.
+      notes: what is unknown, or was decided here.
     """
 
     source: str
@@ -86,7 +86,7 @@ PAPER_SETS: dict[str, PaperSet] = {
         layouts.nonzero,
         certain=False,
         notes="Folder names are known from other people's code; that Te1 and Te2, 5,000 each, are the paper's DS1 is a "
-        "guess from the count. All pixels that are not 0 are taken for the one boulder.",
+        "guess from the count. All nonzero pixels are assumed to be the one boulder.",
     ),
     "DRAM": PaperSet(
         "Cohen et al. 2022, Computer Graphics Forum; faculty.runi.ac.il/arik/site/artseg/Dram-Dataset.html",
@@ -95,7 +95,7 @@ PAPER_SETS: dict[str, PaperSet] = {
         layouts.pairs_in("test/**/*.jpg", swap=[("test/", "labels/"), (".jpg", ".png")], skip=True),
         layouts.classes,
         certain=False,
-        notes="Paths are known from other people's code. One mask per class; 0 is taken for background, 255 for void.",
+        notes="Paths are known from other people's code. One mask per class; 0 is assumed to be background, 255 void.",
     ),
     "EgoHOS": PaperSet(
         "Zhang et al. 2022, ECCV; github.com/owenzlz/EgoHOS",
@@ -108,8 +108,8 @@ PAPER_SETS: dict[str, PaperSet] = {
         ),
         read_objects,
         certain=False,
-        notes="Folders and label numbers are the authors'. How file names tell Ego4D and THU-READ from the other "
-        "sources is not documented: names that begin with ego4d or thu are taken, in any case.",
+        notes="Folders and label numbers are the authors'. How file names distinguish Ego4D and THU-READ from the "
+        "other sources is not documented: names that start with ego4d or thu are used, ignoring case.",
     ),
     "GTEA": PaperSet(
         "Fathi et al. 2011, CVPR; Li et al. 2015, CVPR; cbs.ic.gatech.edu/fpv",
@@ -119,7 +119,7 @@ PAPER_SETS: dict[str, PaperSet] = {
         read_objects,
         certain=False,
         notes="Folder names are known from other people's code for GTEA Gaze+. Each value of a mask image is an "
-        "object; how the paper came to 1.85 hands an image, and which images are its train split, is not published.",
+        "object; how the paper got 1.85 hands per image, and which images are its train split, is not published.",
     ),
     "Hypersim": PaperSet(
         "Roberts et al. 2021, ICCV; github.com/apple/ml-hypersim",
@@ -131,7 +131,7 @@ PAPER_SETS: dict[str, PaperSet] = {
             swap=[("_final_preview/", "_geometry_hdf5/"), (".tonemap.jpg", ".semantic_instance.hdf5")],
         ),
         layouts.hypersim_instances,
-        notes="Needs h5py. The volumes named are those of the whole published set.",
+        notes="Needs h5py. The volumes in the paper are those of the whole published set.",
     ),
     "IBD": PaperSet(
         "Chen et al. 2022, 3D instance segmentation of MVS buildings, IEEE TGRS",
@@ -140,8 +140,8 @@ PAPER_SETS: dict[str, PaperSet] = {
         paired_files,
         read_objects,
         certain=False,
-        notes="The release's own layout is not known here: bring its 2D train annotations as images of object "
-        "numbers, or as a COCO file given directly as DATA.",
+        notes="The release's own layout is not known here: convert its 2D train annotations to images of object "
+        "numbers, or to a COCO file given directly as DATA.",
     ),
     "iShape": PaperSet(
         "Yang et al. 2021, arXiv 2109.15068; ishape.github.io",
@@ -159,7 +159,7 @@ PAPER_SETS: dict[str, PaperSet] = {
             *("lvis_v1_val.json", "annotations/lvis_v1_val.json"),
         ),
         to_rles,
-        notes="The paper took version 0.5; version 1 is read where that is not there.",
+        notes="The paper used version 0.5; version 1 is read if that is missing.",
     ),
     "NDD20": PaperSet(
         "Trotter et al. 2020, arXiv 2005.13359; data.ncl.ac.uk",
@@ -204,7 +204,7 @@ PAPER_SETS: dict[str, PaperSet] = {
         "**/*_rgb.png with *_label.png beside",
         layouts.pairs_in("**/*_rgb.png", swap=[("_rgb.png", "_label.png")], skip=True),
         read_objects,
-        notes="Which of the collection's parts make the paper's 182 images is not published; all below the root count.",
+        notes="Which parts of the collection are the paper's 182 images is not published; all below the root are used.",
     ),
     "STREETS": PaperSet(
         "Snyder and Do 2019, NeurIPS; doi.org/10.13012/B2IDB-3671567_V1",
@@ -213,7 +213,7 @@ PAPER_SETS: dict[str, PaperSet] = {
         layouts.via_in(("annotations/vehicle-annotations.json", "images")),
         to_rles,
         certain=False,
-        notes="File names and the VIA form are known from other people's code. Regions of all vehicle types are taken.",
+        notes="File names and the VIA form are known from other people's code. Regions of all vehicle types are used.",
     ),
     "TimberSeg": PaperSet(
         "Fortin et al. 2022, IROS; data.mendeley.com/datasets/y5npsm3gkj",
@@ -221,7 +221,7 @@ PAPER_SETS: dict[str, PaperSet] = {
         "prescaled/coco_annotation.json and images beside it",
         layouts.coco_in("prescaled/coco_annotation.json", "coco_annotation.json", images="."),
         to_rles,
-        notes="The smaller images, which its authors recommend; the paper does not say which it took.",
+        notes="The smaller images, which its authors recommend; the paper does not say which it used.",
     ),
     "TrashCan": PaperSet(
         "Hong et al. 2020, arXiv 2007.08097; doi.org/10.13020/g1gx-y834",
@@ -252,7 +252,7 @@ PAPER_SETS: dict[str, PaperSet] = {
             "rgb_images/*.png", swap=[("rgb_images/", "instance_annotations/"), (".png", ".json")], skip=True
         ),
         layouts.woodscape_objects,
-        notes="All polygons with one tag, road and lanes among them. What the paper calls set 1 is not defined there.",
+        notes="All polygons with one tag, including road and lanes. The paper does not define its set 1.",
     ),
     "ZeroWaste-f": PaperSet(
         "Bashkirova et al. 2022, CVPR; ai.bu.edu/zerowaste",
@@ -265,14 +265,14 @@ PAPER_SETS: dict[str, PaperSet] = {
 
 
 def open_paper_set(name: str, root: epath.PathLike) -> FileImages:
-    """One of the paper's sets.
+    """Opens one of the paper's sets.
 
     Args:
-      name: as in the paper, in any case.
-      root: the directory that the set was unpacked to, local or gs://.
+      name: as in the paper, ignoring case.
+      root: the directory that the set was unpacked into, local or gs://.
 
     Raises:
-      DataError: there is no such set, or the root does not hold it; the message says what is expected.
+      DataError: there is no such set, or it is not below the root; the message says what is expected.
     """
     known = {key.lower(): key for key in PAPER_SETS}
     key = known.get(name.lower())
@@ -282,7 +282,7 @@ def open_paper_set(name: str, root: epath.PathLike) -> FileImages:
         raise DataError(f"{name!r} is not one of the paper's sets{hint}; known: {', '.join(PAPER_SETS)}")
     row, place = PAPER_SETS[key], epath.Path(root)
     if not place.is_dir():
-        raise DataError(f"{root} is no directory; {key} is expected as {row.layout}")
+        raise DataError(f"{root} is not a directory; {key} is expected as {row.layout}")
     try:
         files = row.find(place)
     except (DataError, OSError) as error:

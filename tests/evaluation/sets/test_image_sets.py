@@ -138,7 +138,7 @@ def test_what_cannot_be_opened_is_named(tmp_path):
         open_image_set(root)[0]
     with pytest.raises(DataError, match="does not exist; expected SA-1B tars"):
         open_image_set(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"goes with a COCO or LVIS \.json"):
+    with pytest.raises(DataError, match=r"only goes with a COCO or LVIS \.json"):
         open_image_set(root, image_dir=root)
 
 

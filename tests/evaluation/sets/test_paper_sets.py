@@ -295,7 +295,7 @@ def test_each_set(name, tmp_path, fake_h5py):
 def test_what_is_missing_is_said_in_one_line(tmp_path):
     with pytest.raises(DataError, match=r"'ADE20' is not one of the paper's sets; did you mean ADE20K\?; known"):
         open_paper_set("ADE20", tmp_path)
-    with pytest.raises(DataError, match=r"is no directory; OVIS is expected as annotations_train\.json"):
+    with pytest.raises(DataError, match=r"is not a directory; OVIS is expected as annotations_train\.json"):
         open_paper_set("OVIS", tmp_path / "nowhere")
     for name, row in PAPER_SETS.items():
         with pytest.raises(DataError) as caught:
