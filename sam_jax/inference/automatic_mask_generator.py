@@ -1,6 +1,6 @@
-"""Everything mode: masks of all that a grid of points finds in an image.
+"""Everything mode: masks of everything in an image, prompted by a grid of points.
 
-Same arguments and records as the official class of that name; `AmgConfig` says what each means, and which are ours.
+Arguments and records are those of the official class of the same name; `AmgConfig` explains them, and which are ours.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from sam_jax.ops.masks import mask_to_box, remove_small_regions
 from sam_jax.ops.rle import encode_mask, run_lengths
 
 Record = dict[str, Any]
-# Of an image this small most masks, and all of small crops, are one pixel wide or high: areas of 0 to the official
-# code, which keeps all their duplicates. Larger images are left to its rule.
+# In images with a side this short most masks are one pixel wide or high. Their boxes have area 0 in the official code,
+# whose NMS therefore keeps all duplicates. Larger images follow its rule.
 FEW_PIXELS = 4
 
 
@@ -45,12 +45,12 @@ class SamAutomaticMaskGenerator:
         point_grids: Sequence[np.ndarray] | None = None,
         **options: Any,
     ) -> None:
-        """Takes a model, its variables and settings.
+        """Takes a model, its variables and options.
 
         Args:
-          model, variables: as `load_model` gives them.
-          point_grids: points of each layer, (n, 2) as shares of a crop's sides, in place of `points_per_side`, which
-            then has to be None.
+          model, variables: from `load_model`.
+          point_grids: for each crop layer, points (n, 2) of (x, y) in [0, 1], as fractions of the crop's sides;
+            `points_per_side` must then be None.
           options: see `AmgConfig`.
 
         Raises:
@@ -67,18 +67,18 @@ class SamAutomaticMaskGenerator:
         """Masks of an image.
 
         Args:
-          image: (H, W, 3) uint8 RGB, or an image of Pillow, which is turned upright by its EXIF as files are.
+          image: (H, W, 3) uint8 RGB, or a Pillow image, whose EXIF rotation is applied, as for files.
 
         Returns:
           One dictionary per mask: `segmentation` (see `AmgConfig.output_mode`), `area` in pixels, `bbox` [x, y, w, h],
           `predicted_iou`, `point_coords` [[x, y]], `stability_score` and `crop_box` [x, y, w, h]; all in pixels of the
-          image. An image without any is an empty list.
+          image. Empty if no mask was found.
         """
         pixels = as_array(image)
         return self.records(self.find(pixels), pixels.shape[:2])
 
     def find(self, image: np.ndarray | Image.Image) -> Candidates:
-        """The device's part of `generate`: what is left after all filters on scores and boxes."""
+        """The device's part of `generate`: the masks that pass all filters on scores and boxes."""
         image = as_array(image)
         config = self.config
         layers = generate_crop_boxes(image.shape[:2], config.crop_n_layers, config.crop_overlap_ratio)
@@ -101,10 +101,10 @@ class SamAutomaticMaskGenerator:
         return together
 
     def records(self, found: Candidates, size: tuple[int, int]) -> list[Record]:
-        """The host's part of `generate`: pixels, run lengths and records. `size` is the image's (H, W)."""
+        """The host's part of `generate`: from candidates to records. `size` is (H, W) of the image."""
         config = self.config
         boxes, area, unchanged = found.boxes.copy(), found.area.copy(), np.ones(len(found), np.float32)
-        masks: dict[int, np.ndarray] = {}  # only where they are asked for: all together may not fit into memory
+        masks: dict[int, np.ndarray] = {}  # only for output modes that need them: all may not fit into memory
         rles = []
         for i in range(len(found)):
             mask = _uncrop(found.mask(i), found.crop_boxes[i], size)
@@ -115,7 +115,7 @@ class SamAutomaticMaskGenerator:
             if config.output_mode in ("binary_mask", "uncompressed_rle"):
                 masks[i] = mask
         chosen = np.arange(len(found))
-        if config.min_mask_region_area > 0:  # made duplicates go, and those that needed no change win
+        if config.min_mask_region_area > 0:  # drop the duplicates that this made; unchanged masks win
             chosen = nms(boxes, unchanged, max(config.box_nms_thresh, config.crop_nms_thresh), min(size) <= FEW_PIXELS)
         if config.mask_nms_thresh is not None:
             chosen = chosen[_mask_nms([rles[i] for i in chosen], found.iou[chosen], config.mask_nms_thresh)]
@@ -149,13 +149,13 @@ def _point_grids(config: AmgConfig, given: Sequence[np.ndarray] | None) -> list[
     grids = [np.asarray(grid, np.float64).reshape(-1, 2) for grid in given or ()]
     if len(grids) <= config.crop_n_layers:
         raise ValueError(
-            f"{len(grids)} point_grids are too few: {config.crop_n_layers} crop layers and the whole image"
+            f"{len(grids)} point_grids are too few for the whole image and {config.crop_n_layers} crop layers"
         )
     return grids
 
 
 def _uncrop(mask: np.ndarray, crop_box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A crop's mask in the image's frame: (H, W) bool, columns contiguous as run lengths want them."""
+    """A crop's mask in the image's frame: (H, W) bool, in column-major order, as RLE needs."""
     if mask.shape == size:
         return mask
     x0, y0, x1, y1 = crop_box
@@ -165,7 +165,7 @@ def _uncrop(mask: np.ndarray, crop_box: np.ndarray, size: tuple[int, int]) -> np
 
 
 def _mask_nms(rles: list[dict[str, Any]], iou: np.ndarray, threshold: float) -> list[int]:
-    """Which masks stay, in their order, when of two whose pixels overlap too much the better one does."""
+    """NMS by the IoU of mask pixels: indices of the masks that stay, in input order."""
     kept: list[int] = []
     for i in np.argsort(-iou, kind="stable"):
         others = [rles[k] for k in kept]

@@ -1,4 +1,4 @@
-"""Running the image encoder, and how long a thread has waited for it."""
+"""Runs the image encoder, and measures how long each thread has waited for it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _of_thread = threading.local()
 
 
 class EncodedImages(NamedTuple):
-    """What prompts need of B images.
+    """What the mask decoder and edge refinement need of B images.
 
     Attributes:
-      embeddings: (B, h, w, C).
-      pixels: what edge refinement needs of the images, with a leading axis B; None where `SamConfig.crf` is off.
+      embeddings: (B, h, w, C) float32.
+      pixels: input of edge refinement, with a leading axis B; None if `SamConfig.crf` is off.
     """
 
     embeddings: jax.Array
     pixels: CrfPixels | None
 
     def one(self, number: int) -> EncodedImages:
-        """An image by itself, without the leading axis."""
+        """A single image, without the leading axis."""
         picked: EncodedImages = jax.tree.map(lambda x: x[number], self)
         return picked
 
 
 @partial(jax.jit, static_argnums=0)
 def encode_images(model: Sam, variables: Any, frames: jax.Array, input_sizes: jax.Array) -> EncodedImages:
-    """Encodes padded images (B, S, S, 3) uint8, valid to `input_sizes` (B, 2)."""
+    """Encodes padded RGB images (B, S, S, 3) uint8; `input_sizes` (B, 2) int are (h, w) of the valid parts, pixels."""
     config = model.config
     images = normalize_batch(frames, input_sizes, config.pixel_mean, config.pixel_std)
     embeddings: Any = model.apply(variables, images, method="encode_image")
@@ -46,7 +46,7 @@ def encode_images(model: Sam, variables: Any, frames: jax.Array, input_sizes: ja
 
 
 def encode_and_wait(model: Sam, variables: Any, frames: Any, input_sizes: Any) -> EncodedImages:
-    """`encode_images`, finished when it returns. The decoder cannot begin before, so that waiting costs nothing."""
+    """Runs `encode_images` and waits for the result. The decoder needs it anyway, so waiting costs nothing."""
     start = time.perf_counter()
     encoded = jax.block_until_ready(encode_images(model, variables, frames, input_sizes))
     _of_thread.seconds = encoder_seconds() + time.perf_counter() - start
@@ -54,5 +54,5 @@ def encode_and_wait(model: Sam, variables: Any, frames: Any, input_sizes: Any) -
 
 
 def encoder_seconds() -> float:
-    """What this thread has spent in `encode_and_wait` so far."""
+    """Seconds that this thread has spent in `encode_and_wait` so far."""
     return float(getattr(_of_thread, "seconds", 0.0))

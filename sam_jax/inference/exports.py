@@ -1,7 +1,7 @@
-"""Records in the forms of others: SA-1B's JSON, COCO results, and the arguments of `supervision.Detections`.
+"""Exports records to other formats: SA-1B's JSON, COCO results, and the arguments of `supervision.Detections`.
 
-A record is a dictionary as everything mode gives it: `segmentation` in any of `AmgConfig.output_mode`'s forms but
-"low_res", `predicted_iou`, and what else it has.
+A record is a dictionary as returned by everything mode: `segmentation` in any `AmgConfig.output_mode` except "low_res",
+`predicted_iou`, and optionally other fields.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def to_coco(records: Iterable[Record], image_id: int) -> list[Record]:
     """Entries of a COCO results file, as `COCO.loadRes` reads it.
 
     Args:
-      image_id: the image's number in the COCO file that the results are for.
+      image_id: the id of the image in the COCO file that the results are for.
 
     Returns:
-      One a record, with `bbox` [x, y, w, h] whose w and h count the last pixel, as COCO's do; `score` is the record's
-      own where it has one and the predicted IoU otherwise, `category_id` 1 where it has none.
+      One entry per record. `bbox` is [x, y, w, h] in pixels, where w and h include the last pixel, as in COCO; `score`
+      is that of the record, or else its predicted IoU; `category_id` is that of the record, or else 1.
     """
     found = []
     for record in records:
@@ -56,7 +56,7 @@ def to_coco(records: Iterable[Record], image_id: int) -> list[Record]:
 
 
 def to_sa1b(records: Iterable[Record], size: tuple[int, int], file_name: str, image_id: int = 1) -> Record:
-    """The content of an image's JSON file in SA-1B's layout.
+    """The content of an image's JSON file in SA-1B's format.
 
     Args:
       size: (H, W) of the image, pixels.
@@ -72,7 +72,7 @@ def to_detections(records: Sequence[Record]) -> dict[str, np.ndarray]:
 
     Returns:
       `xyxy` (n, 4) float64, the tight boxes of the masks, last pixel included; `mask` (n, H, W) bool; `confidence` (n,)
-      float64, predicted IoU. No records give arrays of length 0, which fit no image: ask for their number first.
+      float64, predicted IoU. Without records, `mask` has shape (0, 0, 0): check that there are any first.
     """
     masks = [decode_mask(rle_of(record)) for record in records]
     boxes = [np.asarray(mask_to_box(mask), float) + np.array([0, 0, 1, 1]) for mask in masks]

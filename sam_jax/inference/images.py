@@ -1,4 +1,4 @@
-"""Reading images as people have them: rotated by EXIF, grey, with alpha, 16 bits deep, too large, or broken."""
+"""Reads images of all kinds: with EXIF rotation, grey, with alpha, 16 bits deep, too large, or broken."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sam_jax.rgb import to_rgb
 
-# Larger images are more likely an attack or a mistake than an image; about 13,000 x 13,000.
+# About 13,000 x 13,000; larger files are probably decompression bombs or mistakes.
 MAX_PIXELS = 178_956_970
 
 
 class _Quiet:
-    """While any thread is in it, Pillow warns of nothing (odd tags do not matter here) and has no limit of its own
-    (ours names the remedy). Both settings are the whole process's: the last thread to leave restores them."""
+    """A context in which Pillow gives no warnings (odd tags do not matter here) and has no size limit (ours names the
+    remedy). Both settings are process-wide: the last thread to leave restores them."""
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
@@ -50,8 +50,7 @@ class ImageError(ValueError):
 def read_image(path: epath.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads an image, upright, as (H, W, 3) uint8 RGB.
 
-    EXIF rotation is applied, grey becomes RGB, an alpha channel is dropped, deeper values are scaled to 8 bits
-    (`rgb.to_rgb` says how).
+    EXIF rotation is applied, grey becomes RGB, alpha is dropped, deeper values are scaled to 8 bits (see `rgb.to_rgb`).
 
     Args:
       path: local or gs://.
@@ -79,12 +78,12 @@ def read_image(path: epath.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray
 
 
 def as_array(image: np.ndarray | Image.Image, image_format: str = "RGB") -> np.ndarray:
-    """The pixels of what a caller gives as an image: (H, W, 3) uint8 in the order `image_format`.
+    """Checks an image, and returns its pixels: (H, W, 3) uint8, channels in the order of `image_format`.
 
     Args:
-      image: such an array, or an image of Pillow of any mode. That is treated as `read_image` treats files: it is
-        turned upright where its EXIF says so, and becomes RGB. Of an array nothing is known but its pixels.
-      image_format: of an array, "RGB" or "BGR"; images of Pillow know their channels.
+      image: (H, W, 3) uint8, or a Pillow image of any mode. Pillow images are treated like files by `read_image`: EXIF
+        rotation is applied, and they become RGB.
+      image_format: of an array, "RGB" or "BGR"; for Pillow images it must be "RGB".
 
     Raises:
       ValueError: another type, dtype, shape or format.
@@ -120,7 +119,7 @@ def _check_size(path: epath.PathLike, size: tuple[int, int], max_pixels: int) ->
 
 
 def read_mask_input(path: epath.PathLike) -> np.ndarray:
-    """Reads mask logits (1, 4h, 4w) from a .npy file. Raises ImageError for a missing or foreign file."""
+    """Reads mask logits (1, 4h, 4w) from a .npy file; `predict` checks the shape. Raises ImageError if it cannot."""
     file = epath.Path(path)
     if not file.exists():
         raise ImageError(f"{path} does not exist; expected a .npy file of mask logits")

@@ -1,8 +1,8 @@
 """The device's part of everything mode: from a crop and a grid of points to the masks that pass the filters.
 
-All shapes are fixed: points are decoded in batches of one size. Masks that pass the predicted-IoU filter, and only
-they, are enlarged to the crop, scored, boxed and packed to bits, in chunks: as many chunks as it takes, so that no
-number of masks is too large. Bits stay on the device until non-maximum suppression has chosen.
+All shapes are fixed: points are decoded in batches of one size. Only masks that pass the predicted-IoU filter are
+enlarged to the crop, scored, boxed and packed to bits. This is done in chunks, so there is no limit on the number of
+masks. Bits stay on the device until non-maximum suppression is done.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from sam_jax.structs import Prompts
 
 # Sides of enlarged masks are padded to multiples of this: images of similar size share programs, and bits fill bytes.
 SIDE_STEP = 64
-# Pixels of the masks of a chunk, a bit each: 64 MiB.
+# Mask pixels per chunk, one bit each: 64 MiB.
 CHUNK_PIXELS = 1 << 29
 MAX_CHUNK, MIN_CHUNK = 64, 4
 CROPS_AT_ONCE = 4
-CPU_GROUP = 4  # points or masks that a CPU works on at once: so many fit into its caches
+CPU_GROUP = 4  # points or masks that a CPU processes at once: as many as fit into its caches
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
@@ -42,11 +42,13 @@ Size = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Crop:
-    """A crop, encoded.
+    """An encoded crop.
 
     Attributes:
-      box: xyxy in the image's frame. image_size: (H, W) of the image. input_size: (h, w) of the crop as resized.
-      encoded: the crop alone, without a leading axis.
+      box: xyxy in pixels of the image.
+      image_size: (H, W) of the image, pixels.
+      input_size: (h, w) of the resized crop in the input frame, pixels.
+      encoded: without a leading axis.
     """
 
     box: Box
@@ -65,10 +67,10 @@ class Candidates:
     """Masks that passed the filters, of one crop or of several.
 
     Attributes:
-      pixels: where each mask's pixels are: a chunk on the device and the mask's row in it.
-      boxes: (n, 4) int64 xyxy, last pixel inclusive, and crop_boxes: (n, 4), both in the image's frame.
+      pixels: for each mask, a chunk on the device and the mask's row in it.
+      boxes: (n, 4) int64 xyxy, last pixel inclusive, and crop_boxes: (n, 4) int64 xyxy, both in pixels of the image.
       iou, stability: (n,) float32.
-      points: (n, 2) float64 x, y in the image's frame.
+      points: (n, 2) float64 x, y in pixels of the image.
       area: (n,) int64, pixels.
     """
 
@@ -84,12 +86,12 @@ class Candidates:
         return len(self.pixels)
 
     def select(self, indices: np.ndarray) -> Candidates:
-        """Some of them, in the order of `indices` (n,) int."""
+        """The candidates at `indices` (n,) int, in that order."""
         arrays = {f.name: getattr(self, f.name)[indices] for f in dataclasses.fields(self) if f.name != "pixels"}
         return Candidates([self.pixels[i] for i in indices], **arrays)
 
     def mask(self, index: int) -> np.ndarray:
-        """One mask in the image's frame, but for its size: (h, w) bool of its crop. Fetched from the device."""
+        """Fetches a mask from the device: (h, w) bool, in pixels of its crop."""
         chunk, row = self.pixels[index]
         x0, y0, x1, y1 = self.crop_boxes[index]
         columns = np.unpackbits(np.asarray(chunk["bits"][row]), axis=1)
@@ -102,7 +104,7 @@ class Candidates:
 
 
 def concatenate(parts: list[Candidates]) -> Candidates:
-    """All of several crops, in order; of none, an empty one."""
+    """Joins candidates in order; without any, the result is empty."""
     empty = Candidates(
         pixels=[],
         boxes=np.zeros((0, 4), np.int64),
@@ -125,16 +127,16 @@ def concatenate(parts: list[Candidates]) -> Candidates:
 def decode_points(
     model: Sam, variables: Any, embedding: jax.Array, points: jax.Array, least_iou: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Three masks of each point (HQ-SAM: one), still in planes: most of them will never be looked at.
+    """Three masks of each point (HQ-SAM: one), as planes, because most are dropped before their pixels are needed.
 
-    CPUs decode few points at once, whose pixels stay in their caches, and upscale those of promising points alone.
+    CPUs decode few points at once, so that pixels stay in the caches, and upscale only masks of promising points.
 
     Args:
-      embedding: (h, w, C); points: (P, 2) in the input frame.
-      least_iou: () float32; on CPUs planes of points all of whose predicted IoUs are not above it are zeros.
+      embedding: (h, w, C); points: (P, 2) in pixels of the input frame.
+      least_iou: () float32; on CPUs, points without a predicted IoU above it get planes of zeros.
 
     Returns:
-      (3 P, 16, h*w) logits, see `ops.planes`, and predicted IoU (3 P,).
+      (3 P, 16, h*w) logits, see `ops.planes`, and predicted IoU (3 P,), both float32.
     """
 
     def decode(points: jax.Array, least_iou: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -164,17 +166,18 @@ def examine(
     levels: jax.Array,
     pixels: CrfPixels | None = None,
 ) -> dict[str, jax.Array]:
-    """Enlarges some masks to their crop and looks at them there.
+    """Enlarges masks to their crop, and computes their stability, boxes, areas and bits.
 
     Args:
-      planes: (n, 16, h*w) logits; indices: (c,) which of them.
-      enlarge: from (4h, 4w), or from (8h, 8w) with `pixels`; zero beyond the crop.
-      size: (2,) h and w of the crop, pixels.
-      levels: (3,) logits: the mask threshold, and it plus and minus the stability offset.
-      pixels: refines masks at the crop's edges. Their stability is still that of the model's own logits.
+      planes: (n, 16, h*w) logits; indices: (c,) int, the masks to examine.
+      enlarge: matrices from (4h, 4w), or from (8h, 8w) with `pixels`; zero beyond the crop.
+      size: (2,) (h, w) of the crop, pixels.
+      levels: (3,) logits: the mask threshold, then the threshold plus and minus the stability offset.
+      pixels: the crop's, for edge refinement. Stability is still computed from the model's own logits.
 
     Returns:
-      `stability` (c,), `boxes` (c, 4), `area` (c,), `bits` (c, X, Y / 8) uint8 column by column, `low_res` (c, 4h, 4w).
+      `stability` (c,), `boxes` (c, 4) xyxy and `area` (c,) in pixels of the crop, `bits` (c, X, Y / 8) uint8 in
+      column-major order, `low_res` (c, 4h, 4w).
     """
     width = enlarge.columns.shape[1] // (SIDE if pixels is None else CELL)
     grid = planes.shape[-1] // width, width
@@ -202,14 +205,14 @@ def examine(
 
 
 def _in_groups(few: Callable[[jax.Array], Any], rows: jax.Array) -> Any:
-    """`few` of all rows (n, ...), so many at once as a CPU's caches hold."""
+    """Applies `few` to all rows (n, ...), CPU_GROUP at a time."""
     padded = jnp.pad(rows, ((0, -len(rows) % CPU_GROUP), *((0, 0),) * (rows.ndim - 1)), mode="edge")
     found = jax.lax.map(few, padded.reshape(-1, CPU_GROUP, *rows.shape[1:]))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: x.shape[1] * len(rows) // CPU_GROUP], found)
 
 
 def _facts(mask: jax.Array, seen: Seen) -> dict[str, jax.Array]:
-    """What `examine` tells of one mask."""
+    """What `examine` returns for one mask."""
     area, surely, perhaps = seen.areas
     across, down = seen.across, jnp.unpackbits(seen.down)
     last = len(across) - 1 - across[::-1].argmax(), len(down) - 1 - down[::-1].argmax()
@@ -219,7 +222,7 @@ def _facts(mask: jax.Array, seen: Seen) -> dict[str, jax.Array]:
 
 
 def _refined_and_own(mask: jax.Array, pixels: CrfPixels) -> jax.Array:
-    """A mask (l, l) for each of three levels: (3, 2l, 2l), refined at edges for the first."""
+    """Logits of a mask (l, l) for the three levels of `examine`: (3, 2l, 2l), the first with edge refinement."""
     refined = refine_masks(mask[None, None], pixels)[0, 0]
     matrix = jnp.asarray(bilinear_matrix(len(refined), len(mask)), jnp.float32)
     own = einsum("yh,hw,xw->yx", matrix, mask, matrix)
@@ -227,13 +230,13 @@ def _refined_and_own(mask: jax.Array, pixels: CrfPixels) -> jax.Array:
 
 
 def encode_crops(model: Sam, variables: Any, image: np.ndarray, boxes: list[Box]) -> Iterator[Crop]:
-    """Crops of an image (H, W, 3) uint8, a few encoded at a time."""
+    """Encodes crops of an image (H, W, 3) uint8, a few at a time; `boxes` are xyxy in pixels of the image."""
     side = model.config.image_size
     at_once = min(CROPS_AT_ONCE, len(boxes))
     for start in range(0, len(boxes), at_once):
         part = boxes[start : start + at_once]
         resized = [resize_longest_side(np.ascontiguousarray(image[y0:y1, x0:x1]), side) for x0, y0, x1, y1 in part]
-        filled = resized + resized[:1] * (at_once - len(part))  # the same program for the last, smaller part
+        filled = resized + resized[:1] * (at_once - len(part))  # same shape, and program, for the last part
         sizes = np.array([one.shape[:2] for one in filled], np.int32)
         frames = np.stack([pad_to_square(one, side) for one in filled])
         encoded = encode_and_wait(model, variables, frames, sizes)
@@ -242,21 +245,21 @@ def encode_crops(model: Sam, variables: Any, image: np.ndarray, boxes: list[Box]
 
 
 def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid: np.ndarray) -> Candidates:
-    """Masks of a crop that pass the filters on predicted IoU, stability, place and size.
+    """Masks of a crop that pass the filters on predicted IoU, stability, position and size.
 
     Args:
-      grid: (n, 2) points as shares of the crop's sides.
+      grid: (n, 2) points (x, y) in [0, 1], as fractions of the crop's sides.
     """
     points = grid * np.array(crop.size[::-1])
     in_frame = to_input_frame(points, crop.size, crop.input_size).astype(np.float32)
     enlarge = enlargement(model, config, crop)
     parts: list[Chunk] = []
-    waiting: list[tuple[int, jax.Array, jax.Array]] = []  # batches that the device works on
+    waiting: list[tuple[int, jax.Array, jax.Array]] = []  # batches in progress on the device
     for start in range(0, len(points), config.points_per_batch):
         batch = in_frame[start : start + config.points_per_batch]
         filled = np.concatenate([batch, np.repeat(batch[:1], config.points_per_batch - len(batch), axis=0)])
         waiting.append((start, *decode_points(model, variables, crop.encoded.embeddings, filled, _least_iou(config))))
-        # The device decodes this batch while the host reads which masks of the one before have passed.
+        # The device decodes this batch while the host filters the previous one.
         if len(waiting) > 1:
             parts += _chunks(config, *waiting.pop(0), len(points), enlarge)
     for batch_of_masks in waiting:
@@ -265,9 +268,9 @@ def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid
 
 
 def refine_edges(model: Sam, config: AmgConfig, crop: Crop, masks: Candidates) -> Candidates:
-    """Masks of a crop refined at its edges (`SamConfig.crf`), those that still pass the filters on place and size.
+    """Edge refinement (`SamConfig.crf`) of a crop's masks; returns those that still pass the filters of `find_in_crop`.
 
-    Made for the few that non-maximum suppression has left: it takes longer than all else that is done to a mask.
+    Called after non-maximum suppression, on few masks: it is the most expensive step for a mask.
     """
     assert crop.encoded.pixels is not None
     if not len(masks):
@@ -281,7 +284,7 @@ def refine_edges(model: Sam, config: AmgConfig, crop: Crop, masks: Candidates) -
 
 
 Enlargement = dict[str, Any]
-Chunk = tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]  # points' numbers, predicted IoU, what `examine` found
+Chunk = tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]  # indices of points, predicted IoU, results of `examine`
 
 
 def enlargement(model: Sam, config: AmgConfig, crop: Crop, pixels: CrfPixels | None = None) -> Enlargement:
@@ -304,7 +307,7 @@ def enlargement(model: Sam, config: AmgConfig, crop: Crop, pixels: CrfPixels | N
 def _chunks(
     config: AmgConfig, start: int, planes: jax.Array, iou: jax.Array, num_points: int, enlarge: Enlargement
 ) -> Iterator[Chunk]:
-    """Examines those masks of a batch whose predicted IoU is high enough."""
+    """Examines the masks of a batch whose predicted IoU is high enough."""
     scores = np.asarray(iou)
     passed = np.flatnonzero(scores > _least_iou(config))
     numbers = start + passed // (len(scores) // config.points_per_batch)  # several masks per point
@@ -312,7 +315,7 @@ def _chunks(
 
 
 def _least_iou(config: AmgConfig) -> np.float32:
-    """What a mask's predicted IoU has to be above."""
+    """The threshold that a mask's predicted IoU must exceed."""
     assert config.pred_iou_thresh is not None
     return np.float32(config.pred_iou_thresh if config.pred_iou_thresh > 0 else -np.inf)
 
@@ -320,7 +323,7 @@ def _least_iou(config: AmgConfig) -> np.float32:
 def _examined(
     planes: jax.Array, passed: np.ndarray, numbers: np.ndarray, scores: np.ndarray, enlarge: Enlargement
 ) -> Iterator[Chunk]:
-    """Examines the masks `passed` (n,) of some, whose points are `numbers` (n,), chunk by chunk."""
+    """Examines the masks at indices `passed` (n,), whose points are `numbers` (n,), chunk by chunk."""
     pixels = len(enlarge["enlarge"].columns) * len(enlarge["enlarge"].row_bands) * SIDE_STEP
     largest = int(np.clip(2 ** int(np.log2(max(1, CHUNK_PIXELS // pixels))), 1, MAX_CHUNK))
     for first in range(0, len(passed), largest):
@@ -333,7 +336,7 @@ def _examined(
 def _filter(
     config: AmgConfig, crop: Crop, points: np.ndarray, numbers: np.ndarray, iou: np.ndarray, found: dict[str, jax.Array]
 ) -> Candidates:
-    """One chunk's masks that are stable, not cut off by the crop, and of a wanted size."""
+    """The masks of a chunk that are stable, not cut off by the crop, and of an accepted size."""
     count = len(numbers)
     stability, boxes, area = (np.asarray(found[name])[:count] for name in ("stability", "boxes", "area"))
     stability = np.nan_to_num(stability)  # 0 / 0 of an empty mask

@@ -1,4 +1,4 @@
-"""Writing results: SA-1B-style records, mask PNGs and an overlay image. Every file appears whole or not at all."""
+"""Writes results: SA-1B-style records, mask PNGs and overlay images. All files are written atomically."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _OPACITY = 0.5
 
 
 def mask_record(index: int, mask: np.ndarray, predicted_iou: float, prompt: dict[str, Any]) -> dict[str, Any]:
-    """One annotation in SA-1B's layout.
+    """One annotation in SA-1B's format.
 
     Args:
       index: the record's id within its image.
       mask: (H, W) bool.
       predicted_iou: the model's estimate.
-      prompt: `point_coords` or `box`, as given; kept in the record.
+      prompt: `point_coords` or `box`, copied into the record.
 
     Returns:
       A dict with `segmentation` (compressed COCO RLE), `bbox` [x, y, w, h] with w = x_max - x_min as in SA-1B, `area`
@@ -53,7 +53,7 @@ def write_records(path: epath.PathLike, image: dict[str, Any], annotations: Sequ
 
 
 def write_image(path: epath.PathLike, image: np.ndarray) -> None:
-    """Writes an (H, W, 3) or (H, W) uint8 array as PNG, or as JPEG where the name says so."""
+    """Writes an (H, W, 3) or (H, W) uint8 array as JPEG if the name ends in .jpg or .jpeg, else as PNG."""
     buffer = io.BytesIO()
     jpeg = str(path).lower().endswith((".jpg", ".jpeg"))
     Image.fromarray(image).save(buffer, "JPEG" if jpeg else "PNG", **({"quality": 90} if jpeg else {}))
@@ -61,7 +61,7 @@ def write_image(path: epath.PathLike, image: np.ndarray) -> None:
 
 
 def overlay_masks(image: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
-    """An image with each mask tinted in its own colour and outlined; larger masks lie below smaller ones.
+    """An image with each mask tinted in its own colour and outlined; smaller masks are drawn over larger ones.
 
     Args:
       image: (H, W, 3) uint8.
@@ -83,7 +83,10 @@ def overlay_masks(image: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
 def draw_prompts(
     image: np.ndarray, points: np.ndarray | None, labels: np.ndarray | None, boxes: np.ndarray | None
 ) -> np.ndarray:
-    """Draws points (P, 2), green on the object and red off it, and boxes (N, 4) onto an image."""
+    """Draws points (P, 2), green on the object and red off it, and boxes (N, 4) xyxy, in pixels of the image.
+
+    Returns (H, W, 3) uint8; `labels` are (P,), 1 on the object.
+    """
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
     unit = max(2, round(max(image.shape[:2]) / 250))
@@ -97,7 +100,7 @@ def draw_prompts(
 
 
 def caption(image: np.ndarray, text: str) -> np.ndarray:
-    """The image with a line of text on a dark strip in its top left corner."""
+    """The image with a line of text on a dark background in its top left corner."""
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
     size = max(12, round(max(image.shape[:2]) / 40))
@@ -109,7 +112,7 @@ def caption(image: np.ndarray, text: str) -> np.ndarray:
 
 
 def side_by_side(images: Sequence[np.ndarray], longest_side: int = 1024) -> np.ndarray:
-    """Images of one size in a row (a column where they are wider than tall), each at most `longest_side` long."""
+    """Images of one size in a row (in a column if w > 2 h), each shrunk to at most `longest_side` pixels."""
     h, w = images[0].shape[:2]
     scale = min(1.0, longest_side / max(h, w))
     size = (max(1, round(w * scale)), max(1, round(h * scale)))

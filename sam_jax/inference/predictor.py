@@ -1,6 +1,6 @@
-"""SamPredictor: one image, then as many prompts as you like.
+"""SamPredictor: encode one image, then segment it with any number of prompts.
 
-Same arguments, shapes and coordinate frames as the official class of that name; `predict_many` is ours.
+Arguments, shapes and coordinate frames are those of the official class of the same name; `predict_many` is ours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sam_jax.ops.transforms import (
 )
 from sam_jax.structs import MaskPredictions, Prompts
 
-# Prompt counts are padded up to one of these, so that any use compiles a handful of programs.
+# Prompt counts are padded to one of these, so that only a handful of programs are compiled.
 POINT_BUCKETS = (2, 8, 32, 128, 512)
 PROMPT_BUCKETS = (1, 4, 16, 64)
 
@@ -37,10 +37,10 @@ _LOGITS = "logits, such as one of an earlier prediction's low_res_masks"
 
 
 class PredictedMasks(NamedTuple):
-    """What `predict` returns; `predict_many` has a leading axis N in each.
+    """What `predict` returns; `predict_many` adds a leading axis N to each.
 
     Attributes:
-      masks: (M, H, W) bool in the image's own pixels, or float32 logits with `return_logits`.
+      masks: (M, H, W) bool in pixels of the image, or float32 logits with `return_logits`.
       iou_predictions: (M,) float32, the model's estimate of each mask's quality.
       low_res_masks: (M, 4h, 4w) float32 logits; feed one back as `mask_input`.
     """
@@ -52,7 +52,7 @@ class PredictedMasks(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def _decode(model: Sam, variables: Any, image_embeddings: jax.Array, prompts: Prompts) -> MaskPredictions:
-    # All mask tokens: choosing between one and three masks on the host saves a program.
+    # Always all masks: selecting one or three on the host saves a second program.
     predictions: Any = model.apply(variables, image_embeddings, prompts, method="predict_masks")
     return predictions
 
@@ -74,7 +74,7 @@ class SamPredictor:
         predictor.set_image(sam_jax.read_image("image.jpg"))
         masks, iou_predictions, low_res_masks = predictor.predict(np.array([[500, 375]]), np.array([1]))
 
-    Coordinates are pixels of the image, (x, y), the first pixel's corner at 0.
+    Coordinates are (x, y) in pixels of the image; the top left corner is (0, 0).
     """
 
     def __init__(self, model: Sam, variables: dict[str, Any]) -> None:
@@ -97,11 +97,12 @@ class SamPredictor:
         """Runs the image encoder on an image; `predict` then costs only the mask decoder.
 
         Args:
-          image: (H, W, 3) uint8, or an image of Pillow, which is turned upright by its EXIF as files are.
+          image: (H, W, 3) uint8, or a Pillow image, whose EXIF rotation is applied, as for files.
           image_format: of an array, "RGB" or "BGR".
 
         Raises:
           ValueError: another dtype, shape or format.
+          ImageError: Pillow cannot decode the image.
         """
         image = as_array(image, image_format)
         self.reset_image()
@@ -116,7 +117,11 @@ class SamPredictor:
         self.input_size = resized.shape[:2]
 
     def get_image_embedding(self) -> jax.Array:
-        """The image's embedding, (1, C, h, w) float32: channels first, as the official class gives it."""
+        """The image's embedding, (1, C, h, w) float32: channels first, as in the official class.
+
+        Raises:
+          RuntimeError: no image is set.
+        """
         return self._image().embeddings.transpose(0, 3, 1, 2)
 
     def predict(
@@ -135,17 +140,17 @@ class SamPredictor:
           point_labels: (P,) 1 on the object, 0 off it.
           box: (4,) x0, y0, x1, y1 in pixels of the image.
           mask_input: (1, 4h, 4w) logits, usually one of an earlier call's `low_res_masks`.
-          multimask_output: True gives three masks, best for an ambiguous prompt such as a single point; False one. Of
-            HQ-SAM both give one: True the best of three.
-          return_logits: logits instead of booleans.
+          multimask_output: True returns three masks, for ambiguous prompts such as a single point; False one. HQ-SAM
+            always returns one; True then means the best of three.
+          return_logits: return logits instead of booleans.
 
         Raises:
           RuntimeError: no image is set.
-          ValueError: a prompt of another shape, outside the image, or with labels other than 0 and 1.
+          ValueError: a prompt has another shape, is outside the image, or has labels other than 0 and 1.
         """
         coords, labels = _numbers("point_coords", point_coords), _numbers("point_labels", point_labels)
         one_box, mask = _numbers("box", box), _numbers("mask_input", mask_input, dtype=None)
-        # Checked before the axis N is added, so that errors name shapes as they were given.
+        # Check before adding the axis N, so that errors name the shapes that were given.
         _check_point_shapes(coords, labels, "(P, 2) and (P,)", _MANY)
         if labels is not None:
             check_labels(labels, allowed=(0, 1))
@@ -168,13 +173,17 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> PredictedMasks:
-        """Masks of N objects in one go; arguments as in `predict` with a leading axis N.
+        """Masks of N objects at once; arguments are those of `predict` with a leading axis N.
 
         Args:
           point_coords: (N, P, 2); pad ragged counts with points of label -1.
           point_labels: (N, P) 1, 0, or -1 for absent.
           boxes: (N, 4).
           mask_inputs: (N, 1, 4h, 4w).
+
+        Raises:
+          RuntimeError: no image is set.
+          ValueError: a prompt has another shape, is outside the image, or prompts disagree on N.
         """
         self._image()
         prompts = self._collect(point_coords, point_labels, boxes, mask_inputs)
@@ -208,7 +217,7 @@ class SamPredictor:
         return _enlarge(low_res_mask, *self._sizes(), (side, side))
 
     def _at_edges(self, low_res: np.ndarray, prompts: Prompts) -> Iterator[Any]:
-        """Logits (M, l, l) of one object after the other; refined at edges with `SamConfig.crf`."""
+        """Yields the logits (M, l, l) of each object, with edge refinement if `SamConfig.crf` is on."""
         image = self._image()
         if image.pixels is None:
             yield from low_res
@@ -225,7 +234,7 @@ class SamPredictor:
         boxes: np.ndarray | None,
         mask_inputs: np.ndarray | None,
     ) -> Prompts:
-        """Checked numpy prompts (1, N, ...) in the input frame; absent kinds are there, flagged as absent."""
+        """Checked numpy prompts (N, ...) in pixels of the input frame; absent points and boxes are flagged as such."""
         input_size, original_size = self._sizes()
         coords, labels = _check_points(point_coords, point_labels, original_size)
         checked_boxes = _check_boxes(boxes, original_size)
@@ -277,7 +286,7 @@ class SamPredictor:
 
 
 def _rows(prompts: Prompts, start: int, size: int) -> Prompts:
-    """Rows start .. start + size of every part as (1, size, ...), the last row repeated past the end."""
+    """Rows start to start + size - 1 of every part as (1, size, ...); the last row is repeated past the end."""
 
     def take(x: np.ndarray) -> np.ndarray:
         index = np.minimum(np.arange(start, start + size), len(x) - 1)
@@ -294,14 +303,14 @@ def _bucket(count: int, buckets: tuple[int, ...]) -> int:
 
 
 def check_labels(labels: np.ndarray, allowed: tuple[int, ...]) -> None:
-    """Raises ValueError that names the first label (any shape) that is not allowed."""
+    """Raises ValueError that names the first label, in an array of any shape, that is not allowed."""
     wrong = labels[~np.isin(labels, allowed)]
     if wrong.size:
         raise ValueError(f"point label {wrong[0]:g} is neither 1 (on the object) nor 0 (off it)")
 
 
 def _check_shape(name: str, value: np.ndarray | None, shape: tuple[int | str, ...], what: str, remedy: str) -> None:
-    """Raises ValueError unless the value has that shape, in which a letter stands for any length."""
+    """Raises ValueError unless the value is None or has that shape, where "N" stands for any length."""
     if value is None:
         return
     if value.ndim == len(shape) and all(want in (have, "N") for have, want in zip(value.shape, shape, strict=True)):
@@ -312,7 +321,7 @@ def _check_shape(name: str, value: np.ndarray | None, shape: tuple[int | str, ..
 
 
 def _check_point_shapes(coords: np.ndarray | None, labels: np.ndarray | None, expected: str, remedy: str) -> None:
-    """Raises ValueError unless both or none are given and their shapes are those of `expected`."""
+    """Raises ValueError unless both or neither are given and their shapes are those of `expected`."""
     if coords is None and labels is None:
         return
     if coords is None or labels is None:
@@ -339,7 +348,7 @@ def _check_points(
     outside = coords[~inside & (labels >= 0)]
     if outside.size:
         raise ValueError(f"point {outside[0][0]:g},{outside[0][1]:g} lies outside the image, which is {w}x{h} pixels")
-    # Absent points may hold anything, but 0 x NaN would still be NaN inside the model.
+    # Absent points may hold any values; NaN would propagate through the model.
     return np.where((labels >= 0)[..., None], coords, 0.0), labels.astype(np.int32)
 
 
@@ -374,7 +383,7 @@ def _check_masks(masks: np.ndarray | None, shape: tuple[int, int, int]) -> np.nd
 
 
 def _numbers(name: str, value: Any, dtype: type | None = np.float64) -> Any:
-    """The value as an array, None as None. Raises ValueError for what is no regular array of numbers."""
+    """The value as an array; None stays None. Raises ValueError if it is not a regular array of numbers."""
     if value is None:
         return None
     try:
