@@ -87,5 +87,5 @@ def test_images_and_results_in_a_bucket(bucket, trained):
     assert {"sa_1.json", "sa_2.json", "sa_3.json"} <= written
     again = run(*arguments)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "finished before: 3" in again.stdout + again.stderr
+    assert "already finished: 3" in again.stdout + again.stderr
     assert not (ROOT / "gs:").exists()

@@ -1,1 +1,1 @@
-"""A job over many images: which, with which prompts, in tiles, and files of results that a restart goes on with."""
+"""A job over many images: image lists, prompt files, tiles, and result files from which a restart continues."""

@@ -1,4 +1,4 @@
-"""Which images to work on: files, directories, patterns and lists, as one list in one order, none of them twice."""
+"""The images of a run: expands files, directories, patterns and lists into one ordered list without duplicates."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif")
 )
 _PATTERN = re.compile(r"[*?\[]")
-# What a run with --format png,overlay leaves beside an image when it writes into the images' own directory.
+# Results that a run with --format png,overlay leaves beside the images if it writes into their directory.
 _OUR_IMAGE = re.compile(r"(.+)\.(?:overlay|mask_\d+)")
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image, and what its results are called.
+    """An image, and the name of its results.
 
     Attributes:
-      path: where it is read from, local or gs://.
-      file_name: its path below the directory that holds all images of the run: "sub/cat.jpg".
-      name: where its results go below the output directory, without a suffix: "sub/cat". Images of one directory that
-        differ in their suffix alone keep it: "sub/cat.jpg" and "sub/cat.png".
+      path: of the image, local or gs://.
+      file_name: its path below the common directory of all images of the run: "sub/cat.jpg".
+      name: path of its results below the output directory, without a suffix: "sub/cat". Images that differ only in
+        their suffix keep it: "sub/cat.jpg" and "sub/cat.png".
       image_id: for COCO files.
     """
 
@@ -43,16 +43,16 @@ class ImageFile:
 
     @classmethod
     def single(cls, path: epath.PathLike, image_id: int = 1) -> ImageFile:
-        """An image on its own."""
+        """The `ImageFile` of a single image."""
         file = PurePosixPath(os.fspath(path))
         return cls(os.fspath(path), file.name, file.stem, image_id)
 
 
 class ImageList(Sequence[ImageFile]):
-    """Images of a run, in order. Keeps no more than their paths, so that millions fit into memory.
+    """Images of a run, in order. Keeps only their paths, so that millions fit into memory.
 
-    `image_id` is the number in which a file's name ends (000000000139.jpg, sa_223750.jpg) where every name ends in one
-    and no two agree; otherwise it is the place in the list, from 1.
+    `image_id` is the number at the end of the file name (000000000139.jpg, sa_223750.jpg) if every name ends in a
+    different one; otherwise it is the position in the list, from 1.
     """
 
     def __init__(self, paths: Sequence[str], root: str) -> None:
@@ -64,7 +64,7 @@ class ImageList(Sequence[ImageFile]):
         self._has_ids = None not in ids and len(ids) == len(paths)
 
     def share(self, host: int, hosts: int) -> ImageList:
-        """Every `hosts`-th image, from number `host` on: shares of all hosts are disjoint and cover everything."""
+        """The images of one host: every `hosts`-th, starting with number `host`. Each image belongs to one host."""
         part = ImageList.__new__(ImageList)
         part.__dict__.update(self.__dict__, _numbers=self._numbers[host::hosts])
         return part
@@ -92,26 +92,27 @@ class ImageList(Sequence[ImageFile]):
 
 
 def find_images(inputs: Sequence[str], exclude: epath.PathLike | None = None) -> ImageList:
-    """Images that the inputs stand for.
+    """Finds the images of some inputs.
 
     Args:
       inputs: any of
-        - a file, whatever its suffix;
-        - a directory, local or gs://: images in it and below it, told by their suffix. What is hidden (begins with a
-          dot) and links to other directories are passed over;
-        - a pattern such as images/2024-*/*.jpg: files that match; only images where it ends in *. `**` goes through
-          sub-directories of a local path. (Neither takes cat.overlay.jpg and cat.mask_0.png where there is a cat.jpg);
-        - @list.txt: a text file with one of the above a line; empty lines and those that begin with # do not count.
-      exclude: the output directory: images below it are no images.
+        - a file with any suffix;
+        - a directory, local or gs://: all images in it and below it, recognised by their suffix. Hidden files and
+          directories (names that start with a dot) and links to directories are skipped;
+        - a pattern such as images/2024-*/*.jpg: files that match, but only images if it ends in *. In local patterns
+          `**` matches any depth of directories. (Like directories, patterns skip cat.overlay.jpg and cat.mask_0.png if
+          there is a cat.jpg);
+        - @list.txt: a text file with one of the above per line; empty lines and lines that start with # are ignored.
+      exclude: the output directory: images below it are skipped.
 
     Returns:
-      Inputs in the given order, each input's files sorted. Names of results are relative to the deepest directory
-      that holds all inputs.
+      Images in the order of the inputs, sorted within each. Names of results are relative to the deepest directory
+      that contains all inputs.
 
     Raises:
       ValueError: an input does not exist, or there is no image at all.
     """
-    files: dict[str, str] = {}  # absolute -> as given: no image twice, however it is spelt
+    files: dict[str, str] = {}  # absolute -> as given: no duplicates, however paths are written
     explicit: set[str] = set()
     roots: set[str] = set()
     for source, listed in _sources(inputs):
@@ -152,27 +153,27 @@ def _common_directory(roots: set[str]) -> str:
 
 
 def _sources(inputs: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """Inputs with lists opened, and whether each comes from a list."""
+    """Inputs with @lists expanded, and whether each comes from a list."""
     for source in inputs:
         if not source.startswith("@"):
             yield source, False
             continue
         file = epath.Path(source[1:])
         if not file.exists() or file.is_dir():
-            raise ValueError(f"{source}: {file} is not a file; expected a text file with an image a line")
+            raise ValueError(f"{source}: {file} is not a file; expected a text file with one image per line")
         try:
             lines = file.read_text().splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{source}: {file} is not a text file; expected one image a line") from error
+            raise ValueError(f"{source}: {file} is not a text file; expected one image per line") from error
         for line in lines:
             if line.strip() and not line.startswith("#"):
                 yield line.strip(), True
 
 
 def _expand(source: str, listed: bool, exclude: str | None) -> tuple[str, list[str]]:
-    """The directory that an input's names start from, and its files, sorted."""
+    """The root directory of an input, and its files, sorted."""
     if listed and not _PATTERN.search(source) and PurePosixPath(source).suffix.lower() in SUFFIXES:
-        return _parent(source), [source]  # no look at the disk for each of a million lines
+        return _parent(source), [source]  # without a disk access for each of a million lines
     path = epath.Path(source)
     if path.is_dir():
         return source, sorted(_walk(source, exclude))
@@ -204,7 +205,7 @@ def _walk(directory: str, exclude: str | None) -> Iterator[str]:
     walk: Any = os.walk(directory, onerror=complain) if local else epath.Path(directory).walk()
     for root, directories, names in walk:
         base = os.fspath(root)
-        if not local and "://" not in base:  # some file systems leave it out
+        if not local and "://" not in base:  # some file systems omit the scheme
             base = f"{directory.partition('://')[0]}://{base.lstrip('/')}"
         directories[:] = [
             name for name in directories if not name.startswith(".") and absolute(os.path.join(base, name)) != exclude
@@ -213,13 +214,13 @@ def _walk(directory: str, exclude: str | None) -> Iterator[str]:
 
 
 def _match(pattern: str, exclude: str | None) -> Iterator[str]:
-    """Files that match, as paths that begin as the pattern does."""
+    """Files that match, as paths with the same beginning as the pattern."""
     fixed = _parent(pattern[: _PATTERN.search(pattern).start()] + "x")  # type: ignore[union-attr]
     inside = None if exclude is None or absolute(fixed) == exclude else exclude + "/"
     if "://" not in pattern:
         found: Any = glob.iglob(pattern, recursive=True)
     elif "**" in pattern:
-        raise ValueError(f"{pattern}: ** is for local paths; give the directory, which takes all below it")
+        raise ValueError(f"{pattern}: ** works for local paths only; give the directory to search all below it")
     else:
         found = map(os.fspath, epath.Path(fixed).glob(pattern[len(fixed) :].lstrip("/")))
     for path in found:

@@ -1,4 +1,4 @@
-"""Segmenting one image with prompts and writing what came out: the work behind `infer.py`."""
+"""Segments one image with prompts and writes the results: the work behind `infer.py` with prompts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from sam_jax.inference.predictor import PredictedMasks, SamPredictor, check_labe
 
 @dataclass(frozen=True, eq=False)
 class ImagePrompts:
-    """What to segment in one image, in its own pixels.
+    """Prompts for one image, in its pixels.
 
     Attributes:
-      points: (P, 2) x, y; all belong to one object.
-      labels: (P,) 1 or 0.
-      boxes: (N, 4) xyxy; each is an object of its own.
+      points: (P, 2) x, y; all for one object.
+      labels: (P,) 1 on the object, 0 off it.
+      boxes: (N, 4) xyxy; each is a separate object.
       mask_input: (1, 4h, 4w) logits for a single object.
     """
 
@@ -45,7 +45,7 @@ class ImagePrompts:
         has_more = self.points is not None or self.mask_input is not None
         if self.boxes is not None and len(self.boxes) > 1 and has_more:
             raise ValueError(
-                f"{len(self.boxes)} boxes are as many objects, but points and a mask belong to one object; "
+                f"{len(self.boxes)} boxes are {len(self.boxes)} objects, but points and a mask belong to one object; "
                 "give one box with them, or boxes alone"
             )
 
@@ -56,12 +56,12 @@ class ImagePrompts:
 
     @property
     def is_ambiguous(self) -> bool:
-        """A single point may mean a part, an object or a group: the model then answers with three masks."""
+        """Whether the prompt is a single point, which may mean a part, an object or a group: it gets three masks."""
         return self.boxes is None and self.mask_input is None and self.points is not None and len(self.points) == 1
 
 
 def segment_image(predictor: SamPredictor, image: np.ndarray | Image.Image, prompts: ImagePrompts) -> PredictedMasks:
-    """Masks of an image, flat over its objects; best first where the prompt was ambiguous."""
+    """Masks of all objects of an image, (M, H, W) bool; for an ambiguous prompt, in descending predicted IoU."""
     predictor.set_image(image)
     if prompts.boxes is not None and len(prompts.boxes) != 1:  # an object each
         many = predictor.predict_many(boxes=prompts.boxes, multimask_output=False)
@@ -77,7 +77,7 @@ def segment_image(predictor: SamPredictor, image: np.ndarray | Image.Image, prom
 
 
 def prompt_fields(prompts: ImagePrompts, index: int) -> dict[str, Any]:
-    """The prompt of mask `index`, as its record keeps it."""
+    """The prompt of mask `index`, as fields of its record."""
     fields: dict[str, Any] = {}
     if prompts.points is not None and prompts.labels is not None:
         fields |= {"point_coords": prompts.points.tolist(), "point_labels": prompts.labels.tolist()}
@@ -96,7 +96,7 @@ def write_results(
     """Writes `NAME.masks.json`, `NAME.mask_0.png` ... and `NAME.overlay.jpg` into the directory `out`.
 
     Returns:
-      The overlay's path. The JSON is written last: where it stands, everything else does.
+      The overlay's path. The JSON is written last: if it exists, the results are complete.
     """
     folder, name, pixels = epath.Path(out), epath.Path(path), as_array(image)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def write_results(
 
 
 def _remove_earlier_results(folder: epath.Path, stem: str) -> None:
-    """An earlier run may have written more masks; its JSON goes first, so that it never describes missing files."""
+    """Removes results of an earlier run, its JSON first, so that it never describes missing files."""
     (folder / f"{stem}.masks.json").unlink(missing_ok=True)
     for file in list(folder.iterdir()):
         if re.fullmatch(re.escape(stem) + r"\.mask_\d+\.png", file.name):
@@ -121,7 +121,7 @@ def _remove_earlier_results(folder: epath.Path, stem: str) -> None:
 
 
 def draw_overlay(image: np.ndarray | Image.Image, prompts: ImagePrompts, predicted: PredictedMasks) -> np.ndarray:
-    """The image with masks and prompts drawn in; one panel per mask where the prompt was ambiguous."""
+    """The image with masks and prompts drawn over it; for an ambiguous prompt, one panel per mask."""
     pixels = as_array(image)
 
     def panel(masks: np.ndarray) -> np.ndarray:

@@ -1,19 +1,19 @@
-"""Prompts of many images in one JSON file: our own simple form, or COCO's, such as the boxes of a detector.
+"""Prompts of many images in one JSON file: in our own simple format, or in COCO's, such as boxes from a detector.
 
-Ours is one entry per image, a list with one entry per object:
+Our format has one entry per image, a list with one entry per object:
 
     {
       "dog.jpg": [{"points": [[275, 149]]}, {"points": [[275, 149], [60, 40]], "labels": [1, 0]}],
       "sub/cat.jpg": [{"box": [10, 20, 200, 180], "category_id": 17, "score": 0.9}]
     }
 
-Images are named by their path as given, by their path below the directory of all images, or by their bare name where
-only one image has it. Points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the image; labels are 1 on and 0 off
-the object, 1 where they are left out. `category_id` and `score` are kept in the results.
+Images are named by their path as given, by their path below the common directory of all images, or by their file name
+if only one image in the file has it. Points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the image; labels are 1
+on the object and 0 off it, by default 1. `category_id` and `score` are copied to the results.
 
-COCO's forms are an instances file ({"images": ..., "annotations": ...}) and a results file ([{"image_id": ...}]); each
-annotation's `bbox` [x, y, w, h] is the prompt. A results file knows its images by number alone: the number in which a
-image's name ends, unless an instances file tells the names.
+COCO's formats are an instances file ({"images": ..., "annotations": ...}) and a results file ([{"image_id": ...}]); the
+`bbox` [x, y, w, h] of each annotation is the prompt. A results file has only image numbers: they are matched with the
+number at the end of each image's name, unless an instances file gives the names.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ KEPT = ("category_id", "score")
 
 
 class PromptFileError(ValueError):
-    """A file of prompts that cannot be used; the message names the file, the place and what is expected."""
+    """A prompt file that cannot be used; the message names the file, the position and what was expected."""
 
 
 @dataclass(frozen=True)
 class ObjectPrompt:
-    """One object of an image, in the image's pixels.
+    """The prompt for one object, in pixels of the image.
 
     Attributes:
-      points: x, y each.
-      labels: one per point, 1 on and 0 off the object.
+      points: (x, y) each.
+      labels: one per point, 1 on the object, 0 off it.
       box: x0, y0, x1, y1.
-      extra: what the results keep of it: `category_id`, `score`.
+      extra: fields that are copied to the results: `category_id`, `score`.
     """
 
     points: tuple[Point, ...] = ()
@@ -65,7 +65,7 @@ class ObjectPrompt:
 
 @dataclass(frozen=True)
 class ImageObjects:
-    """The objects of an image, and the number by which a COCO file knows the image, if one does."""
+    """The objects of an image, and the image's id in the COCO file, if that has one."""
 
     objects: tuple[ObjectPrompt, ...] = ()
     image_id: int | None = None
@@ -76,7 +76,7 @@ class PromptTable:
 
     Attributes:
       source: the file's name, for messages.
-      left_out: boxes of a COCO file that were not taken, being empty or crowds.
+      left_out: number of boxes of a COCO file that were left out because they are empty or crowds.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class PromptTable:
         return len(self._by_name) + len(self._by_id)
 
     def of(self, image_file: ImageFile) -> ImageObjects:
-        """The objects of an image; none where the file does not name it."""
+        """The objects of an image; none if the file does not name it."""
         return self._find(image_file) or ImageObjects()
 
     def check(self, images: Iterable[ImageFile]) -> None:
-        """Raises PromptFileError where no image at all has prompts: then names differ. Stops at the first that has."""
+        """Raises PromptFileError if no image has prompts (names differ, then). Stops at the first image that has."""
         example = ""
         for image_file in images:
             if self._find(image_file) is not None:
@@ -121,14 +121,14 @@ class PromptTable:
 
 
 def read_prompts(path: epath.PathLike, images: epath.PathLike | None = None) -> PromptTable:
-    """Reads a file of prompts; its form is told by its content.
+    """Reads a prompt file; its format is recognised by its content.
 
     Args:
       path: local or gs://.
-      images: for a COCO results file: an instances file whose `images` tell the file name of each image_id.
+      images: for a COCO results file: an instances file whose `images` give the file name of each image_id.
 
     Raises:
-      PromptFileError: missing, no JSON, or not of one of the forms above.
+      PromptFileError: missing, not JSON, or not in one of the formats above.
     """
     content = _read_json(path)
     names = None if images is None else _image_names(images, _read_json(images))
@@ -192,7 +192,7 @@ def _from_coco(path: epath.PathLike, annotations: list[Any], names: dict[Any, st
     for number, annotation in enumerate(annotations):
         place = f"{path}: annotation {number}"
         if not isinstance(annotation, dict) or not {"image_id", "bbox"} <= annotation.keys():
-            raise PromptFileError(f"{place}: expected image_id and bbox, as COCO instances and detections have them")
+            raise PromptFileError(f"{place}: expected image_id and bbox, as in COCO instances or results")
         x, y, w, h = _numbers(f"{place}: bbox", annotation["bbox"], 4)
         if w <= 0 or h <= 0 or annotation.get("iscrowd"):
             left_out += 1

@@ -1,10 +1,10 @@
-"""What a run over many images leaves on disk, such that a run that was cut off goes on where it was.
+"""The result files of a run over many images, from which an interrupted run continues.
 
-OUT/sub/cat.json          records in SA-1B's format; always written, and written last: where it stands, the rest does
+OUT/sub/cat.json          records in SA-1B's format; always written, and written last: if it exists, so do the others
 OUT/sub/cat.mask_0.png    one mask, 255 on the object (format png)
 OUT/sub/cat.overlay.jpg   the image with all masks (format overlay)
 OUT/coco_results.json     all records of all images as COCO results (format coco)
-OUT/failures.jsonl        the images that could not be done, and why
+OUT/failures.jsonl        the images that failed, and why
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COCO_FILE = "coco_results.json"
 _PROGRAM = "sam_jax"
 _HEAD_BYTES = 4096
 _TAIL = b"]}"
-# Errors that the next image would meet, too.
+# Errors that would also occur with the next image.
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
@@ -43,21 +43,22 @@ class OutputError(OSError):
 
 
 class ResultFiles:
-    """The output directory of a run. Its methods may be called by several threads, each for images of its own."""
+    """The output directory of a run. Several threads may call its methods, each for different images."""
 
     def __init__(self, out: epath.PathLike, formats: Sequence[str], settings: dict[str, Any]) -> None:
-        """Makes the directory.
+        """Creates the directory.
 
         Args:
-          formats: some of `FORMATS`; "json" is always among them.
-          settings: whatever results depend on, as JSON would hold it. Results of other settings do not count as done.
+          formats: some of `FORMATS`; "json" is always included.
+          settings: everything that results depend on, as JSON values. Results with other settings do not count as done.
 
         Raises:
-          ValueError: an unknown format. OutputError: the directory cannot be made.
+          ValueError: a format is unknown.
+          OutputError: the directory cannot be created.
         """
         if unknown := [name for name in formats if name not in FORMATS]:
             raise ValueError(
-                f"unknown format {unknown[0]!r}; expected some of {', '.join(FORMATS)}, with commas between"
+                f"unknown format {unknown[0]!r}; expected some of {', '.join(FORMATS)}, separated by commas"
             )
         self.out = epath.Path(out)
         self.formats = sorted({"json", *formats} - {"coco"})
@@ -68,10 +69,10 @@ class ResultFiles:
             self.out.mkdir(parents=True, exist_ok=True)
 
     def is_finished(self, image_file: ImageFile, objects: ImageObjects | None = None) -> bool:
-        """Whether an image's results are there, complete, and of these settings, formats and prompts.
+        """Whether an image's results exist, are complete, and have these settings, formats and prompts.
 
         Raises:
-          ValueError: another program's file lies where the JSON would go.
+          ValueError: another program's file is in the place of the JSON.
         """
         path = self._path(image_file, "json")
         if path.name not in self._listing(path.parent):
@@ -103,7 +104,7 @@ class ResultFiles:
           image: (H, W, 3) uint8.
 
         Raises:
-          OutputError: nothing can be written any more, as with a full disk.
+          OutputError: results can no longer be written, for instance because the disk is full.
         """
         path = self._path(image_file, "json")
         with lasting_errors():
@@ -132,7 +133,7 @@ class ResultFiles:
             write_atomically(path, json.dumps(content).encode())
 
     def read(self, image_file: ImageFile) -> dict[str, Any] | None:
-        """The content of an image's JSON; None where there is none of this program."""
+        """The content of an image's JSON; None if there is none that this program wrote."""
         path = self._path(image_file, "json")
         if not path.exists():
             return None
@@ -140,13 +141,12 @@ class ResultFiles:
         return json.loads(text) if _info(text[:_HEAD_BYTES]) is not None and text.endswith(_TAIL) else None
 
     def write_coco(self, images: Iterable[ImageFile], image_ids: Any = None) -> epath.Path:
-        """Puts the JSONs of all images together as one COCO results file, and returns its path.
+        """Joins the JSONs of all images into one COCO results file, and returns its path.
 
-        `bbox` is COCO's there (w and h count the last pixel, as pycocotools does), `score` the prompt's own where it
-        has one and the predicted IoU otherwise, and `category_id` 1 where the prompt has none.
+        For the fields see `inference.exports.to_coco`; `score` and `category_id` of the prompt are kept.
 
         Args:
-          image_ids: the number of each image, image -> int; default: the image's own.
+          image_ids: image -> its id; None means `ImageFile.image_id`.
         """
         path = self.out / COCO_FILE
         unfinished = self.out / f".{COCO_FILE}.unfinished"
@@ -164,7 +164,7 @@ class ResultFiles:
         return path
 
     def write_failures(self, failures: Sequence[tuple[ImageFile, str]], name: str) -> epath.Path:
-        """Writes the list of bad images, {"image": ..., "error": ...} a line; without any, the file goes."""
+        """Writes failed images, one {"image": ..., "error": ...} per line; without any, removes the file."""
         path = self.out / name
         with lasting_errors():
             if not failures:
@@ -187,7 +187,7 @@ class ResultFiles:
         return self.out / f"{image_file.name}.{suffix}"
 
     def _listing(self, directory: epath.Path) -> set[str]:
-        """Names that were in a directory at the start: one question for all its images, which counts at gs://."""
+        """JSON names in a directory at the start: one request for all its images, which saves time on gs://."""
         key = os.fspath(directory)
         with self._lock:
             if key not in self._names:
@@ -201,7 +201,7 @@ class ResultFiles:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _remove_earlier(self, image_file: ImageFile) -> None:
-        """What an earlier run left. Its JSON goes first, so that it never describes missing files."""
+        """Removes results of an earlier run, its JSON first, so that it never describes missing files."""
         path = self._path(image_file, "json")
         was_there = path.name in self._listing(path.parent)
         if was_there:
@@ -212,27 +212,27 @@ class ResultFiles:
             while (file := self._path(image_file, f"mask_{count}.png")).exists():
                 count += 1
             (file.parent / f".{file.name}.unfinished").unlink(missing_ok=True)
-            for index in reversed(range(count)):  # from the end: what is left is always counted from 0
+            for index in reversed(range(count)):  # from the end, so that remaining files always count from 0
                 self._path(image_file, f"mask_{index}.png").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def lasting_errors() -> Iterator[None]:
-    """Turns errors that no other image would be spared into an OutputError that says what to do."""
+    """Turns errors that would affect every image into an OutputError that says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno not in _LASTING or isinstance(error, OutputError):
             raise
-        remedy = "make space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make the place writable"
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make the directory writable"
         raise OutputError(
-            f"results cannot be written ({error}); {remedy} and give the same command again: "
-            "it goes on with the images that are not finished"
+            f"results cannot be written ({error}); {remedy} and run the same command again: "
+            "it continues with the unfinished images"
         ) from error
 
 
 class _Masks(Sequence[np.ndarray]):
-    """Masks of records, each decoded when it is looked at: together they may not fit into memory."""
+    """Masks of records, each decoded on access: all together may not fit into memory."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = records
@@ -258,7 +258,7 @@ def _ends(path: epath.Path) -> tuple[bytes, bytes]:
 
 
 def _info(head: bytes) -> dict[str, Any] | None:
-    """The `info` with which each of our JSONs begins; None for any other file."""
+    """The `info` at the beginning of each of our JSONs; None for any other file."""
     text = head.decode(errors="replace")
     start = '{"info": '
     if not text.startswith(start):

@@ -1,4 +1,4 @@
-"""A whole run over many images: from inputs to files on disk and a summary. The work behind `infer.py`."""
+"""A run over many images: from inputs to files on disk and a summary. The work behind `infer.py`."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from sam_jax.batch.stream import Hooks, ImageResult, Timings, segment_images
 from sam_jax.inference.images import MAX_PIXELS, read_image
 
 SHOWN_FAILURES = 10
-# Between two times that failures.jsonl is written while the run goes on.
+# Minimum time between updates of failures.jsonl during a run.
 SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run goes.
+    """Options of a run.
 
     Attributes:
-      workers: threads that read, and as many that make records and write.
-      overwrite: do images again that are finished.
-      max_pixels: larger images are bad ones.
-      host, hosts: this is number `host` of `hosts` machines that share the images.
+      workers: threads that read images, and as many that make records and write.
+      overwrite: segment finished images again.
+      max_pixels: larger images fail.
+      host, hosts: this is machine number `host`, from 0, of `hosts` that share the images.
       devices: None means all of this host's.
     """
 
@@ -48,25 +48,27 @@ class RunOptions:
         if self.workers < 1:
             raise ValueError(f"workers must be 1 or more, not {self.workers}")
         if not 0 <= self.host < self.hosts:
-            raise ValueError(f"host {self.host} of {self.hosts} does not exist; they count from 0")
+            raise ValueError(f"host {self.host} of {self.hosts} does not exist; hosts count from 0")
 
     @property
     def failures_file(self) -> str:
-        """Where bad images are listed: no two hosts write one file."""
+        """The name of the list of failed images; each host writes its own."""
         return "failures.jsonl" if self.hosts == 1 else f"failures_{self.host}.jsonl"
 
 
 @dataclass
 class Summary:
-    """What a run did.
+    """The outcome of a run.
 
     Attributes:
-      done: images.
-      empty: those of them without any mask.
-      skipped: images that were finished before.
-      masks: of all images done.
-      failures: bad images, and a line on each.
-      prompts: where prompts came from; None in everything mode.
+      done: number of images segmented.
+      empty: how many of them have no mask.
+      skipped: number of images that an earlier run finished.
+      masks: number of masks of all images segmented.
+      failures: failed images, with a one-line message each.
+      prompts: the prompts used; None in everything mode.
+      seconds: duration of the run.
+      timings: seconds per stage.
     """
 
     done: int = 0
@@ -79,14 +81,14 @@ class Summary:
     timings: Timings = field(default_factory=Timings)
 
     def text(self, failures_file: epath.PathLike) -> str:
-        """Some lines for people."""
+        """The summary as lines of text."""
         rate = f", {self.done / self.seconds:.2f} images/s" if self.done else ""
         head = f"{_counted(self.done, 'image')} done with {_counted(self.masks, 'mask')} in {self.seconds:.1f} s{rate}"
-        lines = [head + (f"; finished before: {self.skipped}" if self.skipped else "")]
+        lines = [head + (f"; already finished: {self.skipped}" if self.skipped else "")]
         if self.prompts is not None and self.prompts.left_out:
-            lines.append(f"left out, being empty or crowds: {_counted(self.prompts.left_out, 'box', 'boxes')}")
+            lines.append(f"left out as empty or crowd: {_counted(self.prompts.left_out, 'box', 'boxes')}")
         if self.empty:
-            hint = "; more pass with a lower --pred-iou-thresh and --stability-score-thresh"
+            hint = "; lower --pred-iou-thresh and --stability-score-thresh to keep more"
             all_empty = self.empty == self.done and self.prompts is None
             lines.append(f"without any mask: {_counted(self.empty, 'image')}{hint if all_empty else ''}")
         if self.done:
@@ -110,13 +112,13 @@ def run_images(
     prompts: PromptTable | None = None,
     options: RunOptions | None = None,
 ) -> Summary:
-    """Segments images and writes their results, with a progress bar where there is a terminal.
+    """Segments images and writes their results, with a progress bar on a terminal.
 
-    Finished images are passed over, bad ones listed. A run that ends early, in whatever way, goes on from there when it
+    Finished images are skipped, failed ones listed. A run that ends early, for any reason, continues from there when it
     is started again.
 
     Raises:
-      OutputError: results cannot be written any more.
+      OutputError: results can no longer be written.
       PromptFileError: the prompts fit none of the images.
     """
     options = options or RunOptions()
@@ -133,7 +135,7 @@ def run_images(
         timings=summary.timings,
     )
     saved = start
-    files.write_failures([], options.failures_file)  # those of an earlier run
+    files.write_failures([], options.failures_file)  # removes those of an earlier run
     try:
         for result in tqdm(results, total=len(mine), unit="image", disable=None, smoothing=0.05):
             _count(summary, result)
@@ -148,7 +150,7 @@ def run_images(
 
 
 def write_coco(files: ResultFiles, images: ImageList, prompts: PromptTable | None) -> epath.Path:
-    """The COCO file of all images of a run, those of other hosts and of earlier runs among them."""
+    """Writes the COCO file of all images, including those of other hosts and of earlier runs; returns its path."""
 
     def image_id(image_file: ImageFile) -> int:
         known = None if prompts is None else prompts.of(image_file).image_id
@@ -201,6 +203,6 @@ def _save_failures(files: ResultFiles, summary: Summary, options: RunOptions) ->
         if summary.failures:
             files.write_failures(summary.failures, options.failures_file)
     except OutputError:
-        if summary.done:  # the list can be had again, the results are what counts
+        if summary.done:  # the results matter more than the list, which the next run makes again
             return
         raise

@@ -1,7 +1,8 @@
-"""What can be done with an image, cut in two: the device's part, and the host's part that needs no device to wait.
+"""Segmenters: everything mode and prompts, each split into a device's part and a host's part.
 
-A segmenter has `find(image, objects)` and `records(found, size)`, called by different threads, and `on_device(device)`,
-which gives one of its kind for another device. `sam_jax.batch.stream` runs them over many images.
+A segmenter has `find(image, objects)` and `records(found, size)`, called by different threads, so that the device does
+not wait for the host, and `on_device(device)`, which copies it to another device. `sam_jax.batch.stream` runs it over
+many images.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from sam_jax.models.sam import Sam
 
 Record = dict[str, Any]
 Size = tuple[int, int]
-# Objects whose masks are enlarged to the image at once; a mask of 10 megapixels is 10 MB until it is packed.
+# Objects whose masks are enlarged at once; an unpacked mask of 10 megapixels takes 10 MB.
 OBJECTS_AT_ONCE = 16
 
 
 class Segmenter(Protocol):
-    """See the top of this file. `records` gives run lengths that JSON can hold."""
+    """See the top of this file."""
 
     def find(self, image: np.ndarray, objects: ImageObjects | None) -> Any:
-        """The device's part: anything that `records` understands. `image` is (H, W, 3) uint8."""
+        """The device's part; `records` takes its result. `image` is (H, W, 3) uint8."""
 
     def records(self, found: Any, size: Size) -> list[Record]:
-        """The host's part: `segmentation` of each record is a compressed COCO RLE. `size` is the image's (H, W)."""
+        """The host's part; `segmentation` of each record is a compressed COCO RLE. `size` is (H, W) of the image."""
 
     def on_device(self, device: jax.Device) -> Segmenter:
-        """The same, with its variables on a device."""
+        """A copy with its variables on a device."""
 
 
 class EverythingSegmenter:
@@ -54,24 +55,24 @@ class EverythingSegmenter:
         tile_iou_thresh: float = 0.5,
         **options: Any,
     ) -> None:
-        """Takes a model and settings.
+        """Takes a model and options.
 
         Args:
-          tile: side of the tiles, pixels; images that fit into one are looked at whole.
-          tile_overlap: pixels, below half a tile; default: a quarter of a tile.
-          tile_iou_thresh: masks of two tiles are one object from this IoU within their overlap on.
+          tile: side of the tiles, pixels; images that fit into one tile are not split.
+          tile_overlap: pixels, less than half a tile; None means a quarter of a tile.
+          tile_iou_thresh: masks of two tiles with at least this IoU in the tiles' overlap are one object.
           options: fields of `AmgConfig`.
 
         Raises:
           ValueError: an option is unknown or out of range.
         """
         if tile is None and tile_overlap is not None:
-            raise ValueError("tile_overlap says nothing without tile; give the side of the tiles, too")
+            raise ValueError("tile_overlap has no effect without tile; give the side of the tiles, too")
         if tile is not None and tile < 1:
             raise ValueError(f"tile must be a number of pixels, not {tile}")
         overlap = (tile or 0) // 4 if tile_overlap is None else tile_overlap
         if tile is not None and not 0 < 2 * overlap < tile:
-            raise ValueError(f"tile_overlap must be from 1 to below half of tile ({tile}), not {overlap}")
+            raise ValueError(f"tile_overlap must be at least 1 and less than half of tile ({tile}), not {overlap}")
         self._tile, self._overlap, self._iou_thresh = tile, overlap, tile_iou_thresh
         self._options = options
         self._generator = SamAutomaticMaskGenerator(model, variables, **options | {"output_mode": "coco_rle"})
@@ -83,14 +84,14 @@ class EverythingSegmenter:
         return self._generator.find(image) if layout is None else find_in_tiles(self._generator, image, layout)
 
     def records(self, found: Any, size: Size) -> list[Record]:
-        """As `SamAutomaticMaskGenerator.generate` makes them, with compressed run lengths."""
+        """Records as in `SamAutomaticMaskGenerator.generate`, with compressed COCO RLEs."""
         layout = self._layout(size)
         if layout is None:
             return self._generator.records(found, size)
         return merge_tiles(found, layout, self._iou_thresh, self._generator.config.crop_nms_thresh)
 
     def on_device(self, device: jax.Device) -> EverythingSegmenter:
-        """The same, with its variables on a device."""
+        """A copy with its variables on a device."""
         tiling = {"tile": self._tile, "tile_overlap": self._overlap} if self._tile is not None else {}
         return EverythingSegmenter(
             self._generator.model,
@@ -108,7 +109,7 @@ class EverythingSegmenter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FoundObject:
-    """A mask as packed bits, (H, W / 8) uint8, row by row; its predicted IoU; what asked for it."""
+    """A mask as packed bits, (H, W / 8) uint8 in row-major order, its predicted IoU and its prompt."""
 
     bits: np.ndarray
     predicted_iou: float
@@ -116,16 +117,16 @@ class FoundObject:
 
 
 class PromptedSegmenter:
-    """One mask for each object of an image's prompts; of a single point's three masks the best by predicted IoU."""
+    """One mask per object of an image's prompts; for a single point, the best of three by predicted IoU."""
 
     def __init__(self, model: Sam, variables: Any) -> None:
         self._predictor = SamPredictor(model, variables)
 
     def find(self, image: np.ndarray | Image.Image, objects: ImageObjects | None) -> list[FoundObject]:
-        """A mask per object, in the objects' order.
+        """A mask per object, in the order of the objects.
 
         Raises:
-          ValueError: a prompt lies outside the image, or a box is empty.
+          ValueError: a prompt is outside the image, or a box is empty.
         """
         prompts = () if objects is None else objects.objects
         found: dict[int, FoundObject] = {}
@@ -141,7 +142,7 @@ class PromptedSegmenter:
         return [found[number] for number in range(len(prompts))]
 
     def records(self, found: Sequence[FoundObject], size: Size) -> list[Record]:
-        """SA-1B's fields that a prompt has, the prompt itself and what its file wanted kept."""
+        """Records in SA-1B's format, with the prompt and its `extra` fields."""
         records = []
         for number, one in enumerate(found):
             mask = np.unpackbits(one.bits, axis=1, count=size[1]).astype(bool)
@@ -150,7 +151,7 @@ class PromptedSegmenter:
         return records
 
     def on_device(self, device: jax.Device) -> PromptedSegmenter:
-        """The same, with its variables on a device."""
+        """A copy with its variables on a device."""
         return PromptedSegmenter(self._predictor.model, jax.device_put(self._predictor.variables, device))
 
 
@@ -159,7 +160,7 @@ def _is_ambiguous(prompt: ObjectPrompt) -> bool:
 
 
 def _slices(prompts: Sequence[ObjectPrompt]) -> Iterator[list[int]]:
-    """Numbers of prompts that can go together: of the same kinds, and not too many."""
+    """Indices of prompts that are decoded together: of the same kinds, at most OBJECTS_AT_ONCE."""
     kinds: dict[tuple[bool, bool, bool], list[int]] = {}
     for number, prompt in enumerate(prompts):
         kinds.setdefault((bool(prompt.points), prompt.box is not None, _is_ambiguous(prompt)), []).append(number)

@@ -1,11 +1,11 @@
-"""Many images: reading ahead, the devices at work, and everything after them in threads beside them.
+"""Streams many images: threads read ahead, run the devices, and make records and write results, all in parallel.
 
     model, variables = sam_jax.load_model()
     segmenter = EverythingSegmenter(model, variables, points_per_side=16)
     for result in segment_images(find_images(["images/"]), segmenter):
         print(result.file.path, result.error or len(result.records))
 
-Memory does not grow with the number of images: a fixed number of them is on the way at any time.
+Memory does not grow with the number of images: a fixed number of them is in flight at any time.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ STAGES = ("read", "encode", "decode", "records", "write")
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """What came of an image.
+    """The result for an image.
 
     Attributes:
-      size: (H, W), pixels; None where the image was not read.
-      records: one dictionary per mask, `segmentation` as compressed COCO RLE.
-      error: why there are none, if something went wrong with this image.
-      is_skipped: `is_finished` said so, and nothing was done.
+      file: the image.
+      size: (H, W), pixels; None if the image was not read.
+      records: one dictionary per mask, with `segmentation` as compressed COCO RLE.
+      error: why there are no records, if the image failed.
+      is_skipped: whether `Hooks.is_finished` was true, and nothing was done.
     """
 
     file: ImageFile
@@ -53,7 +54,7 @@ class ImageResult:
 
 
 class Timings:
-    """Seconds that each stage was busy, over all its threads, and that the devices waited for images."""
+    """Seconds that each stage was busy, summed over its threads, and that the devices waited for images."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys((*STAGES, "waited"), 0.0)
@@ -62,7 +63,7 @@ class Timings:
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Adds the time until its end."""
+        """Adds the duration of a `with` block."""
         start = time.perf_counter()
         try:
             yield
@@ -70,13 +71,13 @@ class Timings:
             self.add(stage, time.perf_counter() - start)
 
     def add(self, stage: str, seconds: float) -> None:
-        """Adds some seconds for one image."""
+        """Adds the seconds of one image."""
         with self._lock:
             self.seconds[stage] += seconds
             self.images[stage] += 1
 
     def table(self) -> str:
-        """A line per stage."""
+        """A table with one line per stage."""
         lines = [f"{'stage':<8}{'images':>9}{'busy s':>10}{'ms/image':>10}"]
         for stage in STAGES:
             count, seconds = self.images[stage], self.seconds[stage]
@@ -86,14 +87,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a run does with each image besides segmenting it; all are called by several threads.
+    """Functions that a run calls for each image, from several threads.
 
     Attributes:
-      read: path -> (H, W, 3) uint8, or an image of Pillow.
-      prompts: image -> its objects, for segmenters that want them.
-      is_finished: images of which this is true are passed over.
-      finish: called with each good result, its objects and the image: to write results, for example. An `OutputError`
-        ends the run, any other error is that image's.
+      read: path -> (H, W, 3) uint8, or a Pillow image.
+      prompts: image -> its objects, for segmenters that need them.
+      is_finished: images for which this is true are skipped.
+      finish: called with each good result, its objects and the image, for example to write results. An `OutputError`
+        ends the run; with any other error only this image fails.
     """
 
     read: Callable[[str], np.ndarray | Image.Image] = read_image
@@ -111,20 +112,21 @@ def segment_images(
     hooks: Hooks | None = None,
     timings: Timings | None = None,
 ) -> Iterator[ImageResult]:
-    """Results of images, in the images' order.
+    """Yields the results of images, in the order of the images.
 
-    Each device has a thread and its own copy of the variables, and takes the next image when it is free; an image's
-    records do not depend on which device it meets. `workers` threads read images, and as many make records and call
-    `hooks.finish`. An image with which anything goes wrong is a result with an `error`, and the rest go on.
+    Each device has a thread and its own copy of the variables, and takes the next image when it is free; records do not
+    depend on the device. `workers` threads read images, and as many make records and call `hooks.finish`. A failed
+    image is a result with an `error`, and the others continue.
 
     Args:
       images: an `ImageList`, or paths; may be endless.
-      segmenter: what to do with each, see `segmenters`.
-      devices: default: all of this host's.
-      timings: is filled with where the time went.
+      segmenter: see `segmenters`.
+      devices: None means all of this host's.
+      timings: is filled with the time of each stage.
 
     Raises:
-      OutputError: results cannot be written any more (a full disk).
+      ValueError: workers is below 1.
+      OutputError: results can no longer be written, for instance because the disk is full.
     """
     if workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")
@@ -144,7 +146,7 @@ def segment_images(
 
 @dataclass(eq=False)
 class _Job:
-    """An image on its way; each stage fills in its part, and the image goes when it is no longer needed."""
+    """An image in flight; each stage fills in its part, and the image is freed when it is no longer needed."""
 
     file: ImageFile
     objects: ImageObjects | None = None
@@ -154,7 +156,7 @@ class _Job:
 
 
 class _Run:
-    """The threads of a run, a pool per stage: each stage hands a job to the next one's pool."""
+    """The threads of a run, one pool per stage: each stage submits its jobs to the pool of the next."""
 
     def __init__(
         self, segmenter: Segmenter, workers: int, devices: Sequence[jax.Device], hooks: Hooks, timings: Timings
@@ -172,7 +174,7 @@ class _Run:
         return job
 
     def stop(self) -> None:
-        """Ends all threads when they are done with what they do now."""
+        """Ends all threads after their current jobs."""
         pools = (self._readers, self._finders, self._finishers)
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -180,7 +182,7 @@ class _Run:
             pool.shutdown()
 
     def _guarded(self, stage: Callable[[_Job], None], job: _Job) -> None:
-        """Whatever happens in a stage, the job comes to an end."""
+        """Runs a stage; any error becomes the job's result, so that nothing waits forever."""
         try:
             stage(job)
         except OutputError as error:
@@ -233,7 +235,7 @@ class _Run:
         size = job.image.shape[:2]
         with self._timings.measure("records"):
             records = self._segmenter.records(job.found, size)
-        job.found = None  # its bits on the device are free now
+        job.found = None  # frees its bits on the device
         result = ImageResult(job.file, size, records)
         with self._timings.measure("write"):
             self._hooks.finish(result, job.objects, job.image)

@@ -1,16 +1,16 @@
-"""Everything mode on tiles of an image that is too large to be looked at in one piece.
+"""Everything mode on tiles, for images that are too large to be segmented at once.
 
-Each tile is an image of its own to the generator; what reaches over its border is cut there. A mask of one tile and a
-mask of another are taken for the same object where their IoU within the overlap of the two tiles is high enough: the
-best pair first, of equal ones that of the most similar areas (a part and its whole may look alike there), each mask in
-one pair at most. Such pairs are united, the best first, but never so that two masks of one tile end in one object.
+The generator sees each tile as a separate image, so masks are cut at its borders. Masks of two tiles are matched if
+their IoU in the overlap of the tiles is high enough: greedily, highest IoU first, then most similar area (a part and
+its whole may look alike in the overlap), each mask at most once per pair of tiles. Matched pairs are merged in order of
+IoU, unless an object would then have two masks of one tile.
 
-An object all of whose pieces are complete (they touch no border inside the image) was seen whole several times: the
-piece of the highest predicted IoU stands for it. Any other object is the union of its pieces, its scores their mean by
-area. A cut piece without partner is dropped if another tile sees its place whole: that tile did not find it. In the end
-boxes that overlap too much are thinned out as everything mode does it between crops.
+If no piece of an object is cut (touches a tile border inside the image), each piece is the whole object, and the one
+with the highest predicted IoU is kept. Otherwise the object is the union of its pieces, with the area-weighted mean of
+their scores. A cut piece without a match is dropped if another tile contains its place whole, since that tile found no
+such object. Finally NMS drops objects whose boxes overlap too much, as everything mode does between crops.
 
-Masks are kept as run lengths of their tiles, and one object at a time is drawn, in its own bounding box.
+Masks are kept as run lengths of their tiles, and objects are drawn one at a time, in their own bounding boxes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sam_jax.ops.rle import decode_mask, encode_mask, encode_placed
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
-# A mask that comes so near to its tile's border, as a share of the tile's side, is cut by it: a pixel of the mask
+# A mask this close to its tile's border, as a fraction of the tile's side, counts as cut: one pixel of the mask
 # decoder's 256 x 256 grid.
 NEAR = 1 / 256
 
@@ -42,10 +42,10 @@ class Piece:
 
     Attributes:
       tile: the tile's number.
-      box: (4,) int64 xyxy in the image's frame, last pixel inclusive.
-      record: as everything mode gave it, in the tile's frame.
-      shared: other tiles' numbers -> run lengths of the mask within the overlap with that tile.
-      is_cut: whether it touches a border of its tile that is none of the image's.
+      box: (4,) int64 xyxy in pixels of the image, last pixel inclusive.
+      record: from everything mode, in pixels of the tile.
+      shared: number of another tile -> run lengths of the mask in the overlap with that tile.
+      is_cut: whether it touches a border of its tile inside the image.
     """
 
     tile: int
@@ -56,11 +56,12 @@ class Piece:
 
 
 class TileLayout:
-    """Tiles of an image: all of one size, evenly spread, that overlap by `overlap` pixels or somewhat more.
+    """Tiles of an image: all of one size, evenly spaced, overlapping by at least `overlap` pixels.
 
     Attributes:
-      boxes: xyxy of each.
-      neighbours: for each, the numbers of the tiles that it overlaps with.
+      size: (H, W) of the image, pixels.
+      boxes: xyxy of each tile, in pixels of the image.
+      neighbours: for each tile, the numbers of the tiles that it overlaps.
     """
 
     def __init__(self, size: Size, tile: int, overlap: int) -> None:
@@ -79,7 +80,7 @@ class TileLayout:
         ]
 
     def region(self, one: int, other: int) -> Box:
-        """Where two tiles overlap: xyxy."""
+        """The overlap of two tiles: xyxy in pixels of the image."""
         low = np.maximum(self.boxes[one][:2], self.boxes[other][:2])
         high = np.minimum(self.boxes[one][2:], self.boxes[other][2:])
         return (*low.tolist(), *high.tolist())
@@ -97,7 +98,7 @@ class TileLayout:
         )
 
     def is_whole_elsewhere(self, piece: Piece) -> bool:
-        """Whether another tile sees the piece's place, and room around it."""
+        """Whether another tile contains the piece's box without cutting it."""
         for other in self.neighbours[piece.tile]:
             x0, y0, x1, y1 = self.boxes[other]
             inside = (piece.box[:2] >= (x0, y0)).all() and (piece.box[2:] < (x1, y1)).all()
@@ -107,7 +108,7 @@ class TileLayout:
 
 
 def find_in_tiles(generator: SamAutomaticMaskGenerator, image: np.ndarray, layout: TileLayout) -> list[list[Piece]]:
-    """Masks of each tile of an image (H, W, 3) uint8. One tile's run lengths are made while the next is looked at."""
+    """Masks of each tile of an image (H, W, 3) uint8. The host encodes one tile while the device works on the next."""
     pieces: list[list[Piece]] = []
     waiting: deque[Future[list[Piece]]] = deque()
     with ThreadPoolExecutor(1, "tile") as host:
@@ -122,15 +123,16 @@ def find_in_tiles(generator: SamAutomaticMaskGenerator, image: np.ndarray, layou
 def merge_tiles(
     pieces: list[list[Piece]], layout: TileLayout, iou_threshold: float, box_nms_thresh: float
 ) -> list[Record]:
-    """Records of an image, as everything mode makes them; see the top of this file.
+    """Records of an image, as in everything mode; see the top of this file.
 
     Args:
-      pieces: of each tile, in the layout's order.
-      iou_threshold: two masks are one object from this IoU within the overlap on.
-      box_nms_thresh: of two objects whose boxes overlap by more than this IoU the one of lower predicted IoU goes.
+      pieces: of each tile, in the order of the layout.
+      iou_threshold: masks with at least this IoU in the overlap are one object.
+      box_nms_thresh: of two objects whose boxes overlap by more than this IoU, the one of lower predicted IoU goes.
 
     Returns:
-      By falling predicted IoU. `crop_box` holds all tiles that an object was found in, `point_coords` all its points.
+      Records in descending predicted IoU. `crop_box` encloses all tiles that an object was found in, `point_coords` are
+      all its points.
     """
     links = [link for one, other in _pairs(layout) for link in _agreements(pieces[one], pieces[other], iou_threshold)]
     groups = _unite([piece for part in pieces for piece in part], sorted(links, key=lambda link: -link[0]))
@@ -155,7 +157,7 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _pieces(generator: SamAutomaticMaskGenerator, found: Any, layout: TileLayout, number: int) -> list[Piece]:
-    """Records of a tile, and what of each lies in the overlap with each other tile."""
+    """The pieces of a tile: its records, and the part of each in the overlap with every other tile."""
     x0, y0, x1, y1 = layout.boxes[number]
     pieces = []
     for record in generator.records(found, (y1 - y0, x1 - x0)):
@@ -181,7 +183,7 @@ Link = tuple[float, Piece, Piece]
 
 
 def _agreements(ones: Sequence[Piece], others: Sequence[Piece], threshold: float) -> list[Link]:
-    """Pairs of masks of two tiles that agree within the overlap, each mask in one pair at most: IoU and the two."""
+    """Matches masks of two tiles by their IoU in the overlap, each mask at most once: (IoU, piece, piece)."""
     if not ones or not others:
         return []
     first, second = ones[0].tile, others[0].tile
@@ -206,7 +208,7 @@ def _agreements(ones: Sequence[Piece], others: Sequence[Piece], threshold: float
 
 
 def _unite(pieces: Sequence[Piece], links: Sequence[Link]) -> list[list[Piece]]:
-    """Groups of pieces that are one object, in the order of their first piece; each link joins two if it may."""
+    """Merges pieces into objects along the links, in order; a link that would join two pieces of a tile is ignored."""
     group_of = {id(piece): [piece] for piece in pieces}
     for _, one, other in links:
         first, second = group_of[id(one)], group_of[id(other)]
@@ -220,7 +222,7 @@ def _unite(pieces: Sequence[Piece], links: Sequence[Link]) -> list[list[Piece]]:
 
 
 def _record(group: list[Piece], layout: TileLayout) -> Record:
-    """The record of an object, in the image's frame."""
+    """The record of an object, in pixels of the image."""
     boxes = np.stack([piece.box for piece in group])
     x0, y0 = boxes[:, :2].min(axis=0).tolist()
     x1, y1 = boxes[:, 2:].max(axis=0).tolist()

@@ -70,7 +70,7 @@ def test_what_is_empty_and_what_is_ambiguous(prompts, empty, ambiguous):
 
 @pytest.mark.parametrize("other", [{"points": POINT, "labels": np.array([1])}, {"mask_input": LOGITS}])
 def test_several_boxes_take_no_points_or_mask(other):
-    with pytest.raises(ValueError, match=r"2 boxes are as many objects.*give one box with them, or boxes alone"):
+    with pytest.raises(ValueError, match=r"2 boxes are 2 objects.*give one box with them, or boxes alone"):
         ImagePrompts(boxes=BOXES, **other)
 
 

@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_no_json(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(path_type, "write_bytes", fill_up)
-    with pytest.raises(OutputError, match=r"No space left on device.*make space and give the same command again"):
+    with pytest.raises(OutputError, match=r"No space left on device.*free some space and run the same command again"):
         write(files, [record(0, 5)] * 3)
     assert names(tmp_path) == ["sub/cat.mask_0.png"]
 

@@ -117,9 +117,12 @@ def test_prompts_outside_the_image(model, variables, image):
     ("options", "words"),
     [
         ({"tile": 0}, "tile must be a number of pixels, not 0"),
-        ({"tile": 40, "tile_overlap": 20}, r"tile_overlap must be from 1 to below half of tile \(40\), not 20"),
+        (
+            {"tile": 40, "tile_overlap": 20},
+            r"tile_overlap must be at least 1 and less than half of tile \(40\), not 20",
+        ),
         ({"tile": 40, "tile_overlap": 0}, "not 0"),
-        ({"tile_overlap": 20}, "tile_overlap says nothing without tile"),
+        ({"tile_overlap": 20}, "tile_overlap has no effect without tile"),
         ({"points": 3}, r"unknown options \['points'\]"),
     ],
 )

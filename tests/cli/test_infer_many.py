@@ -98,9 +98,9 @@ def test_a_second_run_does_what_is_left(run, tmp_path, monkeypatch):
     code, out, _ = run(inputs)
     assert code == 0
     assert "1 image done" in out
-    assert "finished before: 2" in out
+    assert "already finished: 2" in out
     assert len(asked) == 1
-    assert "finished before: 3" in run(inputs)[1]
+    assert "already finished: 3" in run(inputs)[1]
     assert len(asked) == 1
     run(inputs, "--max-mask-area", "5")  # other settings, other results
     assert len(asked) == 4
@@ -199,7 +199,7 @@ def test_prompts_of_each_image(run, tmp_path, variables):
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     code, out, _ = run(inputs, "--prompts", tmp_path / "prompts.json", options=())
     assert code == 0
-    assert "finished before: 1" in out
+    assert "already finished: 1" in out
     assert len(json.loads((tmp_path / "out/p0.json").read_text())["annotations"]) == 1
 
 
@@ -207,7 +207,7 @@ def test_nothing_passes(run, tmp_path):
     code, out, _ = run(folder(tmp_path / "p", 2), options=["--points-per-side=2", "--pred-iou-thresh=100"])
     assert code == 0
     assert out.startswith("2 images done with 0 masks")
-    assert "without any mask: 2 images; more pass with a lower --pred-iou-thresh" in out
+    assert "without any mask: 2 images; lower --pred-iou-thresh" in out
     assert json.loads((tmp_path / "out/p0.json").read_text())["annotations"] == []
 
 
@@ -223,7 +223,7 @@ def test_boxes_of_a_detector(run, tmp_path):
     arguments = ("--prompts", tmp_path / "boxes.json", "--image-ids", tmp_path / "instances.json", "--format", "coco")
     code, out, _ = run(inputs, *arguments, options=())
     assert code == 0
-    assert "left out, being empty or crowds: 1 box\n" in out
+    assert "left out as empty or crowd: 1 box\n" in out
     (result,) = json.loads((tmp_path / "out/coco_results.json").read_text())
     assert (result["image_id"], result["category_id"], result["score"]) == (72, 3, 0.8)
     assert result["file_name"] == "sub/p1.png"
@@ -257,15 +257,15 @@ def test_several_devices_do_what_one_does(run, tmp_path):
         (("{p}", "--skip-full-image"), "set crop_n_layers"),
         (
             ("{p}", "--tile", "64", "--tile-overlap", "40"),
-            "tile_overlap must be from 1 to below half of tile (64), not 40",
+            "tile_overlap must be at least 1 and less than half of tile (64), not 40",
         ),
-        (("{p}", "--tile-overlap", "40"), "tile_overlap says nothing without tile"),
+        (("{p}", "--tile-overlap", "40"), "tile_overlap has no effect without tile"),
         (("{p}", "--workers", "0"), "workers must be 1 or more, not 0"),
         (("{p}", "--image-ids", "x.json"), "--image-ids goes with --prompts"),
         (("{p}", "--prompts", "nowhere.json"), "nowhere.json is not a file; expected a JSON file of prompts"),
         (("{p}", "--prompts", "x.json", "--tile", "64"), "--tile is for everything mode, which --prompts switches off"),
         (("{p}", "--host", "0"), "--host and --num-hosts go together"),
-        (("{p}", "--host", "2", "--num-hosts", "2"), "host 2 of 2 does not exist; they count from 0"),
+        (("{p}", "--host", "2", "--num-hosts", "2"), "host 2 of 2 does not exist; hosts count from 0"),
         (("{p}", "--coordinator", "localhost:1"), "--coordinator goes with --distributed"),
         ((), "no images given; name files, directories, patterns or @LIST"),
     ],
@@ -303,7 +303,7 @@ def test_files_of_others_stay(run, tmp_path):
     assert (inputs / "p0.json").read_text() == '{"image": {}, "annotations": []}'
     assert (inputs / "sub/p1.json").exists()
     assert run(inputs, "--format", "overlay,png", out=inputs)[0] == 1
-    assert "finished before: 2" in run(inputs, "--format", "overlay,png", out=inputs)[1]
+    assert "already finished: 2" in run(inputs, "--format", "overlay,png", out=inputs)[1]
 
 
 def test_a_disk_that_fills_up(run, tmp_path, monkeypatch):
@@ -324,12 +324,12 @@ def test_a_disk_that_fills_up(run, tmp_path, monkeypatch):
     code, out, err = run(inputs, "--workers", "1")
     assert (code, out, len(err)) == (1, "", 1)
     assert "No space left on device" in err[0]
-    assert "make space and give the same command again" in err[0]
+    assert "free some space and run the same command again" in err[0]
     assert len(contents(tmp_path / "out")) == 3
     monkeypatch.setattr(path_type, "write_bytes", write)
     code, out, _ = run(inputs, "--workers", "1")
     assert code == 0
-    assert "finished before: 3" in out
+    assert "already finished: 3" in out
     assert len(contents(tmp_path / "out")) == 6
 
 
@@ -358,7 +358,7 @@ def test_a_real_disk_that_is_full(run, tmp_path, small_disk):
     (small_disk / "ballast").unlink()
     code, out, err = run(inputs, out=small_disk / "out")
     assert (code, err) == (0, [])
-    assert f"finished before: {len(before)}" in out or not before
+    assert f"already finished: {len(before)}" in out or not before
     assert set(contents(small_disk / "out")) == {f"{'sub/' if i % 2 else ''}p{i}.json" for i in range(6)}
 
 
@@ -371,5 +371,5 @@ def test_hosts_that_do_not_know_each_other(run, tmp_path):
         assert code == 0
         assert f"{done} images done" in out
     assert not (tmp_path / "shared/coco_results.json").exists()
-    assert "finished before: 5" in run(inputs, "--format", "coco", out=tmp_path / "shared")[1]
+    assert "already finished: 5" in run(inputs, "--format", "coco", out=tmp_path / "shared")[1]
     assert contents(tmp_path / "shared") == contents(tmp_path / "out")

@@ -53,7 +53,7 @@ def test_killed_and_started_again(checkpoint, compiled, tmp_path):
     process = start(checkpoint, compiled, out, inputs, "--format", "png,coco")
     text = process.communicate()[0]
     assert process.returncode == 0, text
-    assert f"finished before: {len(before)}" in text
+    assert f"already finished: {len(before)}" in text
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())  # no image twice
     alone = tmp_path / "alone"
     process = start(checkpoint, compiled, alone, inputs, "--format", "png,coco")
