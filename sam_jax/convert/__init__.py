@@ -1,1 +1,1 @@
-"""The border to PyTorch and Hugging Face: the only room that speaks torch. Commands alone import it."""
+"""Conversion from and to PyTorch and Hugging Face: the only package that uses torch. Only commands import it."""

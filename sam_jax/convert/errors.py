@@ -1,4 +1,4 @@
-"""How the converters fail: the message names the value at fault and the remedy."""
+"""Errors of the converters; the message names the value at fault and the remedy."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def needs_torch() -> Iterator[None]:
 
 
 def check_new_directory(target: str) -> None:
-    """Raises ConversionError where the target exists. save_model says so too, but only after the work."""
+    """Raises ConversionError if the target exists. save_model checks this too, but only after the conversion."""
     if epath.Path(target).exists():
         raise ConversionError(f"{target} exists already; remove it or choose another directory")

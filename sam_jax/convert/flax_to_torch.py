@@ -1,6 +1,6 @@
 """Converts a model directory of this library to a PyTorch file that the official code loads.
 
-Every value stays bit for bit what it is. What `SamConfig.crf` does to masks afterwards does not travel with them.
+All values are preserved bit for bit. Edge refinement (`SamConfig.crf`) has no weights and is not part of the file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sam_jax.convert.rules import expected_leaves, official_key
 def to_state_dict(variables: Variables) -> dict[str, np.ndarray]:
     """Flax variables as an official state dict of float32 arrays."""
     leaves = flatten_dict(variables, sep="/")
-    del variables  # a caller that keeps no tree of its own then pays for the model once, not twice
+    del variables  # if the caller keeps no reference, memory holds the model once, not twice
     state = {}
     for path in sorted(leaves):
         key, axes = official_key(path.split("/", 1)[1])
         array = np.asarray(leaves.pop(path), np.float32)
-        # A copy: torch warns of, and could write through, jax's read-only memory.
+        # A copy, because torch warns about jax's read-only memory, and could write to it.
         state[key] = np.array(array if axes is None else array.transpose(np.argsort(axes)), order="C")
     return state
 
@@ -51,18 +51,22 @@ def save_official(path: str | os.PathLike[str], state: dict[str, np.ndarray]) ->
 
 
 def convert(source: str, target: str) -> None:
-    """Writes the file `target`, and says so. Raises ConversionError where it exists, or torch has no such network."""
-    if epath.Path(target).exists():  # save_official says so too, but only after the work
+    """Writes the file `target` and prints a summary.
+
+    Raises:
+      ConversionError: the file exists, or the official code has no such network.
+    """
+    if epath.Path(target).exists():  # save_official checks this too, but only after the conversion
         raise ConversionError(f"{target} exists already; remove it or choose another name")
     config = load_config(source)
     if config.details:
         raise ConversionError(
             f"{source} holds a model with details, for which the official code has no layers; only models without "
-            "(SamConfig.details 0) can be written for it"
+            "details (SamConfig.details 0) can be converted"
         )
     expected = unflatten_dict(expected_leaves(config), sep="/")
     state = to_state_dict(load_variables(source, expected))
     save_official(target, state)
     print(f"{target}: {len(state)} tensors written, from {source} for the official code")
     if config.is_mobile:
-        print("load_state_dict(state, strict=False): MobileSAM's files also hold a classifier, which no mask needs")
+        print("load_state_dict(state, strict=False): MobileSAM's files also hold a classifier, which masks do not need")

@@ -1,4 +1,4 @@
-"""What other programs make of SAM's state dict: prefixes, which are taken off, and networks that only look like it."""
+"""State dicts of other programs: removes prefixes, and rejects networks that only look like SAM."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from sam_jax.convert.errors import ConversionError
 
-# Parts of the path of a tensor that wrappers put in, in front or further inside: DataParallel, torch.compile.
+# Parts that wrappers (DataParallel, torch.compile) insert into a tensor's name, at any position.
 WRAPPER_PARTS = ("module", "_orig_mod")
-# SAM's own parts, under the names of the official code and of Hugging Face: no prefix, even of a file that has but one.
+# SAM's own top-level modules, in the official code and in Hugging Face: never a prefix, even if a file has only one.
 PARTS = {"image_encoder", "vision_encoder", "prompt_encoder", "mask_decoder", "shared_image_embedding", "blocks"}
 
 
 class Relative(NamedTuple):
-    """A network that is made of SAM: the pattern of keys that it alone has, its name, and what to do."""
+    """A network derived from SAM: a pattern of keys that only it has, its name, and what to do."""
 
     pattern: str
     name: str
@@ -37,30 +37,30 @@ RELATIVES = (
     ),
     Relative(
         r"(mask_decoder\.final_output_upscaling_layers|prompt_encoder\.(invalid_points|bbox_\w+_embeddings))\..*",
-        "EfficientSAM, whose prompt encoder and mask decoder are its own",
+        "EfficientSAM, which has its own prompt encoder and mask decoder",
         _OTHER,
     ),
     Relative(
         r".*\.(lora_\w+|linear_[ab]_[qv]|w_[ab]_\d+|lora)(\..*)?|w_[ab]_\d+",
-        "SAM with LoRA, whose low-rank changes are not merged",
+        "SAM with LoRA weights that are not merged",
         "merge them into the weights and save the plain state dict",
     ),
     Relative(
         r".*(\.|_)[Aa]dapter(s|_\w+)?\..*|image_encoder\.prompt_generator\..*|.*\.(up|down)_fn\..*",
-        "SAM with adapters, which are layers that SAM has not",
+        "SAM with adapters, which are layers that SAM does not have",
         _OTHER,
     ),
 )
 
 
 def without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors without what wrappers and surrounding modules put into their names.
+    """The same tensors without the prefixes that wrappers and surrounding modules put into their names.
 
-    `module` and `_orig_mod` go wherever they stand; then what stands before the first dot, as long as all names share
-    it and it is no part of SAM.
+    Removes `module` and `_orig_mod` at any position, then the part before the first dot, as long as all names share it
+    and it is not one of SAM's modules.
 
     Raises:
-      ConversionError: two tensors would have one name.
+      ConversionError: two tensors would have the same name.
     """
     names = {key: ".".join(part for part in key.split(".") if part not in WRAPPER_PARTS) for key in tensors}
     while len(first := {name.split(".", 1)[0] for name in names.values()}) == 1 and not first & PARTS:
@@ -75,7 +75,7 @@ def without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_relatives(keys: Iterable[str]) -> None:
-    """Raises ConversionError where a key tells a network that is made of SAM, and is none."""
+    """Raises ConversionError if a key shows that this is not SAM but a network derived from it."""
     keys = list(keys)
     for relative in RELATIVES:
         matching = [key for key in keys if re.fullmatch(relative.pattern, key)]

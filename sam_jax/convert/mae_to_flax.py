@@ -1,8 +1,9 @@
-"""Converts the encoder of a masked autoencoder (MAE) to a SAM model directory that training starts from.
+"""Converts the encoder of a masked autoencoder (MAE) to a SAM model directory for training to start from.
 
-SAM's image encoder starts from MAE (SAM paper, appendix A). As in ViTDet, the position embedding and, for ViT-H, the
-14 px patch kernel are resized bicubically. What MAE lacks (relative positions, neck, prompt encoder, mask decoder) is
-fresh; what SAM lacks (class token, last norm, MAE's decoder) is dropped. Any other tensor is an error.
+SAM's image encoder is initialised from MAE (SAM paper, appendix A). As in ViTDet, the position embedding and, for
+ViT-H, the 14 px patch kernel are resized bicubically. Parts that MAE lacks (relative positions, neck, prompt encoder,
+mask decoder) are newly initialised; parts that SAM lacks (class token, last norm, MAE's decoder) are dropped. Any other
+tensor is an error.
 Sources: facebookresearch/mae, `models_mae.py`; for the patch kernel facebookresearch/long_seq_mae, issue 2.
 """
 
@@ -28,21 +29,21 @@ from sam_jax.models.layers import resize_pos_embed
 from sam_jax.models.sam import Sam, init_variables
 
 SIZES = {"vit_b": vit_b(), "vit_l": vit_l(), "vit_h": vit_h()}
-# Official SAM names of what MAE's encoder knows; the rest of SAM stays fresh.
+# Official SAM names of tensors that MAE's encoder has; the rest of SAM is newly initialised.
 TRUNK = re.compile(r"image_encoder\.(pos_embed|patch_embed\..*|blocks\.\d+\.(?:norm[12]|attn\.(?:qkv|proj)|mlp)\..*)")
-# MAE's names of what SAM has no place for. Full pre-training checkpoints carry the mask token and the decoder, too.
+# MAE's names of tensors that SAM lacks. Full pre-training checkpoints also have the mask token and the decoder.
 DROPPED = re.compile(r"cls_token|norm\.(?:weight|bias)|mask_token|decoder_.*")
 
 
 def load_mae(path: str | os.PathLike[str], seed: int = 0) -> tuple[SamConfig, Variables]:
-    """An MAE checkpoint as the config and Flax variables of an otherwise fresh SAM.
+    """An MAE checkpoint as the config and Flax variables of an otherwise newly initialised SAM.
 
     Args:
       path: .pth (a state dict, or one under "model") or .safetensors with the names of the official MAE.
-      seed: of the parts that are fresh.
+      seed: of the newly initialised parts.
 
     Raises:
-      ConversionError: the file cannot be read, is another network or size, or tensors are missing, left over,
+      ConversionError: the file cannot be read, is another network or size, or tensors are missing, unknown,
         misshapen or not finite. The message names them.
     """
     tensors = read_state_dict(path)
@@ -53,18 +54,18 @@ def load_mae(path: str | os.PathLike[str], seed: int = 0) -> tuple[SamConfig, Va
 
 
 def from_state_dict(tensors: dict[str, np.ndarray], seed: int = 0) -> tuple[SamConfig, Variables]:
-    """As `load_mae`, of a state dict as arrays; needs no torch."""
+    """As `load_mae`, for a state dict of arrays; needs no torch."""
     tensors = without_prefixes(tensors)
     config = infer_size({key: array.shape for key, array in tensors.items()})
     return config, to_sam_variables(config, tensors, seed)
 
 
 def infer_size(shapes: dict[str, tuple[int, ...]]) -> SamConfig:
-    """The SAM whose encoder is as wide and deep as that of an MAE. No tensor tells the heads; the known sizes do."""
+    """The SAM size whose encoder has the width and depth of an MAE. Tensors do not show the number of heads."""
     if len(shapes.get("pos_embed", ())) != 3:
         some = ", ".join(list(shapes)[:3]) or "none"
         raise ConversionError(
-            f"it lacks pos_embed of shape (1, positions, width), and its {len(shapes)} tensors are others ({some}, "
+            f"it lacks pos_embed of shape (1, positions, width); its {len(shapes)} tensors are others ({some}, "
             "...); give an MAE file such as mae_pretrain_vit_base.pth"
         )
     width = shapes["pos_embed"][2]
@@ -77,9 +78,9 @@ def infer_size(shapes: dict[str, tuple[int, ...]]) -> SamConfig:
 
 
 def to_sam_variables(config: SamConfig, tensors: dict[str, np.ndarray], seed: int) -> Variables:
-    """Lays an MAE's tensors out as the image encoder of a fresh SAM of `config`.
+    """The variables of a newly initialised SAM of `config`, with an MAE's tensors as its image encoder.
 
-    By way of the official state dict of SAM, whose rules and checks then serve for MAE as well.
+    Goes through SAM's official state dict, so that its rules and checks apply to MAE as well.
     """
     sources = _sources(config)
     problems = []
@@ -95,7 +96,7 @@ def to_sam_variables(config: SamConfig, tensors: dict[str, np.ndarray], seed: in
         "patch_embed.proj.weight": _resize_kernel(tensors["patch_embed.proj.weight"], encoder.patch_size),
     }
     misshapen = [
-        f"{key} is {tuple(trunk[key].shape)} where its size asks for {shape}"
+        f"{key} is {tuple(trunk[key].shape)}, expected {shape} for this size"
         for key, (_, shape) in sources.items()
         if tuple(trunk[key].shape) != shape
     ]
@@ -106,23 +107,23 @@ def to_sam_variables(config: SamConfig, tensors: dict[str, np.ndarray], seed: in
 
 
 def _sources(config: SamConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """By MAE's name of each trunk tensor: SAM's official name and shape."""
+    """MAE's name of each trunk tensor -> SAM's official name and torch shape."""
     sources = {}
     for path, leaf in expected_leaves(config).items():
         name, axes = official_key(path.split("/", 1)[1])
         if match := TRUNK.fullmatch(name):
-            # Inside the trunk only the layers of the MLP are called otherwise.
+            # Inside the trunk only the layers of the MLP have other names.
             key = re.sub(r"\.mlp\.lin([12])\.", r".mlp.fc\1.", match[1])
             sources[key] = (name, torch_shape(leaf.shape, axes))
     return sources
 
 
 def _resize_positions(table: np.ndarray, side: int) -> np.ndarray:
-    """(1, 1 + g * g, C), the class token's position first -> (1, side, side, C)."""
+    """(1, 1 + g * g, C), with the class token first -> (1, side, side, C)."""
     grid = math.isqrt(max(0, table.shape[1] - 1))
     if grid < 1 or table.shape[1] != 1 + grid * grid:
         raise ConversionError(
-            f"pos_embed holds {table.shape[1]} positions; MAE has the class token's and those of a square grid"
+            f"pos_embed holds {table.shape[1]} positions; expected one for the class token and those of a square grid"
         )
     return _resize(table[:, 1:].reshape(table.shape[0], grid, grid, table.shape[2]), side)
 
@@ -135,15 +136,19 @@ def _resize_kernel(kernel: np.ndarray, side: int) -> np.ndarray:
 
 
 def _resize(table: np.ndarray, side: int) -> np.ndarray:
-    """(n, s, s, c) -> (n, side, side, c), as torch's bicubic interpolation without aligned corners."""
+    """(n, s, s, c) -> (n, side, side, c), as in torch's bicubic interpolation with align_corners False."""
     return np.asarray(resize_pos_embed(jnp.asarray(table, jnp.float32), (side, side)))
 
 
 def convert(source: str, target: str, seed: int = 0) -> None:
-    """Writes the model directory `target`, and says so. Raises as `load_mae`, and where the target exists."""
+    """Writes the model directory `target` and prints a summary.
+
+    Raises:
+      ConversionError: the target exists; or as in `load_mae`.
+    """
     check_new_directory(target)
     config, variables = load_mae(source, seed)
     save_model(target, config, variables)
     name = next(name for name, known in SIZES.items() if known == config)
     print(f"{source}: the encoder of {name}; class token, last norm and MAE's decoder, where present, are dropped")
-    print(f"{target}: written, all but the encoder's trunk fresh from seed {seed}; init_from takes it")
+    print(f"{target}: written; all but the encoder's trunk is newly initialised from seed {seed}; use it as init_from")

@@ -1,8 +1,8 @@
-"""How each Flax leaf is called, and laid out, in the checkpoints of others. Rules are data.
+"""Names and layouts of all Flax leaves in PyTorch checkpoints, as tables of rules.
 
-The official state dict is the common tongue. A `SamConfig` tells every Flax leaf (`jax.eval_shape`); `OFFICIAL` tells
-the leaf's official key and the axes that turn the torch tensor into ours; it drives both directions. `HUGGING_FACE`
-renames the keys of a `SamModel` to official ones; its tensors have the same layout.
+The official state dict is the common format. A `SamConfig` determines all Flax leaves (`jax.eval_shape`); `OFFICIAL`
+gives the official key of each leaf and the permutation of axes from the torch tensor to ours, for both directions.
+`HUGGING_FACE` renames the keys of a `SamModel` to official ones; its tensors have the same layout.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ SAME: Axes = None
 DENSE: Axes = (1, 0)  # torch (out, in) -> (in, out)
 CONV: Axes = (2, 3, 1, 0)  # torch (out, in, kh, kw) -> (kh, kw, in, out)
 # torch (in, out, kh, kw) -> (kh, kw, in, out). Our PlaneSubpixelConv indexes its kernel by output sub-pixel, as torch
-# does, so that nothing is flipped.
+# does, so the kernel is not flipped.
 CONV_TRANSPOSE: Axes = (2, 3, 0, 1)
 
 
 class Rule(NamedTuple):
-    """A pattern for whole Flax paths, the replacement that makes the foreign key of it, and the axes permutation."""
+    """A pattern for whole Flax paths, the replacement that gives the official key, and the permutation of axes."""
 
     pattern: str
     key: str
     axes: Axes
 
 
-# A path reads image_encoder/blocks_0/attn/qkv/kernel. The first match wins; then "/" and the "_" of indices become ".".
+# Paths look like image_encoder/blocks_0/attn/qkv/kernel. The first match wins; "/" and the "_" of indices become ".".
 OFFICIAL = (
-    # HQ-SAM's decoder makes an image's fine features anew for each prompt; here they are a part of their own.
+    # HQ-SAM's decoder computes the fine features for each prompt; here they are a module of their own.
     Rule(r"hq_features/(.*)/kernel", r"mask_decoder.\1.weight", CONV_TRANSPOSE),
     Rule(r"hq_features/(.*)/scale", r"mask_decoder.\1.weight", SAME),
     Rule(r"hq_features/(.*)", r"mask_decoder.\1", SAME),
@@ -57,11 +57,11 @@ OFFICIAL = (
     Rule(r"(.*)", r"\1", SAME),
 )
 
-# What files hold beside the network: the classifier that MobileSAM's TinyViT was first trained with, and how many
-# batches its statistics have seen.
+# Tensors that the network does not use: the classifier that MobileSAM's TinyViT was pre-trained with, and the batch
+# counts of its batch normalisation.
 UNUSED = re.compile(r"image_encoder\.(norm_head|head)\..*|image_encoder\..*\.bn\.num_batches_tracked")
 
-# Hugging Face name -> official name; every line is applied, in order, wherever it matches.
+# Hugging Face name -> official name; all lines that match are applied, in order.
 HUGGING_FACE = (
     (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
     (r"^vision_encoder\.", "image_encoder."),
@@ -70,7 +70,7 @@ HUGGING_FACE = (
     (r"\.neck\.layer_norm1\.", ".neck.1."),
     (r"\.neck\.conv2\.", ".neck.2."),
     (r"\.neck\.layer_norm2\.", ".neck.3."),
-    # The model holds this matrix under two names; a file may hold either or both.
+    # The model has this matrix under two names; a file may have either or both.
     (
         r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
         "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
@@ -97,14 +97,14 @@ HUGGING_FACE = (
     (r"\.mask_norm\.", ".embedding_maskfeature.1."),
     (r"\.mask_conv2\.", ".embedding_maskfeature.3."),
 )
-# The MLPs of the decoder alone are numbered differently: proj_in, layers.0 .. layers.n, proj_out.
+# Only the MLPs of the decoder are numbered differently: proj_in, layers.0 .. layers.n, proj_out.
 _HUGGING_FACE_MLP = re.compile(
     r"(mask_decoder\.(?:iou_prediction_head|hq_mask_mlp|output_hypernetworks_mlps\.\d+))\.(proj_in|proj_out|layers\.(\d+))\.(.*)"
 )
 
 
 def official_key(path: str) -> tuple[str, Axes]:
-    """The official state-dict key of a Flax leaf (its path without the collection) and the axes of its tensor."""
+    """The official state-dict key of a Flax leaf (its path without the collection), and the permutation of its axes."""
     for rule in OFFICIAL:
         if match := re.fullmatch(rule.pattern, path):
             key = match.expand(rule.key).replace("/", ".")
@@ -113,13 +113,13 @@ def official_key(path: str) -> tuple[str, Axes]:
 
 
 def expected_leaves(config: SamConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape of every leaf of a model, by path with the collection first: params/image_encoder/pos_embed."""
+    """Shape of every leaf of a model by its path, which starts with the collection: params/image_encoder/pos_embed."""
     shapes: Any = jax.eval_shape(lambda: init_variables(Sam(config), jax.random.key(0)))
     return flatten_dict(shapes, sep="/")
 
 
 def official_name(key: str, keys: Iterable[str]) -> str:
-    """The official key of a Hugging Face key. `keys` are all of the file's: they tell the number of layers."""
+    """The official key of a Hugging Face key. `keys` are all keys of the file; they show the number of layers."""
     for pattern, replacement in HUGGING_FACE:
         key = re.sub(pattern, replacement, key)
     match = _HUGGING_FACE_MLP.fullmatch(key)

@@ -1,4 +1,4 @@
-"""The size of a SAM model, read off the shapes of its tensors."""
+"""Infers the config of a SAM model from the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sam_jax.config import (
 )
 from sam_jax.convert.errors import ConversionError
 
-TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"  # of all image encoders only a TinyViT's first convolution
-HQ_TOKEN = "mask_decoder.hf_token.weight"  # HQ-SAM's alone
+TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"  # only in TinyViTs
+HQ_TOKEN = "mask_decoder.hf_token.weight"  # only in HQ-SAM
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -27,10 +27,10 @@ def infer_config(shapes: Shapes, decoder_num_heads: int = 8) -> SamConfig:
 
     Args:
       shapes: shape by official key.
-      decoder_num_heads: heads of the mask decoder's attention, the one number that no tensor tells.
+      decoder_num_heads: attention heads of the mask decoder, the only number that shapes do not determine.
 
     Raises:
-      ConversionError: a tensor that tells a size is missing, or the sizes contradict each other.
+      ConversionError: a tensor that determines a size is missing, or the sizes contradict each other.
     """
     if decoder_num_heads < 1:
         raise ConversionError(f"--decoder-num-heads must be positive, not {decoder_num_heads}")
@@ -45,8 +45,8 @@ def infer_config(shapes: Shapes, decoder_num_heads: int = 8) -> SamConfig:
         raise
     except ValueError as error:
         raise ConversionError(
-            f"its tensors give an impossible size ({error}); if the decoder has not {decoder_num_heads} heads, "
-            "say --decoder-num-heads"
+            f"its tensors give an impossible size ({error}); if the decoder does not have {decoder_num_heads} heads, "
+            "give --decoder-num-heads"
         ) from error
 
 
@@ -70,7 +70,7 @@ def _image_encoder(shapes: Shapes) -> ImageEncoderConfig:
 
 
 def _tiny_vit(shapes: Shapes) -> TinyVitConfig:
-    """Nothing in it depends on the size of the image, which therefore is MobileSAM's."""
+    """A TinyViT. Its tensors do not depend on the image size, so that of MobileSAM is used."""
     layers = "image_encoder.layers"
     stages = _count(shapes, re.escape(layers) + r"\.(\d+)\..*")
     first = f"{layers}.0.blocks.0.conv1.c.weight"
@@ -88,14 +88,14 @@ def _tiny_vit(shapes: Shapes) -> TinyVitConfig:
 
 
 def _windows(shapes: Shapes, depth: int, grid: int) -> tuple[int, tuple[int, ...]]:
-    """Window size and the global blocks. A block's table has 2 * side - 1 rows; a global block's side is the grid's."""
+    """Window size and global blocks. A block's table has 2 * side - 1 rows; in global blocks `side` is the grid's."""
     keys = [f"image_encoder.blocks.{i}.attn.rel_pos_h" for i in range(depth)]
     sides = [(_shape(shapes, key, 2)[0] + 1) // 2 for key in keys]
     windows = sorted({side for side in sides if side != grid})
     if len(windows) > 1:
         raise ConversionError(f"its blocks have windows of several sizes ({windows}); SAM has one")
-    # A window as large as the grid is indistinguishable from none. Both compute the same on the native input size;
-    # such blocks are called global, which also keeps other input sizes free of seams.
+    # A window as large as the grid cannot be told from a global block. At the native input size both compute the same;
+    # treating such blocks as global also avoids seams at other input sizes.
     return (windows or [grid])[0], tuple(i for i, side in enumerate(sides) if side == grid)
 
 
@@ -116,9 +116,9 @@ def _mask_decoder(shapes: Shapes, num_heads: int) -> MaskDecoderConfig:
 
 def _shape(shapes: Shapes, key: str, ndim: int) -> tuple[int, ...]:
     if key not in shapes:
-        raise ConversionError(f"it lacks {key}, and {_describe(shapes)}")
+        raise ConversionError(f"it lacks {key}; {_describe(shapes)}")
     if len(shapes[key]) != ndim:
-        raise ConversionError(f"{key} has shape {shapes[key]} where {ndim} axes are expected")
+        raise ConversionError(f"{key} has shape {shapes[key]}; expected {ndim} axes")
     return shapes[key]
 
 
@@ -128,18 +128,18 @@ def _describe(shapes: Shapes) -> str:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """One more than the highest index that `pattern` finds; a gap shows later as missing tensors."""
+    """One more than the highest index that `pattern` finds; gaps are reported later as missing tensors."""
     found = [int(match[1]) for key in shapes if (match := re.fullmatch(pattern, key))]
     return max(found, default=-1) + 1
 
 
 def _divide(whole: int, part: int, whole_name: str, part_name: str) -> int:
     if part < 1 or whole % part:
-        raise ConversionError(f"the {whole_name}, {whole}, is no multiple of the {part_name}, {part}")
+        raise ConversionError(f"the {whole_name}, {whole}, is not a multiple of the {part_name}, {part}")
     return whole // part
 
 
 def _mlp_ratio(hidden: int, width: int) -> float:
-    """A ratio that `int(width * ratio)` turns back into `hidden`: the nearest float may fall just short of it."""
+    """A ratio for which `int(width * ratio)` is `hidden`: with the nearest float it may be one less."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

@@ -1,6 +1,6 @@
-"""State dicts on disk: read without running code and, where the format allows, without reading the file into memory.
+"""Reads state dicts without running code and, if the format allows, without copying the file into memory.
 
-Past this file the converters know numpy arrays alone, which here share the tensors' memory.
+All other converters see only numpy arrays, which share the memory of the tensors.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ WRAPPERS = ("model", "state_dict")
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a file as arrays, mapped into memory: `.safetensors`, or whatever `torch.save` wrote.
+    """The tensors of a file as memory-mapped arrays: `.safetensors`, or any file written by `torch.save`.
 
-    A `.pth` may hold the state dict itself, or hold it under "model" or "state_dict".
+    A `.pth` may hold the state dict itself, or under "model" or "state_dict".
 
     Raises:
-      ConversionError: no such file, truncated, not a state dict, or a pickle that would run code.
+      ConversionError: the file is missing, truncated, not a state dict, or a pickle that would run code.
     """
     path = Path(path)
     if not path.exists():
@@ -47,14 +47,14 @@ def _as_array(tensor: torch.Tensor) -> np.ndarray:
     import torch
 
     tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:  # which torch does not hand over as it is
+    if tensor.dtype == torch.bfloat16:  # torch cannot convert it to numpy
         return tensor.view(torch.int16).numpy().view(jnp.dtype("bfloat16"))
     is_float8 = tensor.is_floating_point() and tensor.itemsize == 1
     return (tensor.float() if is_float8 else tensor).numpy()
 
 
 def read_decoder_heads(path: str | os.PathLike[str]) -> int | None:
-    """Heads of the mask decoder according to a Hugging Face config.json beside `path`, or None."""
+    """Attention heads of the mask decoder from a Hugging Face config.json beside `path`, or None."""
     file = Path(path).parent / "config.json"
     try:
         heads = json.loads(file.read_text())["mask_decoder_config"]["num_attention_heads"]
@@ -88,21 +88,21 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     tensors = _unwrap(path, content)
     if not is_zip:
-        print(f"note: {path} is in PyTorch's format before 1.6, which cannot be mapped: read whole", file=sys.stderr)
+        print(f"note: {path} is in PyTorch's old format (before 1.6), which cannot be mapped: read whole", file=sys.stderr)
     return tensors
 
 
 def _refusal(path: Path, message: str) -> str:
     if found := re.search(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)", message):
         return (
-            f"{path} carries code or objects ({found[1]}) and is not loaded; save the plain tensors where you trust "
-            "the file: torch.save(model.state_dict(), path)"
+            f"{path} contains code or objects ({found[1]}) and is not loaded; if you trust the file, load it "
+            "elsewhere and save the plain tensors: torch.save(model.state_dict(), path)"
         )
     return f"{path} is truncated or not a PyTorch checkpoint; download it again"
 
 
 def _first_sentence(error: Exception) -> str:
-    """What torch says, without its advice; other errors come from a pickle gone astray and say nothing."""
+    """The first sentence of an error by torch; for other errors, whose texts do not help, the name of the type."""
     text = " ".join(str(error).split()) if isinstance(error, RuntimeError) else ""
     return re.split(r"\. |; ", text, maxsplit=1)[0][:120] or type(error).__name__
 
@@ -118,6 +118,6 @@ def _unwrap(path: Path, content: Any) -> dict[str, torch.Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise ConversionError(
-                f"{path} is no state dict: its entry {key!r} is a {type(value).__name__}, not a tensor"
+                f"{path} is not a state dict: its entry {key!r} is a {type(value).__name__}, not a tensor"
             )
     return dict(content)

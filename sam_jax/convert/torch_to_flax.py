@@ -1,9 +1,9 @@
 """Converts SAM weights from PyTorch to a model directory of this library.
 
 Reads official state dicts, those of HQ-SAM and MobileSAM, and those of the Hugging Face `SamModel` and `SamHQModel`, as
-.pth or .safetensors, also where a wrapper put a prefix before all names (`module.`, `model.`, `_orig_mod.`). Size and
-family are read off the tensors. Every tensor of the file that the network computes with is used once and every leaf of
-the model filled, or nothing is written.
+.pth or .safetensors, also with a wrapper's prefix before all names (`module.`, `model.`, `_orig_mod.`). Size and family
+are inferred from the tensors. Each of the network's tensors must be used exactly once, and every leaf of the model
+filled; otherwise nothing is written.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def load_official(path: str | os.PathLike[str], decoder_num_heads: int | None = 
 
     Args:
       path: .pth or .safetensors, with the official or the Hugging Face names.
-      decoder_num_heads: attention heads of the mask decoder, which no tensor tells. None: what a Hugging Face
-        config.json beside the file says, else 8 as in all official models.
+      decoder_num_heads: attention heads of the mask decoder, which tensors do not show. None: as in a Hugging Face
+        config.json beside the file, else 8, as in all official models.
 
     Returns:
       The config, and {"params": ..., "constants": ...} of float32 arrays on the default device. Other float
       types are cast.
 
     Raises:
-      ConversionError: the file cannot be read, is another network, or tensors are missing, left over, misshapen or
+      ConversionError: the file cannot be read, is another network, or tensors are missing, unknown, misshapen or
         not finite. The message names them.
     """
     tensors = read_state_dict(path)
@@ -56,10 +56,10 @@ def load_official(path: str | os.PathLike[str], decoder_num_heads: int | None = 
 def from_state_dict(
     tensors: dict[str, np.ndarray], decoder_num_heads: int | None = None
 ) -> tuple[SamConfig, Variables]:
-    """As `load_official`, of a state dict as arrays; needs no torch.
+    """As `load_official`, for a state dict of arrays; needs no torch.
 
     Args:
-      tensors: by key; prefixes that all keys share are taken off.
+      tensors: by key; prefixes that all keys share are removed.
       decoder_num_heads: None means 8.
     """
     tensors = without_prefixes(tensors)
@@ -73,7 +73,7 @@ def from_state_dict(
 
 
 def to_variables(config: SamConfig, tensors: dict[str, np.ndarray]) -> Variables:
-    """Lays the arrays of an official state dict out as Flax variables. Empties `tensors`, to free memory."""
+    """The arrays of an official state dict as Flax variables. Empties `tensors`, to free memory."""
     leaves = expected_leaves(config)
     sources = {path: official_key(path.split("/", 1)[1]) for path in leaves}
     _check_coverage(leaves, sources, tensors)
@@ -99,7 +99,7 @@ def _check_coverage(
     sources: dict[str, tuple[str, Axes]],
     tensors: dict[str, np.ndarray],
 ) -> None:
-    """Every key used once, every leaf filled, every shape as the config has it; raises with all that fail."""
+    """Raises ConversionError unless every key is used, every leaf filled, and every shape right; names all problems."""
     keys = {key for key, _ in sources.values()}
     problems = []
     if missing := sorted(keys - tensors.keys()):
@@ -110,7 +110,7 @@ def _check_coverage(
     for path, (key, axes) in sources.items():
         shape = torch_shape(leaves[path].shape, axes)
         if key in tensors and tuple(tensors[key].shape) != shape:
-            misshapen.append(f"{key} is {tuple(tensors[key].shape)} where its size asks for {shape}")
+            misshapen.append(f"{key} is {tuple(tensors[key].shape)}, expected {shape} for this size")
     if misshapen:
         problems.append("misshapen: " + ", ".join(misshapen))
     if problems:
@@ -118,7 +118,7 @@ def _check_coverage(
 
 
 def torch_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
-    """The shape in torch of a leaf of shape `shape`."""
+    """The torch shape of a leaf of shape `shape`."""
     return shape if axes is None else tuple(shape[i] for i in np.argsort(axes))
 
 
@@ -146,7 +146,11 @@ def _describe(config: SamConfig) -> str:
 
 
 def convert(source: str, target: str, decoder_num_heads: int | None = None) -> None:
-    """Writes the model directory `target`, and says so. Raises as `load_official`, and where the target exists."""
+    """Writes the model directory `target` and prints a summary.
+
+    Raises:
+      ConversionError: the target exists; or as in `load_official`.
+    """
     check_new_directory(target)
     config, variables = load_official(source, decoder_num_heads)
     leaves: list[Any] = jax.tree.leaves(variables)

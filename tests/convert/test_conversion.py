@@ -229,7 +229,7 @@ def test_pth_with_code_is_refused_and_does_not_run(tmp_path, plain):
         path.write_bytes(pickle.dumps({"a": Payload(str(trace))}, protocol=2))
     else:
         torch.save({"a": Payload(str(trace))}, path)
-    expect_refusal(tmp_path, path, "carries code", "posix.mkdir", "state_dict()")
+    expect_refusal(tmp_path, path, "contains code", "posix.mkdir", "state_dict()")
     assert not trace.exists()
 
 
@@ -237,7 +237,7 @@ def test_a_whole_pickled_model_is_refused(official, tmp_path):
     import torch
 
     torch.save(official, tmp_path / "model.pth")
-    expect_refusal(tmp_path, tmp_path / "model.pth", "carries code or objects", "segment_anything")
+    expect_refusal(tmp_path, tmp_path / "model.pth", "contains code or objects", "segment_anything")
 
 
 def test_faulty_tensors_are_named(official, pth, tmp_path):
@@ -251,7 +251,7 @@ def test_faulty_tensors_are_named(official, pth, tmp_path):
     expect(
         "missing: image_encoder.neck.1.bias, mask_decoder.iou_token.weight",
         "not part of SAM: mask_decoder.extra, pixel",
-        "misshapen: image_encoder.neck.1.weight is (3,) where its size asks for (64,)",
+        "misshapen: image_encoder.neck.1.weight is (3,), expected (64,) for this size",
         image_encoder__neck__1__bias=None,
         mask_decoder__iou_token__weight=None,
         image_encoder__neck__1__weight=torch.ones(3),

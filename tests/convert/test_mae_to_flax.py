@@ -185,7 +185,7 @@ def test_faulty_tensors_are_named(tmp_path, capsys):
         assert message in refusal(tmp_path, state, capsys)
 
     expect(
-        "misshapen: blocks.0.mlp.fc2.weight is (36, 9) where its size asks for (36, 108)",
+        "misshapen: blocks.0.mlp.fc2.weight is (36, 9), expected (36, 108) for this size",
         blocks__0__mlp__fc2__weight=torch.ones(36, 9),
     )
     expect("pos_embed holds 25 positions", pos_embed=torch.ones(1, 25, 36))
@@ -211,7 +211,7 @@ class Payload:
 
 def test_a_file_that_carries_code_is_refused_and_does_not_run(tmp_path, capsys):
     error = refusal(tmp_path, {"model": {"pos_embed": Payload(str(tmp_path / "ran"))}}, capsys)
-    assert "carries code" in error
+    assert "contains code" in error
     assert not (tmp_path / "ran").exists()
 
 

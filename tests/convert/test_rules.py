@@ -126,7 +126,7 @@ def test_errors_name_value_and_remedy():
         infer_config(shapes, decoder_num_heads=-8)
     with pytest.raises(ConversionError, match=r"several sizes \(\[5, 6\]\)"):
         infer_config(shapes | {"image_encoder.blocks.2.attn.rel_pos_h": (11, 16)}, 4)
-    with pytest.raises(ConversionError, match=r"48, is no multiple of .* 13"):
+    with pytest.raises(ConversionError, match=r"48, is not a multiple of .* 13"):
         infer_config(shapes | {"image_encoder.blocks.0.attn.rel_pos_h": (9, 13)}, 4)
     with pytest.raises(ConversionError, match=r"it lacks image_encoder\.pos_embed, .*conv1\.weight"):
         infer_config({"conv1.weight": (64, 3, 7, 7)})
