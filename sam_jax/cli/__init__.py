@@ -1,1 +1,1 @@
-"""The `sam-jax` command: one file per sub-command, each parses and calls. JAX is loaded after parsing."""
+"""The `sam-jax` command: one file per sub-command, which parses and calls. JAX is loaded only after parsing."""

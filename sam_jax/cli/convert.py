@@ -15,12 +15,12 @@ _TARGET = "model directory to write, local or gs://; must not exist yet"
 
 @dataclasses.dataclass(frozen=True)
 class FromTorch:
-    """SAM's weights from PyTorch to a model directory.
+    """Convert SAM's weights from PyTorch to a model directory.
 
     Reads official state dicts, those of HQ-SAM and MobileSAM, and those of the Hugging Face `SamModel` and
-    `SamHQModel`, as .pth or .safetensors, also where a wrapper put a prefix before all names (`module.`, `model.`,
-    `_orig_mod.`). Size and family are read off the tensors. Every tensor of the file is used once and every leaf of
-    the model filled, or nothing is written.
+    `SamHQModel`, as .pth or .safetensors, also with a wrapper's prefix before all names (`module.`, `model.`,
+    `_orig_mod.`). Size and family are inferred from the tensors. Each of the network's tensors must be used exactly
+    once, and every leaf of the model filled; otherwise nothing is written.
     """
 
     source: Annotated[
@@ -29,7 +29,7 @@ class FromTorch:
     target: Annotated[Positional[str], arg(metavar="TARGET", help=_TARGET)]
     decoder_num_heads: Annotated[
         int | None,
-        arg(help="attention heads of the mask decoder; None: config.json beside a Hugging Face file says, else 8"),
+        arg(help="attention heads of the mask decoder; None: as in config.json beside a Hugging Face file, else 8"),
     ] = None
 
     def run(self) -> None:
@@ -41,9 +41,10 @@ class FromTorch:
 
 @dataclasses.dataclass(frozen=True)
 class FromMae:
-    """The encoder of a masked autoencoder (MAE) to a model directory that training starts from.
+    """Convert the encoder of a masked autoencoder (MAE) to a model directory for training to start from.
 
-    What MAE lacks (relative positions, neck, prompt encoder, mask decoder) is fresh; what SAM lacks is dropped.
+    Parts that MAE lacks (relative positions, neck, prompt encoder, mask decoder) are newly initialised; parts that SAM
+    lacks are dropped.
     """
 
     source: Annotated[
@@ -51,7 +52,7 @@ class FromMae:
         arg(metavar="SOURCE", help="official MAE weights of ViT-B, ViT-L or ViT-H, .pth or .safetensors"),
     ]
     target: Annotated[Positional[str], arg(metavar="TARGET", help=_TARGET)]
-    seed: Annotated[int, arg(help="of the parts that MAE lacks")] = 0
+    seed: Annotated[int, arg(help="random seed for the parts that MAE lacks")] = 0
 
     def run(self) -> None:
         """Converts."""
@@ -62,7 +63,7 @@ class FromMae:
 
 @dataclasses.dataclass(frozen=True)
 class ToTorch:
-    """A model directory to a PyTorch file that the official code loads. Every value stays bit for bit what it is."""
+    """Convert a model directory to a PyTorch file that the official code loads. Values are preserved bit for bit."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE", help="model directory, local or gs://")]
     target: Annotated[Positional[str], arg(metavar="TARGET", help=".pth file to write; must not exist yet")]
@@ -75,17 +76,17 @@ class ToTorch:
 
 
 COMMANDS = {"from-torch": FromTorch, "from-mae": FromMae, "to-torch": ToTorch}
-HELP = """Weights from and to PyTorch; needs pip install "sam_jax[convert]".
+HELP = """Convert weights from and to PyTorch; needs pip install "sam_jax[convert]".
 
     {program} from-torch sam_vit_b_01ec64.pth checkpoints/sam_vit_b        official or Hugging Face SAM
-    {program} from-mae mae_pretrain_vit_base.pth checkpoints/mae_vit_b     what training starts from
+    {program} from-mae mae_pretrain_vit_base.pth checkpoints/mae_vit_b     for training to start from
     {program} to-torch checkpoints/sam_vit_b back.pth                      for the official code
 
-`{program} from-torch --help`, and so on, explains each."""
+`{program} COMMAND --help`, for instance `{program} from-torch --help`, explains each."""
 
 
 def main(argv: Sequence[str] | None = None, program: str = "sam-jax convert") -> int:
-    """Runs one of the converters on the CPU, which leaves the accelerator alone."""
+    """Runs one of the converters, on the CPU, so that the accelerator stays free."""
     chosen = parsing.choose(COMMANDS, program, HELP, argv)
     if isinstance(chosen, int):
         return chosen

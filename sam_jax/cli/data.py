@@ -1,4 +1,4 @@
-"""`sam-jax data`: training data prepared, checked and described."""
+"""`sam-jax data`: prepares, checks and describes training data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sam_jax.cli import parsing
 
 _Path = Annotated[
     Positional[str],
-    arg(metavar="PATH", help="directory of tars, one tar, a quoted glob, or directory of jpg + json pairs; or gs://"),
+    arg(metavar="PATH", help="directory of tars or of jpg + json pairs, a tar, or a quoted glob; local or gs://"),
 ]
 _IndexDir = Annotated[
     str | None,
-    arg(metavar="DIR", help="where indices go if they cannot be written beside the tars; None: the user's cache"),
+    arg(metavar="DIR", help="where to write indices that cannot be written beside the tars; None: the user's cache"),
 ]
 _Folders = Annotated[tuple[str, ...], arg(metavar="DIR[=LICENCE]")]
 _BAD_RECORDS = 1
@@ -26,17 +26,17 @@ _BAD_RECORDS = 1
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Find where every image lies in its tar, and keep that in sa_000000.tar.index.npz beside it.
+    """Index the position of every image in its tar, and write it to sa_000000.tar.index.npz beside the tar.
 
-    Tars are read in place: nothing is unpacked. Training does this by itself when it first meets a tar; doing it before
-    saves the wait, and finds tars that are cut short.
+    Tars are read in place: nothing is unpacked. Training builds missing indices itself; doing it first saves waiting
+    then, and finds truncated tars.
     """
 
     path: _Path
     index_dir: _IndexDir = None
 
     def run(self) -> int:
-        """Builds what indices are missing."""
+        """Builds missing indices."""
         from sam_jax.data.sa1b import commands
 
         return commands.index(self.path, self.index_dir)
@@ -44,17 +44,18 @@ class Index:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Read every record, and list what is wrong, one line a record; exit code 1 if anything is.
+    """Read every record and list problems, one line per record; exit code 1 if there are any.
 
-    The image decodes, the JSON parses, the runs of every mask fill the image, its area and bbox are those of the mask.
+    Checks that the image decodes, the JSON parses, the run lengths of every mask fill the image, and its area and bbox
+    are those of the mask.
     """
 
     path: _Path
     index_dir: _IndexDir = None
-    threads: Annotated[int, arg(help="that read and decode")] = os.cpu_count() or 1
+    threads: Annotated[int, arg(help="number of threads that read and decode")] = os.cpu_count() or 1
 
     def run(self) -> int:
-        """Prints what is wrong."""
+        """Prints the problems."""
         from sam_jax.data.sa1b import commands
 
         return commands.check(self.path, self.index_dir, self.threads)
@@ -62,15 +63,15 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """Masks per image, relative mask size, concavity and mask centres, as the SAM paper has them (section 5).
+    """Compute the SAM paper's statistics (section 5): masks per image, relative mask size, concavity, mask centres.
 
     Prints a table, and writes stats.json and stats.png.
     """
 
     path: _Path
     index_dir: _IndexDir = None
-    out: Annotated[str, arg(metavar="DIR", help="where stats.json and stats.png go")] = "."
-    limit: Annotated[int, arg(help="measure so many images spread evenly over the data set; 0 means all")] = 2000
+    out: Annotated[str, arg(metavar="DIR", help="directory for stats.json and stats.png")] = "."
+    limit: Annotated[int, arg(help="number of images to measure, evenly spread over the data set; 0 means all")] = 2000
 
     def run(self) -> int:
         """Measures."""
@@ -83,17 +84,17 @@ class Stats:
 class Tfds:
     """Write SA-1B's released tars as tensorflow-datasets' `segment_anything`, without TensorFlow.
 
-    Goes on where it stopped.
+    An interrupted run continues where it stopped.
     """
 
     tars: Annotated[
-        Positional[str], arg(metavar="TARS", help="a directory of tars, one tar, or a quoted glob; local or gs://")
+        Positional[str], arg(metavar="TARS", help="a directory of tars, a tar, or a quoted glob; local or gs://")
     ]
     out: Annotated[Positional[str], arg(metavar="OUT", help="written as OUT/segment_anything/1.0.0; local or gs://")]
-    shards: Annotated[int | None, arg(help="files to write; None is one per tar")] = None
-    limit: Annotated[int | None, arg(help="only so many images, from the first")] = None
+    shards: Annotated[int | None, arg(help="number of files to write; None means one per tar")] = None
+    limit: Annotated[int | None, arg(help="only the first images, this many")] = None
     beam: Annotated[
-        str | None, arg(metavar="OPTIONS", help='have Apache Beam do it, with its own options: --beam="--runner=..."')
+        str | None, arg(metavar="OPTIONS", help='run on Apache Beam, with its options: --beam="--runner=..."')
     ] = None
 
     def run(self) -> int:
@@ -109,9 +110,9 @@ class Tfds:
 
 @dataclasses.dataclass(frozen=True)
 class TfdsIndex:
-    """Write image_ids.npy, which tensorflow-datasets' own builder does not, beside a prepared data set."""
+    """Write image_ids.npy into a data set that tensorflow-datasets' own builder prepared, which does not write it."""
 
-    data: Annotated[Positional[str], arg(metavar="DATA", help="a prepared directory")]
+    data: Annotated[Positional[str], arg(metavar="DATA", help="directory of the prepared data set")]
 
     def run(self) -> int:
         """Reads all ids."""
@@ -123,12 +124,12 @@ class TfdsIndex:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Gather a pool of cut-outs and photographs for composites, from public packages and your folders."""
+    """Build a pool of cut-outs and photographs for composites, from public packages and your own folders."""
 
     out: Annotated[Positional[str], arg(metavar="OUT", help="directory to write the pool to")]
     packages: Annotated[
         str | None,
-        arg(metavar="DIR", help="holds the .deb and .tgz files; None fetches them (apt-get, npm; about 550 MB)"),
+        arg(metavar="DIR", help="directory of .deb and .tgz files; None fetches them (apt-get, npm; about 550 MB)"),
     ] = None
     photos: Annotated[_Folders, arg(help="folders of photographs, for backgrounds")] = ()
     labelled: Annotated[_Folders, arg(help="folders of SA-1B-style jpg + json pairs")] = ()
@@ -165,17 +166,17 @@ COMMANDS = {
     "pool": Pool,
     "pool-label": PoolLabel,
 }
-HELP = """Training data prepared, checked and described: SA-1B, or your own images laid out like it.
+HELP = """Prepare, check and describe training data: SA-1B, or your own images in its layout.
 
-    {program} index data/sa1b                find where every image lies in its tar
-    {program} check data/sa1b                read every record and list what is wrong
+    {program} index data/sa1b                index the position of every image in its tar
+    {program} check data/sa1b                read every record and list problems
     {program} stats data/sa1b --out out      the paper's statistics
-    {program} tfds data/sa1b OUT             write it as tensorflow-datasets does
-    {program} tfds-index OUT                 image ids of what their own builder wrote
+    {program} tfds data/sa1b OUT             convert to tensorflow-datasets' format
+    {program} tfds-index OUT                 add image ids to a data set of their own builder
     {program} pool data/pool                 gather cut-outs and photographs for composites
     {program} pool-label data/pool           find objects in the photographs
 
-`{program} index --help`, and so on, explains each."""
+`{program} COMMAND --help`, for instance `{program} index --help`, explains each."""
 
 
 def main(argv: Sequence[str] | None = None, program: str = "sam-jax data") -> int:

@@ -1,4 +1,4 @@
-"""`sam-jax evaluate`: how good are a model's masks on labelled images?"""
+"""`sam-jax evaluate`: scores a model's masks on labelled images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Evaluate:
         sam-jax evaluate --set ADE20K=data/ADE20K_2021_17_01 --set OVIS=data/ovis --max-masks 10000
 
     DATA is SA-1B tars or a folder of .jpg + .json pairs, a COCO or LVIS .json, or a directory with images/ and labels/
-    (a PNG of object numbers per image). --set reads one of the paper's 23 sets as it was published; --list-sets tells
-    what is expected where.
+    (a PNG of object numbers per image). --set reads one of the paper's 23 sets as published; --list-sets prints the
+    expected layouts.
 
     Written to --out: report.html (charts, and the best, median and worst cases as images) and report.json.
     """
@@ -31,20 +31,20 @@ class Evaluate:
         UseAppendAction[tuple[str, ...]], arg(metavar="NAME=PATH", help="one of the paper's sets, as published")
     ] = ()
     list_sets: Annotated[bool, arg(help="describe the paper's sets and stop")] = False
-    images: Annotated[str | None, arg(metavar="DIR", help="where the images of COCO or LVIS files in DATA lie")] = None
+    images: Annotated[str | None, arg(metavar="DIR", help="directory of images of COCO or LVIS files in DATA")] = None
     checkpoint: parsing.Checkpoint = None
     dtype: parsing.Dtype = None
     crf: parsing.Crf = False
     no_crf: parsing.NoCrf = False
-    out: Annotated[str, arg(metavar="DIR", help="where the report goes")] = "report"
-    clicks: Annotated[tuple[int, ...], arg(help="score masks after so many clicks")] = (1, 2, 3, 5, 9)
-    no_boxes: Annotated[bool, arg(help="leave box prompts out")] = False
-    floors: Annotated[bool, arg(help="also score what needs no learning")] = False
-    limit: Annotated[int | None, arg(help="at most so many random images of each set")] = None
-    max_masks: Annotated[int | None, arg(help="random images of each set until so many masks are there")] = None
-    seed: Annotated[int, arg(help="of the random images and the bootstrap")] = 0
-    images_per_batch: Annotated[int, arg(help="images that the encoder sees at once; takes memory, saves time")] = 4
-    prompts_per_batch: Annotated[int, arg(help="objects that the decoder works on at once; the same")] = 32
+    out: Annotated[str, arg(metavar="DIR", help="directory for the report")] = "report"
+    clicks: Annotated[tuple[int, ...], arg(help="numbers of clicks after which masks are scored")] = (1, 2, 3, 5, 9)
+    no_boxes: Annotated[bool, arg(help="do not score box prompts")] = False
+    floors: Annotated[bool, arg(help="also score baselines without learning")] = False
+    limit: Annotated[int | None, arg(help="maximum number of images per set, drawn at random")] = None
+    max_masks: Annotated[int | None, arg(help="draw images of each set at random up to this number of masks")] = None
+    seed: Annotated[int, arg(help="random seed of the images drawn and of the bootstrap")] = 0
+    images_per_batch: Annotated[int, arg(help="images per call of the encoder; more take memory and save time")] = 4
+    prompts_per_batch: Annotated[int, arg(help="objects per call of the decoder; likewise")] = 32
 
     def run(self) -> None:
         """Evaluates, prints and writes."""

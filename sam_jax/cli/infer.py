@@ -1,4 +1,4 @@
-"""`sam-jax infer`: what can be said, what goes together, and what it stands for."""
+"""`sam-jax infer`: its options, which of them may be combined, and what they run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _field_help() -> dict[str, str]:
 
 
 def _everything_options() -> list[tuple[str, Any, Any]]:
-    """The fields of AmgConfig but for the form of masks, which files prescribe, each with its help."""
+    """The fields of AmgConfig, each with its help, except output_mode, which the result files determine."""
     texts, hints = _field_help(), typing.get_type_hints(AmgConfig)
     return [
         (field.name, Annotated[hints[field.name], arg(help=texts[field.name])], field.default)
@@ -57,25 +57,25 @@ _EVERYTHING = Everything()
 
 @dataclasses.dataclass(frozen=True)
 class Infer:
-    """Segment images: everything in them, or what prompts say.
+    """Segment images: everything in them, or the objects given by prompts.
 
-    One image, by prompts:
+    One image, with prompts:
         sam-jax infer IMAGE --point 500,375               one point: three masks, from part to whole
-        sam-jax infer IMAGE --point 500,375 --point 520,300,0    a second point that is off the object
+        sam-jax infer IMAGE --point 500,375 --point 520,300,0    a second point, off the object
         sam-jax infer IMAGE --box 425,600,700,875 --box 75,275,1725,850    one object per box
         sam-jax infer IMAGE --point 500,375 --mask-input logits.npy        refine an earlier mask
 
     Any number of images:
-        sam-jax infer IMAGE --format overlay              everything mode: masks of all that is in the image
-        sam-jax infer images/ more/*.jpg @list.txt        of many images; again to go on after a stop
-        sam-jax infer images/ --prompts boxes.json        masks of what each image's boxes or points mean
-        sam-jax infer plan.tif --tile 1024                an image too large to be looked at at once
+        sam-jax infer IMAGE --format overlay              everything mode: masks of everything in the image
+        sam-jax infer images/ more/*.jpg @list.txt        many images; run again to continue after an interruption
+        sam-jax infer images/ --prompts boxes.json        the objects at each image's boxes or points
+        sam-jax infer plan.tif --tile 1024                an image too large to be segmented at once
         sam-jax infer gs://BUCKET/images --out gs://BUCKET/masks --distributed    the same command on every host
 
-    Coordinates are pixels of the image. Results go to --out. With --point, --box or --mask-input they are
-    IMAGE.masks.json (COCO RLE), a PNG per mask and an overlay. Otherwise IMAGE.json in SA-1B's format, for images of
-    sub-directories in the same sub-directories, and what --format adds. failures.jsonl lists images that cannot be
-    done. Exit codes: 0 all done, 1 some images are not, 2 wrong input.
+    Coordinates are pixels of the image. Results are written to --out. With --point, --box or --mask-input they are
+    IMAGE.masks.json (COCO RLE), a PNG per mask and an overlay. Otherwise they are IMAGE.json in SA-1B's format, in the
+    same sub-directories as the images, and the files that --format adds; failures.jsonl lists images that failed.
+    Exit codes: 0 all done, 1 some images failed, 2 wrong input.
     """
 
     images: Annotated[
@@ -83,53 +83,50 @@ class Infer:
         arg(metavar="IMAGES", help="files, directories, 'dir/*.jpg', @LIST; local or gs://"),
     ]
     checkpoint: parsing.Checkpoint = None
-    out: Annotated[str, arg(metavar="DIR", help="where results go")] = "sam_out"
+    out: Annotated[str, arg(metavar="DIR", help="directory for results")] = "sam_out"
     dtype: parsing.Dtype = None
     crf: parsing.Crf = False
     no_crf: parsing.NoCrf = False
 
     point: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(metavar="X,Y[,L]", help="of one image: label 1 on, 0 off the object")
+        UseAppendAction[tuple[str, ...]],
+        arg(metavar="X,Y[,L]", help="for one image; label L: 1 on the object, 0 off it"),
     ] = ()
     box: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(metavar="X0,Y0,X1,Y1", help="of one image: an object each")
+        UseAppendAction[tuple[str, ...]], arg(metavar="X0,Y0,X1,Y1", help="for one image; one object per box")
     ] = ()
     mask_input: Annotated[
-        str | None, arg(metavar="M.npy", help="of one image: (1, 4h, 4w) float logits of an earlier prediction")
+        str | None, arg(metavar="M.npy", help="for one image; (1, 4h, 4w) float logits of an earlier prediction")
     ] = None
 
     prompts: Annotated[
-        str | None, arg(metavar="FILE", help="JSON with prompts of each image, or COCO boxes (docs/inference.md)")
+        str | None, arg(metavar="FILE", help="JSON with prompts for each image, or COCO boxes (docs/inference.md)")
     ] = None
     image_ids: Annotated[
-        str | None, arg(metavar="FILE", help="COCO instances file that names the images of COCO results")
+        str | None, arg(metavar="FILE", help="COCO instances file with the image names for COCO results")
     ] = None
-    format: Annotated[str, arg(metavar="F,F", help="json (always), png, overlay, coco: any, with commas between")] = (
-        "json"
-    )
-    overwrite: Annotated[bool, arg(help="do finished images again")] = False
+    format: Annotated[str, arg(metavar="F,F", help="json (always), png, overlay, coco; comma-separated")] = "json"
+    overwrite: Annotated[bool, arg(help="segment finished images again")] = False
     workers: Annotated[int, arg(help="threads that read, and as many that write")] = 2
-    max_pixels: Annotated[int | None, arg(help="larger images are refused; None is 179 million, more with --tile")] = (
-        None
-    )
+    max_pixels: Annotated[int | None, arg(help="larger images fail; None is 179 million, more with --tile")] = None
 
-    tile: Annotated[int | None, arg(metavar="PIXELS", help="look at tiles of this side and merge: for huge images")] = (
-        None
-    )
+    tile: Annotated[
+        int | None, arg(metavar="PIXELS", help="segment tiles of this side and merge them: for huge images")
+    ] = None
     tile_overlap: Annotated[
-        int | None, arg(metavar="PIXELS", help="of neighbouring tiles; None is a quarter of the side")
+        int | None, arg(metavar="PIXELS", help="overlap of neighbouring tiles; None is a quarter of the side")
     ] = None
     everything: Annotated[Everything, arg(name="")] = _EVERYTHING
 
-    distributed: Annotated[bool, arg(help="the hosts know each other: a pod slice, Slurm, ...")] = False
+    distributed: Annotated[bool, arg(help="connect the hosts with each other: a pod slice, Slurm, ...")] = False
     coordinator: Annotated[
-        str | None, arg(metavar="HOST:PORT", help="address of host 0, for hosts that cannot find out")
+        str | None, arg(metavar="HOST:PORT", help="address of host 0, if hosts cannot find it themselves")
     ] = None
-    num_hosts: Annotated[int | None, arg(help="how many hosts share the images")] = None
-    host: Annotated[int | None, arg(help="which of them this is, from 0")] = None
+    num_hosts: Annotated[int | None, arg(help="number of hosts that share the images")] = None
+    host: Annotated[int | None, arg(help="number of this host, from 0")] = None
 
     def given(self, *names: str) -> dict[str, Any]:
-        """Those of some options that are not at their defaults."""
+        """The named options that are not at their defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {name: getattr(self, name) for name in names if getattr(self, name) != defaults[name]}
 
@@ -144,12 +141,12 @@ class Infer:
 
     @property
     def edge_refinement(self) -> bool | None:
-        """What --crf and --no-crf say; None is the model's own choice."""
+        """The value of --crf and --no-crf; None means the model's own setting."""
         return parsing.edge_refinement(self.crf, self.no_crf)
 
 
 def check(command: Infer) -> None:
-    """Raises ValueError for what contradicts itself: it is refused, not ignored."""
+    """Raises ValueError for options that contradict each other, so that none is silently ignored."""
 
     def flag(name: str) -> str:
         return f"--{name.replace('_', '-')}"
@@ -172,7 +169,7 @@ def check(command: Infer) -> None:
 
 
 def one_image_prompts(command: Infer) -> ImagePrompts:
-    """The prompts of the command line. Raises ValueError for one of another form."""
+    """The prompts of the command line. Raises ValueError for malformed ones."""
     import numpy as np
 
     from sam_jax.batch.one_image import ImagePrompts
@@ -189,17 +186,17 @@ def one_image_prompts(command: Infer) -> ImagePrompts:
 
 
 def result_settings(command: Infer) -> dict[str, Any]:
-    """All of the command line that the results of an image depend on, so that none are taken for those of others."""
+    """All options that results depend on, so that results with other options do not count as done."""
     model = {"checkpoint": command.checkpoint, "dtype": command.dtype, "crf": command.edge_refinement}
     if command.prompts:
         return model | {"mode": "prompts"}
     everything = dataclasses.asdict(AmgConfig(**command.given_everything))
-    del everything["points_per_batch"]  # which memory decides, and results do not
+    del everything["points_per_batch"]  # affects memory, not results
     return model | {"mode": "everything"} | everything | command.given(*_TILING)
 
 
 def build_segmenter(command: Infer, model: Sam, variables: Any) -> Segmenter:
-    """What is to be done with each of many images."""
+    """The segmenter for many images: everything mode, or prompts."""
     from sam_jax.batch.segmenters import EverythingSegmenter, PromptedSegmenter
 
     if command.prompts:
@@ -208,7 +205,7 @@ def build_segmenter(command: Infer, model: Sam, variables: Any) -> Segmenter:
 
 
 def run_options(command: Infer, host: int, hosts: int) -> RunOptions:
-    """How to go about many images. Images for tiles may be as large as run lengths can count."""
+    """Options of a run over many images. With tiles, images may be as large as run lengths can count."""
     from sam_jax.batch.run import RunOptions
     from sam_jax.inference.images import MAX_PIXELS
 
@@ -217,7 +214,7 @@ def run_options(command: Infer, host: int, hosts: int) -> RunOptions:
 
 
 def segment_one(command: Infer, prompts: ImagePrompts) -> None:
-    """Segments one image by the prompts of the command line, writes and says so in two lines."""
+    """Segments one image with the prompts of the command line, writes the results and prints a summary."""
     import sam_jax
     from sam_jax.batch import one_image
 
@@ -235,7 +232,7 @@ def segment_one(command: Infer, prompts: ImagePrompts) -> None:
 
 
 def segment_many(command: Infer) -> int:
-    """Segments all images that are not finished; returns the exit code."""
+    """Segments all unfinished images; returns the exit code."""
     import sam_jax
     from sam_jax import runtime
     from sam_jax.batch.image_list import find_images

@@ -10,10 +10,10 @@ from sam_jax import __version__
 from sam_jax.cli import parsing
 
 COMMANDS = {
-    "infer": "masks of images: by points and boxes, or of everything in them",
-    "train": "train or fine-tune a model; recipes by name or file",
-    "evaluate": "how good are a model's masks on labelled images",
-    "convert": "weights from and to PyTorch",
+    "infer": "segment images: by points and boxes, or everything in them",
+    "train": "train or fine-tune a model, from a recipe by name or file",
+    "evaluate": "score a model's masks on labelled images",
+    "convert": "convert weights from and to PyTorch",
     "data": "prepare, check and describe training data",
 }
 _LINES = "\n".join(f"  sam-jax {name:<9} {text}" for name, text in COMMANDS.items())
@@ -27,7 +27,7 @@ usage: sam-jax COMMAND ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; the exit code says how it ended: 0 done, 2 wrong input, others as the command's help has them."""
+    """Runs a command and returns its exit code: 0 done, 2 wrong input, others as in the command's help."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--version"]:
         print(f"sam_jax {__version__}")

@@ -1,4 +1,4 @@
-"""`sam-jax train`: finds an experiment, changes what the command line says of it, and runs it."""
+"""`sam-jax train`: loads an experiment, applies the options of the command line, and runs it."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ HELP = """Train a Segment Anything Model, or fine-tune one.
 
 usage: {program} CONFIG [options]
 
-CONFIG is a published recipe by its name,
+CONFIG is the name of a published recipe,
     {recipes},
-or a file with a `get_config()` that returns a TrainConfig: copy one of those and change it. Every field can also be
+or a file with a `get_config()` that returns a TrainConfig: copy a recipe and change it. Every field can also be
 changed on the command line, nested ones with dots:
 
     {program} sa1b_vit_b --data.path gs://BUCKET/sa1b --workdir gs://BUCKET/runs/vit_b
     {program} finetune_coco --data.path my_data/instances.json --optim.learning-rate 1e-4
-    {program} sa1b_vit_h --dry-run --topology v5e:16x16        will it fit? Compiled for TPUs, without a TPU
+    {program} sa1b_vit_h --dry-run --topology v5e:16x16        will it fit? Compiles for TPUs, without a TPU
 
-`{program} CONFIG --help` lists all options. A run that was stopped goes on from its last checkpoint when the same
-command is given again.
+`{program} CONFIG --help` lists all options. Run the same command again to continue a stopped run from its last
+checkpoint.
 
-Exit codes: 0 done, 2 wrong input, 3 the loss became NaN, 75 stopped from outside, its state saved: run it again."""
+Exit codes: 0 done, 2 wrong input, 3 the loss became NaN, 75 stopped from outside with its state saved: run it again."""
 NOT_FINITE = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What to do with an experiment.
+    """An experiment, and how to run it.
 
     Attributes:
-      distributed: one of several hosts (a pod slice, or several slices): give the same command on each.
-      coordinator: address of host 0 ("10.0.0.2:1234"); only for machines that cannot find out themselves, as TPU VMs,
-        Slurm and Kubernetes can.
-      num_hosts: how many hosts there are; goes with `coordinator`.
-      host: which of them this is, from 0; goes with `coordinator`.
+      distributed: run on several hosts (a pod slice, or several slices): give the same command on each.
+      coordinator: address of host 0 ("10.0.0.2:1234"); not needed on TPU VMs, Slurm and Kubernetes, which find it
+        themselves.
+      num_hosts: number of hosts; goes with `coordinator`.
+      host: number of this host, from 0; goes with `coordinator`.
       eval_only: evaluate the newest checkpoint, or init_from, on the held-out images and stop.
-      profile_steps: first and last step of the run to record a profile of, for TensorBoard's profiler.
+      profile_steps: first and last step to profile, for TensorBoard's profiler.
       dry_run: compile for `topology` without a TPU, print memory and cost per chip, and stop.
       topology: chips to compile for, such as v5e:4x4 or v5p:2x2x1.
     """
@@ -63,7 +63,7 @@ class Command:
 
 
 def recipe_directory() -> Path:
-    """Where the published recipes lie: in the package, or beside it in a checkout."""
+    """The directory of the published recipes: in the package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
@@ -75,7 +75,7 @@ def recipes() -> list[str]:
 
 
 def load_config(name: str) -> TrainConfig:
-    """The experiment of a published recipe's name, or what a file's `get_config` gives.
+    """The experiment of a published recipe, by name, or of a file's `get_config`.
 
     Raises:
       ValueError: there is no such recipe or file, or the file has no `get_config` that returns a TrainConfig.
@@ -84,7 +84,7 @@ def load_config(name: str) -> TrainConfig:
     if not path.is_file() and name in recipes():
         path = recipe_directory() / f"{name}.py"
     if not path.is_file():
-        raise ValueError(f"config file {name} does not exist, and no recipe is called so: {', '.join(recipes())}")
+        raise ValueError(f"config file {name} does not exist, and is not the name of a recipe: {', '.join(recipes())}")
     get_config = runpy.run_path(str(path)).get("get_config")
     config = get_config() if callable(get_config) else None
     if not isinstance(config, TrainConfig):
@@ -93,7 +93,7 @@ def load_config(name: str) -> TrainConfig:
 
 
 def run(command: Command, program: str) -> int:
-    """Does what the command line asks for; the exit code."""
+    """Runs the experiment as the command line says; returns the exit code."""
     from sam_jax.runtime import connect_hosts, use_compilation_cache
     from sam_jax.training import dry_run, interruption, loop
 
@@ -116,7 +116,7 @@ def run(command: Command, program: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None, program: str = "sam-jax train") -> int:
-    """Parses the command line and runs it; the exit code says how it ended."""
+    """Parses the command line and runs it; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)

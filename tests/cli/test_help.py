@@ -104,7 +104,7 @@ def test_a_misspelt_command_gets_a_suggestion(capsys):
     assert main.main(["data", "statz"]) == 2
     assert "sam-jax data: unknown command 'statz'" in capsys.readouterr().err
     assert main.main(["train", "sa1b_vit_x"]) == 2
-    assert "no recipe is called so: bundled, " in capsys.readouterr().err
+    assert "is not the name of a recipe: bundled, " in capsys.readouterr().err
 
 
 def test_the_version(capsys):
