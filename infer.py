@@ -1,4 +1,4 @@
-"""`python infer.py IMAGES ...`: the door to `sam-jax infer`; `--help` explains it."""
+"""`python infer.py IMAGES ...`: the same as `sam-jax infer`; see `--help`."""
 
 import sys
 from functools import partial

@@ -1,4 +1,4 @@
-"""`python train.py CONFIG ...`: the door to `sam-jax train`; `--help` explains it."""
+"""`python train.py CONFIG ...`: the same as `sam-jax train`; see `--help`."""
 
 import sys
 from functools import partial

@@ -1,1 +1,1 @@
-"""Doors to `sam-jax convert`; the converters are in `sam_jax.convert`."""
+"""Scripts for `sam-jax convert`; the converters are in `sam_jax.convert`."""

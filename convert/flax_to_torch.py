@@ -1,4 +1,4 @@
-"""`python -m convert.flax_to_torch ...`: the door to `sam-jax convert to-torch`; `--help` explains it."""
+"""`python -m convert.flax_to_torch ...`: the same as `sam-jax convert to-torch`; see `--help`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python -m convert.mae_to_flax ...`: the door to `sam-jax convert from-mae`; `--help` explains it."""
+"""`python -m convert.mae_to_flax ...`: the same as `sam-jax convert from-mae`; see `--help`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python -m convert.torch_to_flax ...`: the door to `sam-jax convert from-torch`; `--help` explains it."""
+"""`python -m convert.torch_to_flax ...`: the same as `sam-jax convert from-torch`; see `--help`."""
 
 import sys
 

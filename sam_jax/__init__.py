@@ -41,7 +41,7 @@ __all__ = [
     "vit_tiny",
 ]
 
-# Names are loaded when first asked for: `sam-jax --help` does not wait for JAX.
+# Names are imported on first access, so that `sam-jax --help` does not wait for JAX.
 _MODULES = {
     "checkpoint": ("CheckpointError", "load_model", "save_model"),
     "config": ("SamConfig", "vit_b", "vit_h", "vit_l", "vit_tiny"),

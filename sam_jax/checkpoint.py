@@ -1,7 +1,7 @@
 """Model directories on disk: `config.json` beside an Orbax tree of variables. Local and gs:// paths alike.
 
 checkpoints/sam_vit_b/
-  config.json     the SamConfig, but for how it runs (config/running.py)
+  config.json     the SamConfig, without the fields that say how it runs (config/running.py)
   variables/      Orbax: {"params": ..., "constants": ...}
 """
 
@@ -49,22 +49,25 @@ def load_model(
     kernels: str = "auto",
     shardings: Callable[[Variables], Any] | None = None,
 ) -> tuple[Sam, Variables]:
-    """A model and its variables, ready for `SamPredictor(*load_model())` or `model.apply(variables, ...)`.
+    """Loads a model and its variables, for `SamPredictor(*load_model())` or `model.apply(variables, ...)`.
 
-    How the model runs is said here, whatever it was trained or saved with.
+    The arguments decide how the model runs, not the settings it was trained or saved with.
 
     Args:
       path: a directory written by `sam-jax convert` or by training, local or gs://; None and "vit_tiny" are the bundled
         model.
-      dtype: compute dtype: "float32" (None means this), the faster "bfloat16", or "int8"; see `config.for_inference`.
-      crf: edge refinement (CRF), in place of the config's; see `SamConfig.crf`.
+      dtype: compute dtype: "float32" (also None), the faster "bfloat16", or "int8"; see `config.for_inference`.
+      crf: edge refinement (CRF); None means as in the config, see `SamConfig.crf`.
       kernels: "auto", "xla" or "pallas", for attention and the mask decoder; see `ImageEncoderConfig.attention`.
       shardings: gives a sharding for every leaf of a tree of shapes, such as `partial(sharding.tree_shardings, mesh)`;
-        each device then reads its own share alone. None: all on the first local device.
+        each device then reads only its own share. None: all on the first local device.
+
+    Returns:
+      The model, and {"params": ..., "constants": ...} of float32 arrays.
 
     Raises:
-      CheckpointError: there is no such directory, it is incomplete, or it does not fit its config.
-      ValueError: dtype or kernels is none of these.
+      CheckpointError: the directory does not exist, is incomplete, or does not fit its config.
+      ValueError: dtype or kernels has another value.
     """
     root = model_path(path)
     config = for_inference(load_config(root), dtype or "float32", kernels)
@@ -76,7 +79,7 @@ def load_model(
 
 
 def model_path(path: epath.PathLike | None) -> epath.Path:
-    """A model's directory: `path`, or that of the bundled model for None and for its name, "vit_tiny"."""
+    """A model's directory: `path`, or that of the bundled model for None and "vit_tiny"."""
     if path is None or (os.fspath(path) == BUNDLED and not epath.Path(path).exists()):
         return epath.Path(str(importlib.resources.files("sam_jax") / "weights" / BUNDLED))
     return epath.Path(path)
@@ -87,16 +90,16 @@ def save_model(
 ) -> None:
     """Writes a model directory. The directory appears under its name only when it is complete.
 
-    On several hosts every host calls this with variables that each holds whole; host 0 writes, the others wait.
+    With several hosts, each must call this and hold all variables completely; host 0 writes, the others wait.
 
     Args:
       path: a directory that does not exist yet, local or gs://.
-      config: the model's config, written beside the variables. How it runs (`config.running.RUNNING`) is left out: that
-        is for whoever loads it to say.
+      config: the model's config, written beside the variables, without the fields that say how it runs
+        (`config.running.RUNNING`): these are chosen when it is loaded.
       variables: {"params": ..., "constants": ...}; jax arrays are written piece by piece, numpy arrays copied whole.
-      dtype: storage dtype of `params`; None keeps each leaf's own. Constants stay as they are: rounding the positional
-        encoding would shift every prompt. Loading always gives float32.
-      overwrite: whether a directory that is there already gives way.
+      dtype: storage dtype of `params`; None keeps that of each leaf. Constants keep theirs, because rounding the
+        positional encoding would shift every prompt. Loading always returns float32.
+      overwrite: replace a directory that exists already.
 
     Raises:
       CheckpointError: the directory exists already.
@@ -138,8 +141,8 @@ def _write_model(target: epath.Path, config: SamConfig, variables: Variables, dt
 
 
 def load_config(path: epath.PathLike) -> SamConfig:
-    """The SamConfig of a model directory, with how it runs at its defaults: directories of earlier versions hold what
-    they were trained with. Raises CheckpointError that says what is missing or wrong."""
+    """The SamConfig of a model directory. Fields that say how it runs have their defaults, even if an earlier version
+    saved the values used in training. Raises CheckpointError that says what is missing or wrong."""
     root = model_path(path)
     file = root / CONFIG_FILE
     if not file.exists():
@@ -160,16 +163,17 @@ def load_config(path: epath.PathLike) -> SamConfig:
 def load_variables(path: epath.PathLike, expected: Variables, shardings: Any = None) -> Variables:
     """The variables of a model directory as float32 arrays.
 
-    On several hosts every host calls this where the shardings reach over more than its own devices.
+    If the shardings span devices of several hosts, every host must call this.
 
     Args:
-      path: a directory that `save_model` wrote.
+      path: a directory written by `save_model`.
       expected: a tree of shapes (`jax.eval_shape` of the model's init) that the stored tree must match.
       shardings: a tree of `jax.sharding.Sharding`, one per leaf; no device ever holds more than its share. None: all on
         the first local device.
 
     Raises:
-      CheckpointError: leaves are missing, unknown or of another shape; all are named.
+      CheckpointError: the directory is incomplete or damaged, or leaves are missing, unknown or of another shape; all
+        are named.
     """
     source = model_path(path) / VARIABLES_DIR
     if not source.exists():
@@ -208,11 +212,11 @@ def _check_shapes(path: epath.PathLike, stored: Any, expected: Variables) -> Non
 
 
 class StateStore:
-    """The checkpoints of a run: saved in the background, half-written ones ignored.
+    """The checkpoints of a run: saved in the background; incomplete ones are ignored.
 
-    The newest `keep` stay, and the one with the highest score. Scores are in `scores.json` beside the checkpoints,
-    since a checkpoint is saved before it is evaluated. A context manager; leaving it waits for the last save. On
-    several hosts every host takes part in every call.
+    Keeps the newest `keep` and the one with the highest score. Scores are in `scores.json` beside the checkpoints,
+    because a checkpoint is saved before it is evaluated. A context manager; leaving it waits for the last save. With
+    several hosts, every host must make every call.
     """
 
     def __init__(self, directory: epath.PathLike, keep: int = 2) -> None:
@@ -231,33 +235,33 @@ class StateStore:
         self._manager.close()
 
     def save(self, step: int, state: Any, miou: float | None = None) -> None:
-        """Saves a pytree of arrays under its step, once; `miou` as in `record_score`."""
+        """Saves a pytree of arrays under its step, unless that is saved already; `miou`: see `record_score`."""
         if step not in self._manager.all_steps():
             self._manager.save(step, args=ocp.args.PyTreeSave(state))
         if miou is not None:
             self.record_score(step, miou)
 
     def record_score(self, step: int, miou: float) -> None:
-        """Keeps the mean IoU of a step that is saved, by which the best checkpoint is chosen."""
+        """Records the mean IoU of a saved step, by which the best checkpoint is chosen."""
         self._scores[step] = miou
         if jax.process_index() == 0:
             write_atomically(self._scores_file, json.dumps(self._scores).encode())
 
     def has_score(self, step: int) -> bool:
-        """Whether a step was evaluated."""
+        """Whether a step has a score."""
         return step in self._scores
 
     def newest_step(self) -> int | None:
-        """The step of the newest complete checkpoint."""
+        """The step of the newest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The step of the checkpoint with the highest score; None where none has one."""
+        """The step of the checkpoint with the highest score; None if none has one."""
         known = [step for step in self._manager.all_steps() if step in self._scores]
         return max(known, key=lambda step: self._scores[step]) if known else None
 
     def _read_scores(self) -> dict[int, float]:
-        # Runs of earlier versions have theirs inside of the checkpoints.
+        # Earlier versions stored scores inside the checkpoints.
         inside = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
         scores = {step: metrics["miou"] for step, metrics in inside.items() if metrics}
         if self._scores_file.exists():
@@ -265,17 +269,17 @@ class StateStore:
         return scores
 
     def restore(self, step: int, shapes: Any) -> Any:
-        """A checkpoint in the shape and placement of `shapes`: a tree of arrays, or of `jax.ShapeDtypeStruct` with
-        shardings, which need not be those that it was saved with."""
+        """A checkpoint in the shapes and shardings of `shapes`: a tree of arrays, or of `jax.ShapeDtypeStruct` with
+        shardings, which may differ from those it was saved with."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, shapes)
         how = ocp.checkpoint_utils.construct_restore_args(abstract)
         return self._manager.restore(step, args=ocp.args.PyTreeRestore(abstract, how))
 
 
 def _state_handler() -> ocp.PyTreeCheckpointHandler:
-    """Orbax's own, but that small arrays are written by one device.
+    """Orbax's handler, but with small arrays written by one device.
 
-    It would have every replica write its slice of every array, and compile a program for each of their shapes.
+    By default every replica writes a slice of every array, which compiles a program for each shape.
     """
     handlers = ocp.type_handlers
     registry = handlers.create_type_handler_registry(
@@ -288,7 +292,7 @@ def _state_handler() -> ocp.PyTreeCheckpointHandler:
 
 
 class _Preserved:
-    """Orbax's form of "this step stays"."""
+    """An Orbax preservation policy that keeps one step."""
 
     def __init__(self, step: Callable[[], int | None]) -> None:
         self._step = step

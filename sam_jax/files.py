@@ -1,4 +1,4 @@
-"""Absolute paths, and files that appear whole or not at all. Local and gs:// paths alike."""
+"""Absolute paths, and atomic writes. Local and gs:// paths alike."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from etils import epath
 
 
 def absolute(path: epath.PathLike) -> str:
-    """A path that does not depend on the current directory. gs:// paths are such; `resolve` would make them local."""
+    """An absolute path. gs:// paths already are; `resolve` would make them local."""
     text = os.fspath(path)
     return text.rstrip("/") if "://" in text else os.path.abspath(text)
 
 
 def write_atomically(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it."""
+    """Writes a file under a temporary name and renames it, so that no reader sees an incomplete file."""
     target = epath.Path(path)
     unfinished = target.parent / f".{target.name}.unfinished"
     try:

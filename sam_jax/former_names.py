@@ -1,4 +1,4 @@
-"""Names that have moved: they still work where they were, and say where they are."""
+"""Names that have moved: the old ones still work, with a warning that names the new place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def moved(old: str, new: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module `old` whose names are in the module `new` now, as `names` (old to new) says."""
+    """The `__getattr__` of a module `old` whose names are now in the module `new`; `names` maps old to new names."""
 
     def find(name: str) -> Any:
         if name not in names:

@@ -1,9 +1,9 @@
-"""Masks, points and boxes drawn with matplotlib, inline in notebooks as well; needs pip install "sam_jax[plot]".
+"""Draws masks, points and boxes with matplotlib, also inline in notebooks; needs pip install "sam_jax[plot]".
 
-    plotting.show(image, records)                                    everything mode, or any records
-    plotting.show(image, masks, points=points, labels=labels)        what `SamPredictor.predict` gave for some points
+    plotting.show(image, records)                                    from everything mode, or any records
+    plotting.show(image, masks, points=points, labels=labels)        from `SamPredictor.predict` with points
 
-`show` does all in one figure; the others draw onto axes of yours, with the arguments of the official notebooks.
+`show` makes a figure; the other functions draw onto your axes, with the arguments of the official notebooks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Masks = Sequence[Any] | np.ndarray
 _OPACITY = 0.5
-_OUTLINE = 0.6  # how far an outline's colour goes towards white: seen on dark images as on light ones
+_OUTLINE = 0.6  # share of white in an outline's colour: visible on dark and light images
 
 
 def show(
@@ -38,19 +38,19 @@ def show(
     axes: Axes | None = None,
     side: float = 8.0,
 ) -> Figure:
-    """An image with masks and prompts over it.
+    """Draws an image with masks and prompts over it, and returns the figure.
 
     Args:
-      image: (H, W, 3) uint8 RGB, or an image of Pillow.
-      masks: (M, H, W) bool, or records with `segmentation` as everything mode and results files have them.
+      image: (H, W, 3) uint8 RGB, or a Pillow image.
+      masks: (M, H, W) bool, or records with `segmentation`, from everything mode or result files.
       points: (P, 2) x, y in pixels of the image.
-      labels: (P,) 1 on the object, 0 off it, default 1.
+      labels: (P,) 1 on the object, 0 off it; None means 1 for all.
       boxes: (N, 4) or (4,) xyxy in pixels of the image.
-      scores: (M,) one a mask, such as predicted IoU; written beside the masks. Records bring their own.
-      axes: where to draw; default: a new figure whose longer side is `side` inches.
+      scores: (M,), such as predicted IoU, written on the masks; None: see `show_masks`.
+      axes: where to draw; None: a new figure whose longer side is `side` inches.
 
     Raises:
-      ValueError: masks are not of the image's size, or scores are not as many as masks.
+      ValueError: masks do not have the size of the image, or there are not as many scores as masks.
       ImportError: matplotlib is not installed.
     """
     pixels = as_array(image)
@@ -78,15 +78,15 @@ def show_masks(
     scores: Sequence[float] | np.ndarray | None = None,
     size: tuple[int, int] | None = None,
 ) -> None:
-    """Tints each mask in a colour of its own and outlines it; larger masks lie below smaller ones.
+    """Tints each mask in its own colour and outlines it; smaller masks are drawn over larger ones.
 
     Args:
       masks: (M, H, W) bool, or records with `segmentation`.
-      scores: (M,), written at each mask's centre; of records: their `predicted_iou` when there are ten at most.
-      size: (H, W) that masks must have; default: that of the first.
+      scores: (M,), written at each mask's centre; None uses `predicted_iou` of up to seven records.
+      size: (H, W) that masks must have; None means that of the first.
 
     Raises:
-      ValueError: masks are not of one size, or scores are not as many as masks.
+      ValueError: masks have different sizes, or there are not as many scores as masks.
     """
     arrays = [_mask(mask) for mask in masks]
     if not arrays:
@@ -98,7 +98,7 @@ def show_masks(
     if wrong := [mask.shape for mask in arrays if mask.shape != size]:
         raise ValueError(f"a mask is {wrong[0]}; expected {size}, the image's height and width")
     if scores is not None and len(scores) != len(arrays):
-        raise ValueError(f"{len(scores)} scores for {len(arrays)} masks; give one a mask")
+        raise ValueError(f"{len(scores)} scores for {len(arrays)} masks; give one per mask")
     layer = np.zeros((*size, 4), np.float32)
     order = sorted(range(len(arrays)), key=lambda index: -int(arrays[index].sum()))
     for index in order:
@@ -117,15 +117,19 @@ def show_masks(
 
 
 def show_points(points: np.ndarray, labels: np.ndarray, axes: Axes, marker_size: float = 160) -> None:
-    """Stars: green on the object (label 1), red off it (0); points of other labels are not drawn.
+    """Draws points as stars: green on the object (label 1), red off it (0); other labels are not drawn.
 
     Args:
       points: (P, 2) x, y in pixels of the image.
       labels: (P,).
+      marker_size: area of the stars, square points.
+
+    Raises:
+      ValueError: there are not as many labels as points.
     """
     points, labels = np.asarray(points, float).reshape(-1, 2), np.asarray(labels).reshape(-1)
     if len(points) != len(labels):
-        raise ValueError(f"{len(labels)} labels for {len(points)} points; give one a point")
+        raise ValueError(f"{len(labels)} labels for {len(points)} points; give one per point")
     for label, colour in ((1, FOREGROUND), (0, BACKGROUND)):
         chosen = points[labels == label]
         style: dict[str, Any] = {"marker": "*", "edgecolor": "white", "linewidth": 1, "zorder": 3}
@@ -133,7 +137,7 @@ def show_points(points: np.ndarray, labels: np.ndarray, axes: Axes, marker_size:
 
 
 def show_box(box: np.ndarray, axes: Axes, colour: tuple[int, int, int] = COLOURS[0]) -> None:
-    """The outline of a box (4,) xyxy in pixels of the image; `colour` is RGB of 0 to 255."""
+    """Draws the outline of a box (4,) xyxy in pixels of the image; `colour` is RGB in 0..255."""
     from matplotlib.patches import Rectangle
 
     x0, y0, x1, y1 = np.asarray(box, float).reshape(4)
@@ -141,13 +145,13 @@ def show_box(box: np.ndarray, axes: Axes, colour: tuple[int, int, int] = COLOURS
 
 
 def _mask(mask: Any) -> np.ndarray:
-    """(H, W) bool of an array or of a record, in whichever form it holds its segmentation."""
+    """(H, W) bool of an array, or of a record with any form of segmentation."""
     segmentation = mask["segmentation"] if isinstance(mask, dict) else mask
     return decode_mask(segmentation) if isinstance(segmentation, dict) else np.asarray(segmentation, bool)
 
 
 def _extent(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Where contour's corners lie for a mask that was padded by a pixel on each side."""
+    """The `extent` of contour for a mask that was padded by a pixel on each side."""
     h, w = size
     return -1, w, -1, h
 

@@ -1,4 +1,4 @@
-"""Process-wide settings that the scripts make and the library never does by itself."""
+"""Process-wide settings, which commands apply and the library never does by itself."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _WEEK = 7 * 24 * 3600
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that a script's second start does not compile again.
+    """Caches compiled programs on disk, so that the next start does not compile again.
 
-    The directory is JAX_COMPILATION_CACHE_DIR, or sam_jax in the user's cache directory.
+    The directory is JAX_COMPILATION_CACHE_DIR, or sam_jax/jit in the user's cache directory.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -23,16 +23,21 @@ def use_compilation_cache() -> None:
 
 
 def connect_hosts(coordinator: str | None, num_hosts: int | None, host: int | None) -> tuple[int, int]:
-    """Joins this process with those of the other hosts; which one this is, and how many there are.
+    """Connects this process with those of the other hosts. Call it before anything that uses a device.
 
-    All None where the machines can find out themselves, as TPU VMs, Slurm and Kubernetes can. Comes before anything
-    that uses a device.
+    Args:
+      coordinator: address of host 0, "HOST:PORT"; all arguments may be None on TPU VMs, Slurm and Kubernetes.
+      num_hosts: number of hosts.
+      host: number of this host, from 0.
+
+    Returns:
+      The number of this host, and the number of hosts.
     """
-    # A host that is done early waits for the others, however long they take: it may be the coordinator.
+    # A host that finishes early must wait for the others, however long they take: it may be the coordinator.
     jax.distributed.initialize(coordinator, num_hosts, host, shutdown_timeout_seconds=_WEEK)
     return jax.process_index(), jax.process_count()
 
 
 def wait_for_hosts() -> None:
-    """Returns when all hosts have called it. They know nothing of each other any more from then on."""
+    """Returns when all hosts have called it, and disconnects them."""
     jax.distributed.shutdown()

@@ -1,7 +1,7 @@
-"""Where arrays live: the device mesh, batches, and parameters split by path and shape. Knows pytrees, not SAM.
+"""Placement of arrays: the device mesh, batches, and parameters split by path and shape. Works on any pytree.
 
 Axes: `data` counts whole copies of the parameters, `fsdp` the devices that share one copy. Batches are split over both.
-Random numbers drawn inside `jax.jit` do not depend on the mesh, so that every host agrees on them.
+Random numbers drawn inside `jax.jit` do not depend on the mesh, so all hosts draw the same.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
-# Below this many elements an array is cheaper to copy than to gather.
+# Arrays with fewer elements are cheaper to replicate than to gather.
 MIN_SPLIT_ELEMENTS = 1 << 14
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of `data` x `fsdp` devices; data -1 takes all that are left.
+    """A mesh of `data` x `fsdp` devices; data -1 uses all devices.
 
     Raises:
-      ValueError: the devices do not divide that way.
+      ValueError: the number of devices does not fit.
     """
     devices = jax.devices() if devices is None else list(devices)
     count = len(devices)
@@ -38,17 +38,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """A sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over all devices."""
+    """A sharding with the leading axis split over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def to_global(mesh: Mesh, batch: Any) -> Any:
-    """One global batch from what each host has of it: numpy (B / hosts, ...) -> jax.Array (B, ...)."""
+    """A global batch from the part of each host: numpy (B / hosts, ...) -> jax.Array (B, ...)."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
@@ -66,8 +66,8 @@ def check_batch(mesh: Mesh, batch_size: int, pieces: int = 1) -> None:
 def tree_shardings(mesh: Mesh, shapes: Any, rules: Rules = ()) -> Any:
     """A sharding for every leaf of a tree of arrays or shapes.
 
-    The first rule whose pattern matches a leaf's whole path ("params/.../kernel") decides. Other leaves are split over
-    `fsdp` along their largest axis that divides, where they are large enough to be worth it.
+    The first rule whose pattern matches a leaf's whole path ("params/.../kernel") applies. Other leaves are split over
+    `fsdp` along their largest divisible axis if they have at least MIN_SPLIT_ELEMENTS, else replicated.
 
     Raises:
       ValueError: a rule matches no leaf.

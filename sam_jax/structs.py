@@ -1,4 +1,4 @@
-"""The two structs that every part of the library shares, and the letters used in every shape.
+"""The two structs that the whole library shares, and the letters used in every shape.
 
 B  images                    N  prompts per image (one prompt = one object to segment)
 P  points per prompt         T  prompt tokens
@@ -21,8 +21,8 @@ Array = Any  # jax.Array inside compiled programs, numpy.ndarray outside them
 class Prompts:
     """What to segment: N prompts for each of B images. All parts are optional; absent parts are None.
 
-    Ragged counts are padded: a point with label -1 takes no part at all, a box or mask whose flag is False likewise,
-    and a whole prompt with `valid` False yields masks that the caller ignores.
+    Ragged counts are padded: points with label -1, and boxes and masks whose flag is False, are ignored; prompts with
+    `valid` False yield masks that the caller ignores.
 
     Attributes:
       point_coords: (B, N, P, 2) float32, (x, y) in pixels of the input frame.
@@ -50,7 +50,7 @@ class MaskPredictions:
     Attributes:
       low_res_masks: (B, N, M, 4h, 4w) float32 logits on a grid four times finer than the image embedding.
       iou_predictions: (B, N, M) float32, the model's own estimate of each mask's IoU. It is a regression without a
-        sigmoid, so that values slightly above 1 are possible and are not clipped.
+        sigmoid: values slightly above 1 are possible, and not clipped.
     """
 
     low_res_masks: Array

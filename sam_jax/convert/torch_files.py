@@ -88,9 +88,7 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     tensors = _unwrap(path, content)
     if not is_zip:
-        print(
-            f"note: {path} is in PyTorch's format before 1.6, which cannot be mapped; reading it all", file=sys.stderr
-        )
+        print(f"note: {path} has the format of PyTorch before 1.6, which cannot be mapped: read whole", file=sys.stderr)
     return tensors
 
 
