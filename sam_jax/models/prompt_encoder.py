@@ -192,4 +192,4 @@ def prompt_shape(prompts: Prompts) -> tuple[int, int]:
     for part in (prompts.point_labels, prompts.boxes, prompts.mask_inputs, prompts.valid):
         if part is not None:
             return part.shape[0], part.shape[1]
-    raise ValueError("Prompts is empty; give points, boxes or masks, or at least `valid` (B, N) to tell the counts")
+    raise ValueError("Prompts is empty; give points, boxes or masks, or at least `valid` (B, N) for the counts")

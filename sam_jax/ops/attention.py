@@ -30,7 +30,7 @@ from sam_jax.ops.batch_partition import split_over_batch
 from sam_jax.ops.kernel_choice import run_kernel
 from sam_jax.ops.products import einsum, einsum_float32, matmul
 
-# With more logits than this per head (4 bytes each), the CPU form computes one head and one strip of queries at a time.
+# Logits (4 bytes each) that the CPU form computes at once; heads with more are split into strips of queries.
 CPU_CHUNK_LOGITS = 1 << 22
 
 

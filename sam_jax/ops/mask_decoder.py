@@ -137,7 +137,7 @@ def update_pixels(
 
     kernel = _split_over_batch(tpu, (True, False, True, True, True, False, False, False))
     elsewhere = None if cheaper is None else lambda: _mix(update, pixels, cheaper(), epsilon, drop)
-    problem = "there is none for dropout" if drop else _problem(pixels, num_heads)
+    problem = "it lacks dropout" if drop else _problem(pixels, num_heads)
     return _run(kernel, xla, implementation, problem, (pixels, image_pe, *update), elsewhere)
 
 
@@ -216,7 +216,7 @@ def upscale(
     own = jnp.eye(4, dtype=pixels.dtype)
     rows = rearrange(einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
     kernel = _split_over_batch(tpu, (True, True, *(False,) * len(upscaling)))
-    problem = _problem(pixels, num_heads) if details is None else "there is none for details"
+    problem = _problem(pixels, num_heads) if details is None else "it lacks details"
     return _run(kernel, xla, implementation, problem, (pixels, rows, *upscaling))
 
 
