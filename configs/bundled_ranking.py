@@ -22,7 +22,7 @@ def get_config() -> TrainConfig:
     """A few minutes on a CPU: everything but the IoU head is frozen."""
     return TrainConfig(
         sam=vit_tiny(),
-        stages=(StageConfig(512, 8, masks_per_image=4, num_steps=200),),
+        stages=(StageConfig(512, 8, masks_per_image=4, num_steps=240),),
         data=CompositeDataConfig(
             pool="data/pool",
             composite=CompositeConfig(

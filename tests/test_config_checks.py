@@ -229,6 +229,7 @@ def test_the_defaults_and_what_is_known_to_be_good_pass():
 def test_what_only_together_is_wrong_is_refused():
     hq = configs.HqMaskDecoderConfig()
     for wrong, message in (
+        (lambda: dataclasses.replace(hq, iou_times_stability=True), "HQ-SAM has no iou_times_stability"),
         (lambda: SamConfig(mask_decoder=hq, details=8), "HQ-SAM has fine features of its own"),
         (lambda: SamConfig(image_encoder=configs.TinyVitConfig(), details=8), "a TinyViT needs details 0"),
         (lambda: SamConfig(mask_decoder=configs.HqMaskDecoderConfig(kernels="pallas")), "HQ-SAM has no TPU kernel"),

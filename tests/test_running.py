@@ -41,6 +41,7 @@ OTHERS = {
     "mask_decoder.num_multimask_outputs": 4,
     "mask_decoder.iou_head_depth": 2,
     "mask_decoder.iou_head_hidden_dim": 128,
+    "mask_decoder.iou_times_stability": True,
     "mask_decoder.kernels": "xla",
     "mask_decoder.dropout_rate": 0.1,
     "prompt_embed_dim": 128,

@@ -115,6 +115,9 @@ class MaskDecoderConfig:
       num_multimask_outputs: masks for an ambiguous prompt, beside the single mask for all others.
       iou_head_depth: layers of the MLP that predicts each mask's IoU.
       iou_head_hidden_dim: width of that MLP, in channels.
+      iou_times_stability: each predicted IoU is the head's value times the mask's stability score, the IoU of the mask
+        at logits above 0.5 with itself at logits above -0.5. SAM: False. The stability of a mask tells how sure the
+        decoder is of its outline, which the head of a small model does not see.
       kernels: as `ImageEncoderConfig.attention`, for the decoder's work on pixels. The kernels are made for inference:
         a gradient recomputes the forward pass with XLA.
       dropout_rate: in training, applied to the output of each self-attention, cross-attention and MLP, before the
@@ -128,6 +131,7 @@ class MaskDecoderConfig:
     num_multimask_outputs: int = 3
     iou_head_depth: int = 3
     iou_head_hidden_dim: int = 256
+    iou_times_stability: bool = False
     kernels: str = "auto"
     dropout_rate: float = 0.0
 
@@ -159,6 +163,10 @@ class HqMaskDecoderConfig(MaskDecoderConfig):
     """
 
     hq_token_only: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(not self.iou_times_stability, "HQ-SAM has no iou_times_stability; it must be False")
 
     @property
     def num_masks(self) -> int:
@@ -299,7 +307,9 @@ def vit_tiny() -> SamConfig:
             window_size=8,
             global_attn_indexes=(2, 5),
         ),
-        mask_decoder=MaskDecoderConfig(mlp_dim=512, iou_head_hidden_dim=128, attention_downsample_rate=1),
+        mask_decoder=MaskDecoderConfig(
+            mlp_dim=512, attention_downsample_rate=1, iou_head_hidden_dim=128, iou_times_stability=True
+        ),
         prompt_embed_dim=128,
         details=32,
         pred_iou_thresh=0.4,  # it is seldom sure, and its logits are soft

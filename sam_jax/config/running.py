@@ -32,6 +32,7 @@ NETWORK = frozenset(
         "mask_decoder.num_multimask_outputs",
         "mask_decoder.iou_head_depth",
         "mask_decoder.iou_head_hidden_dim",
+        "mask_decoder.iou_times_stability",
         "prompt_embed_dim",
         "details",
         "pixel_mean",

@@ -64,6 +64,11 @@ def convert(source: str, target: str) -> None:
             f"{source} holds a model with details, for which the official code has no layers; only models without "
             "details (SamConfig.details 0) can be converted"
         )
+    if config.mask_decoder.iou_times_stability:
+        raise ConversionError(
+            f"{source} multiplies predicted IoUs by stability scores, which the official code does not; only models "
+            "with MaskDecoderConfig.iou_times_stability False can be converted"
+        )
     expected = unflatten_dict(expected_leaves(config), sep="/")
     state = to_state_dict(load_variables(source, expected))
     save_official(target, state)

@@ -74,7 +74,10 @@ class MaskDecoder(nn.Module):
         head = Mlp(c.iou_head_hidden_dim, c.num_mask_tokens, c.iou_head_depth, self.dtype, name="iou_prediction_head")
         iou = head(tokens[:, :, 0])[..., masks].astype(jnp.float32)
         wanted = None if least_iou is None else (iou > least_iou).any(axis=-1)
-        return self._planes(jnp.stack(hypernetworks, axis=2), pixels, details, wanted), iou
+        planes = self._planes(jnp.stack(hypernetworks, axis=2), pixels, details, wanted)
+        if c.iou_times_stability and not self.is_initializing():
+            iou = iou * stability(planes)
+        return planes, iou
 
     def _planes(
         self, hypernetworks: jax.Array, pixels: jax.Array, details: Details | None, wanted: jax.Array | None
@@ -102,6 +105,12 @@ class MaskDecoder(nn.Module):
         if wanted is None:
             return of_prompts(hypernetworks, pixels)
         return of_wanted(of_prompts, wanted, hypernetworks, pixels)
+
+
+def stability(planes: jax.Array) -> jax.Array:
+    """Stability score of masks (..., 16, S) -> (...) float32: pixels with logits above 0.5, of those above -0.5."""
+    surely, maybe = ((planes > logit).sum(axis=(-2, -1)) for logit in (0.5, -0.5))
+    return surely / jnp.maximum(maybe, 1).astype(jnp.float32)
 
 
 def of_wanted(of_prompts: Callable[..., jax.Array], wanted: jax.Array, *operands: jax.Array) -> jax.Array:

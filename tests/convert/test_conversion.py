@@ -284,6 +284,14 @@ def test_a_model_with_details_has_no_official_form(tmp_path):
     )
 
 
+def test_predicted_ious_times_stability_have_no_official_form(tmp_path):
+    config = dataclasses.replace(TINY, mask_decoder=dataclasses.replace(TINY.mask_decoder, iou_times_stability=True))
+    save_model(tmp_path / "stable", config, random_variables(config))
+    expect_refusal(
+        tmp_path, tmp_path / "stable", "multiplies predicted IoUs by stability", target="no.pth", module="flax_to_torch"
+    )
+
+
 @pytest.mark.slow
 def test_vit_h_converts_both_ways_within_6_gb(tmp_path):
     import torch
