@@ -19,6 +19,7 @@ from sam_jax.config import (
 
 
 def get_config() -> TrainConfig:
+    """All stages but the last, which the recipe `bundled_ranking` adds."""
     return TrainConfig(
         sam=vit_tiny(),
         stages=(

@@ -172,9 +172,10 @@ BAD = {
 FREE = {
     "AmgConfig": {"pred_iou_thresh", "stability_score_thresh"},
     "CompositeDataConfig": {"composite"},
-    "HqMaskDecoderConfig": {"hq_token_only"},
+    "HqMaskDecoderConfig": {"hq_token_only", "iou_times_stability"},
     "ImageEncoderConfig": {"remat", "scan", "int8_mlp"},
     "InteractionConfig": {"box_noise_uniform", "box_multimask"},
+    "MaskDecoderConfig": {"iou_times_stability"},
     "LossConfig": {"supervise_all_iou", "supervise_all_outputs", "sum_interactions"},
     "OptimConfig": {"cosine"},
     "RunOptions": {"eval_only"},
