@@ -19,7 +19,7 @@ from sam_jax.config import (
 
 
 def get_config() -> TrainConfig:
-    """All stages but the last, which the recipe `bundled_ranking` adds."""
+    """The recipe of the bundled weights on an accelerator; docs/model_card.md has what came of it."""
     return TrainConfig(
         sam=vit_tiny(),
         stages=(
