@@ -83,7 +83,7 @@ def run(program: tpu_aot.Program, device: Any, repetitions: int) -> dict[str, An
     chip = tpu_estimates.CHIPS.get(KINDS.get(device.device_kind, ""))
     estimate = None
     if chip is not None:
-        estimate = 1e3 * tpu_estimates.estimate_cycles(compiled.as_text(), chip)[0] / chip.clock
+        estimate = 1e3 * tpu_estimates.estimate_cycles(compiled.as_text(), chip).cycles / chip.clock
     measured = statistics.median(times)
     return {
         "program": program.name,

@@ -14,13 +14,13 @@ MAX_MEGABYTES = 15
 
 @pytest.fixture(scope="module")
 def scores():
-    return evaluate(*sam_jax.load_model(), open_image_set(str(DEVSET)), EvaluationOptions(clicks=(1, 3)))
+    return evaluate(*sam_jax.load_model(), open_image_set(str(DEVSET)), EvaluationOptions(clicks=(1, 3, 9)))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("column", "floor"), [("box", 0.71), ("1 click, oracle", 0.62), ("3 clicks", 0.64)])
+@pytest.mark.parametrize(("column", "floor"), [("box", 0.75), ("1 click", 0.44), ("3 clicks", 0.69), ("9 clicks", 0.85)])
 def test_it_keeps_the_quality_of_its_card(scores, column, floor):
-    """The floors follow the card of the present weights; better weights raise them."""
+    """The floors follow the card of the present weights: on devset_mini, a little below what it says."""
     assert scores.miou(column) > floor
 
 

@@ -18,7 +18,7 @@ Checkpoint = Annotated[str | None, arg(metavar="DIR", help="model directory; Non
 Dtype = Annotated[
     Literal["float32", "bfloat16", "int8"] | None, arg(help="compute dtype; None is float32; int8 is for TPUs")
 ]
-Crf = Annotated[bool, arg(help="refine masks at the image's edges (CRF); vit_tiny does so by default")]
+Crf = Annotated[bool, arg(help="refine masks at the image's edges (CRF)")]
 NoCrf = Annotated[bool, arg(help="no edge refinement")]
 WRONG_INPUT = 2
 STOPPED = 130
