@@ -30,6 +30,12 @@ UNUSUAL = SamConfig(
     ),
     prompt_embed_dim=64,
 )
+# The bundled model without what the official code has no layers for.
+OFFICIAL_TINY = dataclasses.replace(
+    vit_tiny(),
+    details=0,
+    mask_decoder=dataclasses.replace(vit_tiny().mask_decoder, iou_times_stability=False),
+)
 ODD_MOBILE = SamConfig(
     image_encoder=TinyVitConfig(
         widths=(16, 24, 36), depths=(3, 1, 2), num_heads=(2, 3), window_sizes=(5, 4), mlp_ratio=3.0, expand_ratio=2.5
@@ -83,7 +89,7 @@ def test_hugging_face_names_become_exactly_the_official_ones(name):
         vit_b(),
         vit_l(),
         vit_h(),
-        vit_tiny(),
+        OFFICIAL_TINY,
         tiny_config(),
         UNUSUAL,
         mobile_sam(),
@@ -105,8 +111,8 @@ def test_constants_hold_the_positional_matrix_and_nothing_else():
 
 
 def test_window_as_large_as_the_grid_counts_as_global():
-    encoder = dataclasses.replace(vit_tiny().image_encoder, window_size=32)
-    found = infer_config(official_shapes(dataclasses.replace(vit_tiny(), image_encoder=encoder)))
+    encoder = dataclasses.replace(OFFICIAL_TINY.image_encoder, window_size=32)
+    found = infer_config(official_shapes(dataclasses.replace(OFFICIAL_TINY, image_encoder=encoder)))
     assert found.image_encoder.global_attn_indexes == tuple(range(6))
     assert found.image_encoder.window_size == 32
 
@@ -128,7 +134,7 @@ def test_errors_name_value_and_remedy():
         infer_config(shapes | {"image_encoder.blocks.2.attn.rel_pos_h": (11, 16)}, 4)
     with pytest.raises(ConversionError, match=r"48, is not a multiple of .* 13"):
         infer_config(shapes | {"image_encoder.blocks.0.attn.rel_pos_h": (9, 13)}, 4)
-    with pytest.raises(ConversionError, match=r"it lacks image_encoder\.pos_embed, .*conv1\.weight"):
+    with pytest.raises(ConversionError, match=r"it lacks image_encoder\.pos_embed; .*conv1\.weight"):
         infer_config({"conv1.weight": (64, 3, 7, 7)})
     with pytest.raises(ConversionError, match=r"pos_embed has shape .* 4 axes"):
         infer_config(shapes | {"image_encoder.pos_embed": (1, 144, 48)}, 4)
