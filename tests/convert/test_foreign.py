@@ -58,7 +58,7 @@ def test_two_tensors_never_become_one():
 
 def test_a_prefix_that_not_all_share_stays_and_is_named(state):
     names = {f"model.{key}": array for key, array in state.items()}
-    with pytest.raises(ConversionError, match=r"it lacks image_encoder\.pos_embed, .*model\."):
+    with pytest.raises(ConversionError, match=r"it lacks image_encoder\.pos_embed; .*model\."):
         from_state_dict(names | {"loss.weight": np.ones(1)}, HEADS)
 
 
