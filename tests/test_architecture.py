@@ -33,6 +33,7 @@ _LIBRARY = _BASE | {
     "composites",
     "evaluation",
     "text",
+    "serving",
     "engine",
 }
 # What networks are made of, and what that is made of on TPUs.
@@ -86,6 +87,7 @@ ALLOWED = {
     # It reads what data/ reads, scores what inference/ predicts and draws with its overlays.
     "evaluation": _BASE | {"inference", "data", "runtime"},
     "text": _BASE,
+    "serving": _BASE | {"sam_jax", "inference"},
     "engine": _LIBRARY - {"engine"},
     "sam_jax": _LIBRARY - {"sam_jax"},
     "convert": _BASE | {"sam_jax"},
@@ -124,9 +126,10 @@ THIRD_PARTY = {
     # Optional, imported only where they are used: floors that need no learning, and Hypersim's HDF5 labels.
     "evaluation": _ARRAYS | _HOST | {"cv2", "skimage", "h5py"},
     "text": _ARRAYS | {"flax"},
+    "serving": _ARRAYS | {"PIL", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"},
     "engine": _ARRAYS | _HOST,
     "sam_jax": set(),
-    "convert": {"jax", "numpy", "flax", "etils", "torch", "safetensors"},
+    "convert": {"jax", "numpy", "flax", "etils", "torch", "safetensors", "jax2onnx", "onnx", "onnxruntime"},
     "cli": {"jax", "numpy", "tyro"},
     "configs": set(),
     "doors": set(),
@@ -140,7 +143,7 @@ def room_of(file):
         return "configs" if parts[0] == "configs" else "doors"
     if parts[1] == "__init__":
         return "sam_jax"
-    if parts[1] == "__main__":
+    if parts[-1] == "__main__":
         return "doors"
     path = "/".join(parts[1:])
     for room, files in (("ops/network", NETWORK_FILES), ("ops/kernels", KERNEL_FILES)):

@@ -1,10 +1,10 @@
-"""`sam-jax convert`: weights from and to PyTorch."""
+"""`sam-jax convert`: weights from and to PyTorch, and models to ONNX."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -75,12 +75,48 @@ class ToTorch:
         flax_to_torch.convert(self.source, self.target)
 
 
-COMMANDS = {"from-torch": FromTorch, "from-mae": FromMae, "to-torch": ToTorch}
-HELP = """Convert weights from and to PyTorch; needs pip install "sam_jax[convert]".
+@dataclasses.dataclass(frozen=True)
+class ToOnnx:
+    """Convert a model directory to ONNX: encoder.onnx, and decoder.onnx with the official export's inputs and outputs.
+
+    Each file is run in onnxruntime beside the model before anything is written; one that does not compute what the
+    model does is an error. docs/onnx.md has the inputs, and shows their use. Needs pip install "sam_jax[onnx]".
+    """
+
+    source: Annotated[
+        Positional[str], arg(metavar="SOURCE", help="model directory, local or gs://, or vit_tiny, the bundled model")
+    ]
+    target: Annotated[
+        Positional[str], arg(metavar="TARGET", help="directory to write, local or gs://; must not exist yet")
+    ]
+    precision: Annotated[
+        Literal["float32", "float16", "int8"], arg(help="of the weights; int8 by onnxruntime's dynamic quantisation")
+    ] = "float32"
+    return_single_mask: Annotated[
+        bool, arg(help="the decoder gives one mask, chosen as the official export does, in place of all")
+    ] = False
+    part: Annotated[Literal["both", "encoder", "decoder"], arg(help="which of the two files")] = "both"
+    crf: parsing.Crf = False
+    no_crf: parsing.NoCrf = False
+
+    def run(self) -> None:
+        """Converts."""
+        from sam_jax.convert import flax_to_onnx
+
+        refine = parsing.edge_refinement(self.crf, self.no_crf)
+        parts = flax_to_onnx.PARTS if self.part == "both" else (self.part,)
+        flax_to_onnx.convert(self.source, self.target, self.precision, self.return_single_mask, refine, parts)
+
+
+COMMANDS = {"from-torch": FromTorch, "from-mae": FromMae, "to-torch": ToTorch, "to-onnx": ToOnnx}
+HELP = """Convert weights from and to PyTorch, and models to ONNX.
+
+Needs pip install "sam_jax[convert]"; to-onnx needs "sam_jax[onnx]".
 
     {program} from-torch sam_vit_b_01ec64.pth checkpoints/sam_vit_b        official or Hugging Face SAM
     {program} from-mae mae_pretrain_vit_base.pth checkpoints/mae_vit_b     for training to start from
     {program} to-torch checkpoints/sam_vit_b back.pth                      for the official code
+    {program} to-onnx vit_tiny onnx                                        for onnxruntime and browsers
 
 `{program} COMMAND --help`, for instance `{program} from-torch --help`, explains each."""
 

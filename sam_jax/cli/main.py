@@ -13,7 +13,8 @@ COMMANDS = {
     "infer": "segment images: by points and boxes, or everything in them",
     "train": "train or fine-tune a model, from a recipe by name or file",
     "evaluate": "score a model's masks on labelled images",
-    "convert": "convert weights from and to PyTorch",
+    "convert": "convert weights from and to PyTorch, and models to ONNX",
+    "serve": "serve a model to many users over HTTP",
     "data": "prepare, check and describe training data",
 }
 _LINES = "\n".join(f"  sam-jax {name:<9} {text}" for name, text in COMMANDS.items())

@@ -29,6 +29,7 @@ from sam_jax.config.running import (
     network_differences,
     to_saved_dict,
 )
+from sam_jax.config.serving import ServingConfig
 from sam_jax.config.tiny_vit import TinyVitConfig
 from sam_jax.config.training import (
     FinetuneConfig,
@@ -59,6 +60,7 @@ __all__ = [
     "PromptEncoderConfig",
     "RecordDataConfig",
     "SamConfig",
+    "ServingConfig",
     "StageConfig",
     "TinyVitConfig",
     "TrainConfig",

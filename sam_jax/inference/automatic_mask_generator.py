@@ -6,7 +6,7 @@ Arguments and records are those of the official class of the same name; `AmgConf
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,19 @@ class SamAutomaticMaskGenerator:
         pixels = as_array(image)
         return self.records(self.find(pixels), pixels.shape[:2])
 
-    def find(self, image: np.ndarray | Image.Image) -> Candidates:
-        """The device's part of `generate`: the masks that pass all filters on scores and boxes."""
+    def count_points(self, size: tuple[int, int]) -> int:
+        """How many points `find` decodes for an image of (H, W) pixels."""
+        layers = generate_crop_boxes(size, self.config.crop_n_layers, self.config.crop_overlap_ratio)
+        first = int(self.config.skip_full_image)
+        return sum(len(boxes) * len(grid) for boxes, grid in list(zip(layers, self.point_grids, strict=False))[first:])
+
+    def find(self, image: np.ndarray | Image.Image, on_points: Callable[[int], None] | None = None) -> Candidates:
+        """The device's part of `generate`: the masks that pass all filters on scores and boxes.
+
+        Args:
+          image: as for `generate`.
+          on_points: called with the number of points of each batch before it is decoded. What it raises ends the work.
+        """
         image = as_array(image)
         config = self.config
         layers = generate_crop_boxes(image.shape[:2], config.crop_n_layers, config.crop_overlap_ratio)
@@ -88,7 +99,7 @@ class SamAutomaticMaskGenerator:
             if layer == 0 and config.skip_full_image:
                 continue
             for crop in encode_crops(self.model, self.variables, image, boxes):
-                masks = find_in_crop(self.model, self.variables, config, crop, self.point_grids[layer])
+                masks = find_in_crop(self.model, self.variables, config, crop, self.point_grids[layer], on_points)
                 masks = masks.select(nms(masks.boxes, masks.iou, config.box_nms_thresh, thin))
                 if self.model.config.crf:
                     masks = refine_edges(self.model, config, crop, masks)

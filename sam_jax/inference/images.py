@@ -64,17 +64,34 @@ def read_image(path: epath.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray
         raise ImageError(f"{path} does not exist; expected an image (JPEG, PNG, WebP, ...)")
     if file.is_dir():
         raise ImageError(f"{path} is a directory; expected an image (JPEG, PNG, WebP, ...)")
+    return decode_image(file.read_bytes(), path, max_pixels)
+
+
+def decode_image(
+    content: bytes, name: epath.PathLike, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> np.ndarray:
+    """A file's content as `read_image` gives it: (H, W, 3) uint8 RGB, upright.
+
+    Args:
+      content: of an image file.
+      name: what errors call it.
+      max_pixels: the largest image to decode, in pixels.
+      formats: Pillow's names of those that are read; None is all that it knows.
+
+    Raises:
+      ImageError: no image, truncated or too large.
+    """
     try:
-        with _QUIET, Image.open(io.BytesIO(file.read_bytes())) as image:
-            _check_size(path, image.size, max_pixels)
+        with _QUIET, Image.open(io.BytesIO(content), formats=formats) as image:
+            _check_size(name, image.size, max_pixels)
             image.load()
             return np.array(to_rgb(ImageOps.exif_transpose(image)))
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path} is not an image that PIL can read; convert it to JPEG or PNG") from error
+        raise ImageError(f"{name} is not an image that PIL can read; convert it to JPEG or PNG") from error
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{path} is broken ({error}); fetch or export it again") from error
+        raise ImageError(f"{name} is broken ({error}); fetch or export it again") from error
 
 
 def as_array(image: np.ndarray | Image.Image, image_format: str = "RGB") -> np.ndarray:

@@ -244,11 +244,19 @@ def encode_crops(model: Sam, variables: Any, image: np.ndarray, boxes: list[Box]
             yield Crop(box, image.shape[:2], resized[number].shape[:2], encoded.one(number))
 
 
-def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid: np.ndarray) -> Candidates:
+def find_in_crop(
+    model: Sam,
+    variables: Any,
+    config: AmgConfig,
+    crop: Crop,
+    grid: np.ndarray,
+    on_points: Callable[[int], None] | None = None,
+) -> Candidates:
     """Masks of a crop that pass the filters on predicted IoU, stability, position and size.
 
     Args:
       grid: (n, 2) points (x, y) in [0, 1], as fractions of the crop's sides.
+      on_points: called with the number of points of each batch before it is decoded.
     """
     points = grid * np.array(crop.size[::-1])
     in_frame = to_input_frame(points, crop.size, crop.input_size).astype(np.float32)
@@ -257,6 +265,8 @@ def find_in_crop(model: Sam, variables: Any, config: AmgConfig, crop: Crop, grid
     waiting: list[tuple[int, jax.Array, jax.Array]] = []  # batches in progress on the device
     for start in range(0, len(points), config.points_per_batch):
         batch = in_frame[start : start + config.points_per_batch]
+        if on_points is not None:
+            on_points(len(batch))
         filled = np.concatenate([batch, np.repeat(batch[:1], config.points_per_batch - len(batch), axis=0)])
         waiting.append((start, *decode_points(model, variables, crop.encoded.embeddings, filled, _least_iou(config))))
         # The device decodes this batch while the host filters the previous one.

@@ -111,7 +111,7 @@ class PromptEncoder(nn.Module):
             self._dense(mask_planes, prompts.mask_valid, batch, grid),
         )
 
-    def _embed_points(self, coords: jax.Array, labels: jax.Array, input_size: tuple[int, int]) -> jax.Array:
+    def embed_points(self, coords: jax.Array, labels: jax.Array, input_size: tuple[int, int]) -> jax.Array:
         """Positional encoding of pixel centres plus the embedding of the label (0..3)."""
         height, width = input_size
         unit = (coords.astype(jnp.float32) + 0.5) / jnp.asarray([width, height], jnp.float32)
@@ -123,7 +123,7 @@ class PromptEncoder(nn.Module):
             return []
         if prompts.point_coords is None or prompts.point_labels is None:
             raise ValueError("point_coords and point_labels belong together; one of them is None")
-        tokens = self._embed_points(prompts.point_coords, prompts.point_labels, input_size)
+        tokens = self.embed_points(prompts.point_coords, prompts.point_labels, input_size)
         present = prompts.point_labels >= 0
         # SAM adds one "not a point" token to points without a box, as padding in place of the box.
         alone = present.any(axis=-1, keepdims=True)
@@ -141,7 +141,7 @@ class PromptEncoder(nn.Module):
         if prompts.boxes is None:
             return []
         corners = prompts.boxes.reshape(*batch, 2, 2)
-        tokens = self._embed_points(corners, jnp.asarray([TOP_LEFT, BOTTOM_RIGHT]), input_size)
+        tokens = self.embed_points(corners, jnp.asarray([TOP_LEFT, BOTTOM_RIGHT]), input_size)
         present = jnp.ones(batch, bool) if prompts.box_valid is None else prompts.box_valid
         return [(tokens, jnp.broadcast_to(present[..., None], (*batch, 2)))]
 

@@ -1,0 +1,79 @@
+"""`sam-jax serve`: a model for many users, over HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+from tyro.conf import UseAppendAction, arg
+
+from sam_jax.cli import parsing
+from sam_jax.config import ServingConfig
+
+_DEFAULT = ServingConfig()
+TOKEN_VARIABLE = "SAM_JAX_TOKEN"
+
+
+@dataclasses.dataclass(frozen=True)
+class Serve:
+    """Serve a model over HTTP: images and prompts in, masks out. docs/serving.md describes the interface.
+
+    Examples:
+        sam-jax serve
+        sam-jax serve --checkpoint checkpoints/sam_vit_b --port 9000 --cors https://example.org
+
+    It listens on this machine alone unless --host says otherwise; then set a token, by the environment variable
+    SAM_JAX_TOKEN rather than --token, which other users of the machine can see. SIGTERM ends it when all that runs is
+    answered. Needs pip install "sam_jax[serve]".
+    """
+
+    checkpoint: parsing.Checkpoint = None
+    dtype: parsing.Dtype = None
+    crf: parsing.Crf = False
+    no_crf: parsing.NoCrf = False
+    host: Annotated[str, arg(help="address to listen on; 0.0.0.0 is all of the machine's")] = _DEFAULT.host
+    port: Annotated[int, arg(help="port to listen on; 0 takes a free one")] = _DEFAULT.port
+    token: Annotated[str | None, arg(help="clients have to send it; None takes SAM_JAX_TOKEN, if set")] = None
+    cors: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="ORIGIN", help="origin whose pages may call the server")
+    ] = ()
+    max_megabytes: Annotated[float, arg(help="largest image file, in millions of bytes")] = _DEFAULT.max_megabytes
+    max_megapixels: Annotated[float, arg(help="largest image, in millions of pixels")] = _DEFAULT.max_megapixels
+    cache_megabytes: Annotated[
+        float, arg(help="memory for images and their embeddings; the least recently used go first")
+    ] = _DEFAULT.cache_megabytes
+    max_requests: Annotated[int, arg(help="requests at a time; more are told to come again (503)")] = (
+        _DEFAULT.max_requests
+    )
+    max_requests_per_client: Annotated[int, arg(help="the same for one address (429)")] = (
+        _DEFAULT.max_requests_per_client
+    )
+    max_batch: Annotated[int, arg(help="prompts that the decoder works on at once")] = _DEFAULT.max_batch
+    no_onnx: Annotated[bool, arg(help="do not offer the model as ONNX files")] = False
+
+    def run(self) -> None:
+        """Serves."""
+        try:
+            from sam_jax.serving.server import serve
+        except ModuleNotFoundError as error:
+            if error.name not in ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic"):
+                raise
+            raise ValueError(
+                f"{error.name} is not installed; the server needs it: pip install 'sam_jax[serve]'"
+            ) from None
+        from sam_jax.runtime import use_compilation_cache
+
+        refinement = parsing.edge_refinement(self.crf, self.no_crf)
+        own = {field.name for field in dataclasses.fields(ServingConfig)}
+        said = {name: value for name, value in vars(self).items() if name in own}
+        config = ServingConfig(**said | {"token": self.token or os.environ.get(TOKEN_VARIABLE) or None})
+        use_compilation_cache()
+        serve(config, self.checkpoint, self.dtype, refinement, not self.no_onnx)
+
+
+def main(argv: Sequence[str] | None = None, program: str = "sam-jax serve") -> int:
+    """Runs the command; bad input ends in one line on stderr and exit code 2."""
+    command = parsing.parse(Serve, program, argv)
+    return parsing.run(program, command.run)

@@ -1,0 +1,94 @@
+"""Masks of a stored image: `SamPredictor`, whose prompts are decoded together with those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sam_jax.inference.predictor import SamPredictor
+from sam_jax.models.sam import Sam
+from sam_jax.ops.masks import axis_matrix
+from sam_jax.serving.decoding_queue import DecodingQueue, bucket
+from sam_jax.serving.image_store import StoredImage
+from sam_jax.structs import MaskPredictions, Prompts
+
+
+class ObjectPrompt(NamedTuple):
+    """What a client says of one object; as the arguments of `SamPredictor.predict`."""
+
+    point_coords: np.ndarray | None
+    point_labels: np.ndarray | None
+    box: np.ndarray | None
+    mask_input: np.ndarray | None
+
+
+class FoundMask(NamedTuple):
+    """mask (H, W) bool in the image's pixels, its predicted IoU, and the decoder's own logits (l, l)."""
+
+    mask: np.ndarray
+    predicted_iou: float
+    low_res_mask: np.ndarray
+
+
+class StoredPredictor(SamPredictor):
+    """A predictor of an image that is encoded already."""
+
+    def __init__(self, model: Sam, variables: dict[str, Any], image: StoredImage, decoding: DecodingQueue) -> None:
+        super().__init__(model, variables)
+        self._decoding, self._encoded = decoding, image.encoded
+        self.original_size, self.input_size = image.original_size, image.input_size
+
+    def submit(self, objects: Sequence[ObjectPrompt]) -> list[tuple[Prompts, Future[MaskPredictions]]]:
+        """Checks all prompts, then hands them to the decoder. Raises ValueError as `predict` does."""
+        collected = [self._of_one(one) for one in objects]
+        return [(prompts, self._decoding.submit(self._image().embeddings, prompts)) for prompts in collected]
+
+    def masks(
+        self, waiting: Sequence[tuple[Prompts, Future[MaskPredictions]]], multimask_output: bool
+    ) -> Iterator[list[FoundMask]]:
+        """The masks of each object, as `predict` gives them. One mask of the image's size is held at a time."""
+        wanted = slice(1, None) if multimask_output else slice(0, 1)
+        for prompts, answer in waiting:
+            found = answer.result()
+            low_res, iou = found.low_res_masks[wanted], found.iou_predictions[wanted]
+            (logits,) = self._at_edges(low_res[None], _without_batch(prompts))
+            yield [
+                FoundMask(self._enlarged(np.asarray(one)), float(score), low)
+                for one, score, low in zip(logits, iou, low_res, strict=True)
+            ]
+
+    def _of_one(self, one: ObjectPrompt) -> Prompts:
+        coords, labels, box, mask = (None if part is None else part[None] for part in one)
+        prompts = self._collect(coords, labels, box, mask)
+        if prompts.mask_inputs is None:
+            empty = np.zeros(self._mask_shape, np.float32)
+            prompts = prompts.replace(mask_inputs=empty, mask_valid=np.zeros(1, bool))  # type: ignore[attr-defined]
+        points = prompts.point_labels.shape[1]  # type: ignore[union-attr]
+        spare = [(0, 0), (0, bucket(points) - points)]
+        prompts = prompts.replace(  # type: ignore[attr-defined]
+            point_coords=np.pad(prompts.point_coords, [*spare, (0, 0)]),  # type: ignore[arg-type]
+            point_labels=np.pad(prompts.point_labels, spare, constant_values=-1),  # type: ignore[arg-type]
+        )
+        return _mapped(prompts, lambda x: x[None])
+
+    def _enlarged(self, logits: np.ndarray) -> np.ndarray:
+        """On the host: a program for each size that an image may have would fill the memory."""
+        sizes, side = self._sizes(), self.model.config.image_size
+        rows, columns = (
+            axis_matrix(low, side, inner, outer) for low, inner, outer in zip(logits.shape, *sizes, strict=True)
+        )
+        return np.asarray(rows @ logits @ columns.T > self.model.config.mask_threshold)
+
+
+def _without_batch(prompts: Prompts) -> Prompts:
+    return _mapped(prompts, lambda x: x[0])
+
+
+def _mapped(prompts: Prompts, change: Any) -> Prompts:
+    import jax
+
+    mapped: Prompts = jax.tree.map(change, prompts)
+    return mapped
