@@ -23,13 +23,12 @@ class Running(NamedTuple):
     service: SegmentationService
 
     def client(self, **options):
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=600, trust_env=False, **options)
 
 
 @contextlib.contextmanager
 def running(model, variables, config, **app_options):
     service = SegmentationService(model, variables, "tiny", config)
-    service.warm_up()
     server = uvicorn.Server(
         uvicorn.Config(create_app(service, **app_options), port=config.port, log_level="warning", ws="none")
     )

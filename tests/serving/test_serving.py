@@ -13,11 +13,9 @@ from PIL import Image
 from sam_jax.config import ServingConfig
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.inference.predictor import SamPredictor
-from sam_jax.models.sam import Sam
 from sam_jax.ops.rle import decode_mask
 from tests.predicting import H, W, boxes, logits, make_image, points
 from tests.serving.running import add, image_file, logits_of, png, running
-from tests.tiny import TINY
 
 POINT = {"point_coords": [[30, 20]], "point_labels": [1]}
 
@@ -159,12 +157,15 @@ def test_everything_ends_when_its_client_goes(server, client):
     ) as answer:
         next(events_of(answer.iter_lines()))
     done = {"points_per_side": 1}
-    with client.stream("POST", f"/v1/images/{name}/everything", json=done, timeout=20) as answer:
+    with client.stream("POST", f"/v1/images/{name}/everything", json=done, timeout=600) as answer:
         assert [kind for kind, _ in events_of(answer.iter_lines())][-1] == "masks"  # waits for the first to end
 
 
 def test_old_images_make_room(crf_model, variables):
-    with running(Sam(TINY), variables, ServingConfig(port=0, cache_megabytes=0.1)) as server, server.client() as client:
+    with (
+        running(crf_model, variables, ServingConfig(port=0, max_batch=2, cache_megabytes=0.1)) as server,
+        server.client() as client,
+    ):
         names = [add(client) for _ in range(8)]
         status = [client.post(f"/v1/images/{name}/masks", json={"objects": [POINT]}).status_code for name in names]
         assert status[-1] == 200
@@ -174,9 +175,9 @@ def test_old_images_make_room(crf_model, variables):
         assert client.delete(f"/v1/images/{names[-1]}").status_code == 404
 
 
-def test_a_token_is_needed_where_there_is_one(variables):
-    config = ServingConfig(port=0, token="sésame", cors=("https://a.example",))
-    with running(Sam(TINY), variables, config) as server, server.client() as client:
+def test_a_token_is_needed_where_there_is_one(crf_model, variables):
+    config = ServingConfig(port=0, max_batch=2, token="sésame", cors=("https://a.example",))
+    with running(crf_model, variables, config) as server, server.client() as client:
         assert client.get("/v1/health").status_code == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "sésame".encode()}):
             for path in ("/v1/model", "/metrics"):
@@ -196,10 +197,10 @@ def test_no_other_origin_may_ask_by_default(client):
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-def test_too_many_are_told_to_come_again(variables):
+def test_too_many_are_told_to_come_again(crf_model, variables):
     """One request at a time, and it hangs: its body does not end."""
-    config = ServingConfig(port=0, max_requests_per_client=1, request_seconds=2)
-    with running(Sam(TINY), variables, config) as server:
+    config = ServingConfig(port=0, max_batch=2, max_requests_per_client=1, request_seconds=2)
+    with running(crf_model, variables, config) as server:
         release, slow = threading.Event(), {}
 
         def endless():
@@ -224,9 +225,9 @@ def test_too_many_are_told_to_come_again(variables):
         thread.join()
 
 
-def test_a_full_server_says_so(variables):
-    config = ServingConfig(port=0, max_requests=1)
-    with running(Sam(TINY), variables, config) as server, server.client() as client:
+def test_a_full_server_says_so(crf_model, variables):
+    config = ServingConfig(port=0, max_batch=2, max_requests=1)
+    with running(crf_model, variables, config) as server, server.client() as client:
         name = add(client)
         wanted = {"points_per_side": 64, "crop_n_layers": 1}
         with client.stream("POST", f"/v1/images/{name}/everything", json=wanted) as answer:
@@ -245,15 +246,15 @@ def test_metrics_count_what_was_asked(client):
     assert "sam_jax_decoder_batch_size_bucket" in text
 
 
-def test_a_page_is_served_where_there_is_one(variables, tmp_path):
+def test_a_page_is_served_where_there_is_one(crf_model, variables, tmp_path):
     (tmp_path / "index.html").write_text("<h1>page</h1>")
-    config = ServingConfig(port=0)
-    with running(Sam(TINY), variables, config, static=tmp_path) as server, server.client() as client:
+    config = ServingConfig(port=0, max_batch=2)
+    with running(crf_model, variables, config, static=tmp_path) as server, server.client() as client:
         answer = client.get("/")
         assert answer.text == "<h1>page</h1>"
         assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
         assert client.get("/v1/health").json()["status"] == "ok"
-    with running(Sam(TINY), variables, config, static=tmp_path / "none") as server:
+    with running(crf_model, variables, config, static=tmp_path / "none") as server:
         assert "openapi.json" in httpx.get(server.url, trust_env=False).text
 
 

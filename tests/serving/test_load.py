@@ -1,0 +1,134 @@
+"""Many users at once, for a while; and the end of a process that is told to stop."""
+
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from sam_jax.config import ServingConfig
+from tests.serving.running import add, image_file, running
+
+USERS = 32
+PROMPT = {"objects": [{"point_coords": [[30, 20]], "point_labels": [1]}], "multimask_output": False}
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def ask(client, name):
+    """Seconds to the answer."""
+    start = time.perf_counter()
+    answer = client.post(f"/v1/images/{name}/masks", json=PROMPT)
+    assert answer.status_code == 200, answer.text
+    return time.perf_counter() - start
+
+
+def many(server, seconds, pause):
+    """Latencies of USERS users, each with an image and a connection of its own, who pause between requests."""
+    latencies, errors, begin = [], [], threading.Barrier(USERS)
+
+    def user(number):
+        try:
+            with server.client() as client:
+                name = add(client, image_file(number))
+                begin.wait()
+                time.sleep(pause * number / USERS)  # people do not click in step
+                ends = time.monotonic() + seconds
+                while time.monotonic() < ends:
+                    latencies.append(ask(client, name))
+                    time.sleep(pause)
+        except BaseException as error:
+            errors.append(error)
+            begin.abort()
+
+    threads = [threading.Thread(target=user, args=[number]) for number in range(USERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    return latencies
+
+
+@pytest.fixture(scope="module")
+def server(crf_model, variables):
+    with running(crf_model, variables, ServingConfig(port=0)) as server:
+        server.service.warm_up()
+        yield server
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
+def test_many_users_at_once(server, seconds):
+    """People pause between clicks: here so long that all together are half of what one user alone could ask for."""
+    with server.client() as client:
+        name = add(client)
+        alone = np.median([ask(client, name) for _ in range(30)][10:])
+    pause = 2 * USERS * alone
+    many(server, pause, pause)  # everybody's connection and image once, before memory is looked at
+    gc.collect()
+    before = resident_bytes()
+    latencies = many(server, max(seconds, 2 * pause), pause)
+    gc.collect()
+    grown = resident_bytes() - before
+    p95 = np.quantile(latencies, 0.95)
+    print(
+        f"alone {alone * 1e3:.1f} ms, {USERS} users: {len(latencies)} requests, p95 {p95 * 1e3:.1f} ms, {grown} bytes"
+    )
+    assert p95 < 4 * alone
+    assert grown < 50e6
+
+
+@pytest.mark.long
+def test_memory_stays_flat_with_ever_new_sizes(server):
+    with server.client() as client:
+
+        def round_of(seed):
+            size = 40 + seed % 97, 60 + seed % 89
+            ask(client, add(client, image_file(seed, size)))
+
+        for seed in range(100):
+            round_of(seed)
+        before = resident_bytes()
+        for seed in range(100, 400):
+            round_of(seed)
+        assert resident_bytes() - before < 50e6
+
+
+@pytest.fixture
+def process(checkpoint):
+    command = [sys.executable, "-m", "sam_jax.serving", "--checkpoint", str(checkpoint), "--port", "0", "--no-onnx"]
+    command += ["--max-batch", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                yield process, found[0]
+                break
+        else:
+            raise AssertionError("the server did not start")
+        process.kill()
+
+
+def test_sigterm_finishes_what_runs(process):
+    process, url = process
+    with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
+        name = add(client)
+        wanted = {"points_per_side": 16, "pred_iou_thresh": 0, "stability_score_thresh": 0}
+        with client.stream("POST", f"/v1/images/{name}/everything", json=wanted) as answer:
+            lines = answer.iter_lines()
+            while "progress" not in next(lines):
+                pass
+            process.send_signal(signal.SIGTERM)
+            assert any(line == "event: masks" for line in lines)
+    assert process.wait(timeout=30) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/v1/health", trust_env=False)
