@@ -8,7 +8,17 @@ import pytest
 
 from sam_jax.batch import image_list, stream
 
-FOREIGN = ("torch", "tensorflow", "tensorflow_datasets", "onnx", "matplotlib")
+FOREIGN = (
+    "torch",
+    "tensorflow",
+    "tensorflow_datasets",
+    "onnx",
+    "jax2onnx",
+    "onnxruntime",
+    "fastapi",
+    "uvicorn",
+    "matplotlib",
+)
 MAX_EXTRA_SECONDS = 2.0
 ATTEMPTS = 3
 

@@ -68,6 +68,40 @@ def test_answers(block, capsys):
         assert float(printed) > 0.5
 
 
+@pytest.mark.oracle
+def test_onnx(here):
+    """The files of the bundled model, and what is done with them there, beside the predictor."""
+    import sam_jax
+
+    (line,) = (line for line in commands("onnx.md") if line.startswith("sam-jax"))
+    assert main.main(shlex.split(line)[1:]) == 0
+    (block,) = blocks("onnx.md")
+    names = {}
+    run(block, names)
+    predictor = sam_jax.SamPredictor(*sam_jax.load_model())
+    predictor.set_image(sam_jax.read_image("docs/images/dog.jpg"))
+    expected = predictor.predict(np.array([[275, 149]]), np.array([1]))
+    same = names["best"] == expected.masks[expected.iou_predictions.argmax()]
+    assert same.mean() > 0.999
+    assert names["best"].sum() > 1000
+
+
+@pytest.mark.long
+def test_serving(here, capsys):
+    import sam_jax
+    from sam_jax.config import ServingConfig
+    from tests.serving.running import running
+
+    with running(*sam_jax.load_model(), ServingConfig(port=0)) as server:
+        names = {}
+        for block in blocks("serving.md"):
+            run(block.replace("http://127.0.0.1:8000", server.url), names)
+    assert names["image"]["size"] == [341, 512]
+    assert len(names["answer"]["objects"]) == 2
+    assert len(names["data"]["masks"]) > 0
+    assert "'total': 64" in capsys.readouterr().out
+
+
 def test_links_between_pages_and_headings():
     """Also of headings, for those who read the files where they lie."""
     pages = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}

@@ -63,6 +63,7 @@ def create_app(service: SegmentationService, files: ModelFiles | None = None, st
         openapi_url="/v1/openapi.json",
         docs_url=None,  # its page would be fetched from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service, app.state.files, app.state.runs = service, files, EverythingRuns(service)
     app.include_router(routes)

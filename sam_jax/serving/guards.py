@@ -69,7 +69,7 @@ class Guards:
         if scope["method"] == "OPTIONS":  # browsers ask without it whether they may send it
             return
         given = Headers(scope=scope).get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {self._config.token}".encode()):
+        if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {self._config.token}".encode()):
             raise Refusal(401, 'the token is missing or wrong; send the header "Authorization: Bearer TOKEN"')
 
     def _body_limit(self, scope: Scope) -> int:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = [
     ["infer"],
     ["evaluate"],
+    ["serve"],
     *(["train", name] for name in train.recipes()),
     *(["convert", name] for name in convert.COMMANDS),
     *(["data", name] for name in data.COMMANDS),
