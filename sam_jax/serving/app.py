@@ -71,7 +71,8 @@ def create_app(service: SegmentationService, files: ModelFiles | None = None, st
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _failed)
-    if service.config.cors:
+    app.add_middleware(Guards, config=service.config, metrics=service.metrics)
+    if service.config.cors:  # around the guards: pages shall read why they are refused, too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(service.config.cors),
@@ -79,7 +80,6 @@ def create_app(service: SegmentationService, files: ModelFiles | None = None, st
             allow_headers=["Authorization", "Content-Type", "Accept"],
             expose_headers=["Location", "Retry-After", "X-Embedding-Shape", "X-Image-Id", "X-Input-Size", "X-Size"],
         )
-    app.add_middleware(Guards, config=service.config, metrics=service.metrics)
     return app
 
 
@@ -211,7 +211,7 @@ async def get_model_file(request: Request, file: str) -> Response:
 async def get_health(request: Request) -> Health:
     """Whether the server works."""
     service = _service(request)
-    in_flight = int(service.metrics.in_flight._value.get())
+    in_flight = int(service.metrics.registry.get_sample_value("sam_jax_requests_in_flight") or 0)
     return Health(status="ok", version=__version__, model=service.name, images=len(service.images), requests=in_flight)
 
 

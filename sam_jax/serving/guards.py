@@ -66,8 +66,6 @@ class Guards:
         path = scope["path"]
         if self._config.token is None or path in OPEN or not (path.startswith("/v1/") or path == "/metrics"):
             return
-        if scope["method"] == "OPTIONS":  # browsers ask without it whether they may send it
-            return
         given = Headers(scope=scope).get("authorization", "")
         if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {self._config.token}".encode()):
             raise Refusal(401, 'the token is missing or wrong; send the header "Authorization: Bearer TOKEN"')

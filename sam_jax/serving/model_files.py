@@ -26,7 +26,7 @@ class ModelFiles:
 
     def __init__(self, checkpoint: str | None, crf: bool, cache: Path | None = None) -> None:
         """`crf`: whether the model refines edges; `cache`: a directory, None is the user's own."""
-        self._source = str(model_path(checkpoint))
+        self._source = model_path(checkpoint)
         self._crf = crf
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam_jax" / "onnx"
         self._directory = (cache or root) / self._key()
@@ -71,14 +71,15 @@ class ModelFiles:
 
     def _key(self) -> str:
         """Another model, or another version of the library, has another key."""
-        files = sorted(path for path in Path(self._source).rglob("*") if path.is_file())
-        facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        files = ((str(path), path.stat()) for path in self._source.rglob("*"))
+        facts = sorted((name, about.length, about.mtime) for name, about in files if not about.is_directory)
         return hashlib.sha256(repr((__version__, self._crf, facts)).encode()).hexdigest()[:24]
 
     def _make(self) -> None:
         self._directory.parent.mkdir(parents=True, exist_ok=True)
         refine = "--crf" if self._crf else "--no-crf"
-        command = [sys.executable, "-m", "sam_jax", "convert", "to-onnx", self._source, str(self._directory), refine]
+        command = [sys.executable, "-m", "sam_jax", "convert", "to-onnx"]
+        command += [str(self._source), str(self._directory), refine]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         _, errors = self._process.communicate()
         if self._process.returncode and not self._stopped:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from sam_jax.inference.predictor import SamPredictor
@@ -78,9 +80,13 @@ class StoredPredictor(SamPredictor):
         """On the host: a program for each size that an image may have would fill the memory."""
         sizes, side = self._sizes(), self.model.config.image_size
         rows, columns = (
-            axis_matrix(low, side, inner, outer) for low, inner, outer in zip(logits.shape, *sizes, strict=True)
+            _enlargement(low, side, inner, outer) for low, inner, outer in zip(logits.shape, *sizes, strict=True)
         )
         return np.asarray(rows @ logits @ columns.T > self.model.config.mask_threshold)
+
+
+# Masks of one image come together.
+_enlargement = lru_cache(maxsize=16)(axis_matrix)
 
 
 def _without_batch(prompts: Prompts) -> Prompts:
@@ -88,7 +94,5 @@ def _without_batch(prompts: Prompts) -> Prompts:
 
 
 def _mapped(prompts: Prompts, change: Any) -> Prompts:
-    import jax
-
     mapped: Prompts = jax.tree.map(change, prompts)
     return mapped
