@@ -169,17 +169,22 @@ def enlarge_masks(model: Model, masks: int, side: int) -> None:
 
 
 def sizes_of(model: Model) -> list[str]:
-    """Names of the nodes that neither logits nor embeddings are made of: those of sizes and of enlarged masks.
+    """Names of the nodes that make sizes, and of those that neither logits nor embeddings are made of.
 
-    They stay float32 where others do not: sums over an image's pixels leave float16's range.
+    They stay float32 where others do not: an image's size and sums over its pixels leave float16's range.
     """
     made_by = {name: node for node in model.graph.node for name in node.output}
-    needed, waiting = set(), [one.name for one in model.graph.output if one.name != "masks"]
-    while waiting:
-        node = made_by.get(waiting.pop())
-        if node is not None and node.name not in needed:
-            needed.add(node.name)
-            waiting += node.input
+
+    def makers(waiting: list[str]) -> set[str]:
+        found: set[str] = set()
+        while waiting:
+            node = made_by.get(waiting.pop())
+            if node is not None and node.name not in found:
+                found.add(node.name)
+                waiting += node.input
+        return found
+
+    needed = makers([one.name for one in model.graph.output if one.name != "masks"]) - makers(["input_size"])
     return [node.name for node in model.graph.node if node.name not in needed]
 
 
