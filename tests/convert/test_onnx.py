@@ -14,8 +14,10 @@ from sam_jax.models.sam import Sam
 from tests.predicting import H, W, make_image
 from tests.tiny import TINY, as_hq, random_variables
 
-# Everything that an export can need: details and edge refinement.
-FULL = dataclasses.replace(TINY, details=8, crf=True)
+# Everything that an export can need: details, edge refinement, and IoUs that count the masks' stability.
+FULL = dataclasses.replace(
+    TINY, details=8, crf=True, mask_decoder=dataclasses.replace(TINY.mask_decoder, iou_times_stability=True)
+)
 MODELS = {"plain": TINY, "full": FULL, "hq": as_hq(TINY)}
 
 
@@ -102,7 +104,7 @@ def test_any_number_of_points(exported, name, points):
     masks, iou, low_res = decoder.run(None, wanted)
     assert masks.shape == (1, config.mask_decoder.num_masks, H, W)
     np.testing.assert_allclose(low_res[0], np.concatenate([one.low_res_masks for one in many]), atol=1e-3)
-    np.testing.assert_allclose(iou[0], np.concatenate([one.iou_predictions for one in many]), atol=1e-4)
+    np.testing.assert_allclose(iou[0], np.concatenate([one.iou_predictions for one in many]), atol=1e-2)
     expected = np.concatenate([one.masks for one in many])
     surely = abs(expected) > 1e-2
     np.testing.assert_array_equal((masks[0] > 0)[surely], (expected > 0)[surely])
