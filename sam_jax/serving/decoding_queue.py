@@ -20,8 +20,7 @@ from sam_jax.inference.predictor import POINT_BUCKETS
 from sam_jax.models.sam import Sam
 from sam_jax.structs import MaskPredictions, Prompts
 
-# A closed queue is empty this often looked at.
-_STOP = None
+_STOP = None  # what `close` puts behind the last job
 
 
 class Job(NamedTuple):
@@ -50,7 +49,7 @@ class DecodingQueue:
         """Starts the thread.
 
         Args:
-          max_batch: prompts decoded at once, a power of two.
+          max_batch: prompts decoded at once, rounded down to a power of two.
           on_batch: told the size of each batch.
         """
         self._model, self._variables, self._on_batch = model, variables, on_batch
