@@ -29,6 +29,21 @@ BAD = {
         "max_mask_cover": [-0.1, 1.1],
         "skip_full_image": [True],  # without crops
     },
+    "ServingConfig": {
+        "host": ["", " "],
+        "port": [-1, 65536],
+        "token": [""],
+        "cors": [("",)],
+        "max_megabytes": [0.0],
+        "max_megapixels": [0.0],
+        "cache_megabytes": [0.0],
+        "max_requests": [0],
+        "max_requests_per_client": [0],
+        "max_batch": [0],
+        "threads": [0],
+        "everything_runs": [0],
+        "request_seconds": [0.0],
+    },
     "CompositeConfig": {
         "image_size": [0, -4, 6],
         "masks_per_image": [0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sam_jax.config.checks import POSITIVE, Range, check_fields
+from sam_jax.config.checks import GIVEN, POSITIVE, Range, check_fields
 
 _PORT = Range(lambda x: 0 <= x < 2**16, "a port, 0 to 65535; 0 takes a free one")
 
@@ -46,4 +46,4 @@ class ServingConfig:
     def __post_init__(self) -> None:
         sizes = ("max_megabytes", "max_megapixels", "cache_megabytes", "max_requests", "max_requests_per_client")
         names = (*sizes, "max_batch", "threads", "everything_runs", "request_seconds")
-        check_fields(self, port=_PORT, token=Range(lambda x: len(x) > 0, "not empty"), **dict.fromkeys(names, POSITIVE))
+        check_fields(self, host=GIVEN, port=_PORT, token=GIVEN, cors=GIVEN, **dict.fromkeys(names, POSITIVE))
