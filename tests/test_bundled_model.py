@@ -18,7 +18,10 @@ def scores():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("column", "floor"), [("box", 0.75), ("1 click", 0.44), ("1 click, oracle", 0.58), ("3 clicks", 0.69), ("9 clicks", 0.85)])
+@pytest.mark.parametrize(
+    ("column", "floor"),
+    [("box", 0.75), ("1 click", 0.44), ("1 click, oracle", 0.58), ("3 clicks", 0.69), ("9 clicks", 0.85)],
+)
 def test_it_keeps_the_quality_of_its_card(scores, column, floor):
     """The floors follow the card of the present weights: on devset_mini, a little below what it says."""
     assert scores.miou(column) > floor
