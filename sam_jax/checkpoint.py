@@ -11,8 +11,9 @@ import dataclasses
 import importlib.resources
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -104,13 +105,23 @@ def save_model(
     Raises:
       CheckpointError: the directory exists already.
     """
+    content = {"format": FORMAT, "sam": to_saved_dict(config)}
     if jax.process_index() == 0:
-        _write_model(epath.Path(path), config, variables, dtype, overwrite)
+        write_directory(path, content, variables, dtype, overwrite)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"model written to {path}")
 
 
-def _write_model(target: epath.Path, config: SamConfig, variables: Variables, dtype: Any, overwrite: bool) -> None:
+def write_directory(
+    path: epath.PathLike,
+    content: dict[str, Any],
+    variables: Variables,
+    dtype: Any = None,
+    overwrite: bool = False,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
+    """As `save_model`, of any network: `content` is that of config.json, `files` are further ones by name."""
+    target = epath.Path(path)
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists already; remove it or choose another directory")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,8 +141,9 @@ def _write_model(target: epath.Path, config: SamConfig, variables: Variables, dt
         handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(absolute(unfinished / VARIABLES_DIR), variables)
-        text = json.dumps({"format": FORMAT, "sam": to_saved_dict(config)}, indent=2)
-        (unfinished / CONFIG_FILE).write_text(text + "\n")
+        for name, data in files.items():
+            (unfinished / name).write_bytes(data)
+        (unfinished / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
         if target.exists():
             target.rmtree()
         unfinished.rename(target)

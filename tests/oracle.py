@@ -174,7 +174,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 
 
 def _scale(name: str, tensor: torch.Tensor) -> float:
-    if tensor.ndim == 1 or "rel_pos" in name or "pos_embed" in name:
+    if tensor.ndim < 2 or "rel_pos" in name or "pos_embed" in name:
         return 0.1
     embeddings = (
         r"(iou_token|mask_tokens|hf_token|point_embed\w*\.\d|not_a_point_embed|no_mask_embed)\.weight|positional_\w+"

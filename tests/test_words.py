@@ -11,6 +11,9 @@ ROOMS_OF_PHOTOGRAPHS = ("sam_jax/composites/", "tests/composites/", "sam_jax/inf
 PLACES = {
     "sam_jax/inference/batch.py": "former names",
     "sam_jax/cli/data.py": "--photos of a pool",
+    "sam_jax/config/text.py": "captions that CLIP was trained on",
+    "docs/text.md": "the same",
+    "tests/text/test_tokenizers.py": "the same",
     "README.md": "the same",
     "docs/model_card.md": "the same",
     "tests/test_import.py": "former names",

@@ -108,13 +108,35 @@ class ToOnnx:
         flax_to_onnx.convert(self.source, self.target, self.precision, self.return_single_mask, refine, parts)
 
 
-COMMANDS = {"from-torch": FromTorch, "from-mae": FromMae, "to-torch": ToTorch, "to-onnx": ToOnnx}
+@dataclasses.dataclass(frozen=True)
+class FromClip:
+    """The image and text towers of CLIP or SigLIP 2, for text prompts.
+
+    Reads the Hugging Face `CLIPModel` and `SiglipModel` as .safetensors, and OpenAI's CLIP files (ViT-B-32.pt and the
+    like), of which the tensors alone are read: the code in them is never run. Size and family are read off the
+    tensors. SigLIP's tokenizer.json has to lie beside its weights.
+    """
+
+    source: Annotated[
+        Positional[str], arg(metavar="SOURCE", help="weights of CLIP or SigLIP 2, .safetensors, .pth or .pt")
+    ]
+    target: Annotated[Positional[str], arg(metavar="TARGET", help=_TARGET)]
+
+    def run(self) -> None:
+        """Converts."""
+        from sam_jax.convert import clip_to_flax
+
+        clip_to_flax.convert(self.source, self.target)
+
+
+COMMANDS = {"from-torch": FromTorch, "from-mae": FromMae, "from-clip": FromClip, "to-torch": ToTorch, "to-onnx": ToOnnx}
 HELP = """Convert weights from and to PyTorch, and models to ONNX.
 
 Needs pip install "sam_jax[convert]"; to-onnx needs "sam_jax[onnx]".
 
     {program} from-torch sam_vit_b_01ec64.pth checkpoints/sam_vit_b        official or Hugging Face SAM
     {program} from-mae mae_pretrain_vit_base.pth checkpoints/mae_vit_b     for training to start from
+    {program} from-clip ViT-B-32.pt checkpoints/clip_vit_b_32              CLIP or SigLIP 2, for text prompts
     {program} to-torch checkpoints/sam_vit_b back.pth                      for the official code
     {program} to-onnx vit_tiny onnx                                        for onnxruntime and browsers
 

@@ -30,7 +30,20 @@ from sam_jax.config.running import (
     to_saved_dict,
 )
 from sam_jax.config.serving import ServingConfig
+from sam_jax.config.text import TextOptions
 from sam_jax.config.tiny_vit import TinyVitConfig
+from sam_jax.config.towers import (
+    TextTowerConfig,
+    TowersConfig,
+    VisionTowerConfig,
+    clip_vit_b_16,
+    clip_vit_b_32,
+    clip_vit_l_14,
+    clip_vit_l_14_336,
+    siglip2_base,
+    siglip2_so400m,
+    towers_config_from_dict,
+)
 from sam_jax.config.training import (
     FinetuneConfig,
     InteractionConfig,
@@ -38,6 +51,7 @@ from sam_jax.config.training import (
     MeshConfig,
     OptimConfig,
     StageConfig,
+    TextPromptConfig,
     TrainConfig,
     for_stage,
 )
@@ -62,17 +76,29 @@ __all__ = [
     "SamConfig",
     "ServingConfig",
     "StageConfig",
+    "TextOptions",
+    "TextPromptConfig",
+    "TextTowerConfig",
     "TinyVitConfig",
+    "TowersConfig",
     "TrainConfig",
+    "VisionTowerConfig",
     "bare_network",
+    "clip_vit_b_16",
+    "clip_vit_b_32",
+    "clip_vit_l_14",
+    "clip_vit_l_14_336",
     "for_inference",
     "for_stage",
     "for_training",
     "mobile_sam",
     "network_differences",
     "sam_config_from_dict",
+    "siglip2_base",
+    "siglip2_so400m",
     "to_dict",
     "to_saved_dict",
+    "towers_config_from_dict",
     "vit_b",
     "vit_h",
     "vit_l",

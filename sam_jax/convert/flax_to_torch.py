@@ -69,6 +69,11 @@ def convert(source: str, target: str) -> None:
             f"{source} multiplies predicted IoUs by stability scores, which the official code does not; only models "
             "with MaskDecoderConfig.iou_times_stability False can be converted"
         )
+    if config.text_embed_dim:
+        raise ConversionError(
+            f"{source} holds a model with text prompts, for which the official code has no layer; only models without "
+            "(SamConfig.text_embed_dim 0) can be written for it"
+        )
     expected = unflatten_dict(expected_leaves(config), sep="/")
     state = to_state_dict(load_variables(source, expected))
     save_official(target, state)

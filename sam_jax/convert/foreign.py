@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sam_jax.convert.errors import ConversionError
@@ -74,10 +74,10 @@ def without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: tensors[key] for name, key in found.items()}
 
 
-def refuse_relatives(keys: Iterable[str]) -> None:
-    """Raises ConversionError if a key shows that this is not SAM but a network derived from it."""
+def refuse_relatives(keys: Iterable[str], relatives: Sequence[Relative] = RELATIVES) -> None:
+    """Raises ConversionError if a key shows that this is a network derived from the wanted one, or another."""
     keys = list(keys)
-    for relative in RELATIVES:
+    for relative in relatives:
         matching = [key for key in keys if re.fullmatch(relative.pattern, key)]
         if matching:
             raise ConversionError(

@@ -105,7 +105,12 @@ _HUGGING_FACE_MLP = re.compile(
 
 def official_key(path: str) -> tuple[str, Axes]:
     """The official state-dict key of a Flax leaf (its path without the collection), and the permutation of its axes."""
-    for rule in OFFICIAL:
+    return foreign_key(path, OFFICIAL)
+
+
+def foreign_key(path: str, rules: Iterable[Rule]) -> tuple[str, Axes]:
+    """As `official_key`, by any table of rules."""
+    for rule in rules:
         if match := re.fullmatch(rule.pattern, path):
             key = match.expand(rule.key).replace("/", ".")
             return re.sub(r"_(\d+)(?=\.|$)", r".\1", key), rule.axes

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam_jax.convert.errors import ConversionError
+from sam_jax.convert.torchscript_files import is_torchscript, read_torchscript
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ WRAPPERS = ("model", "state_dict")
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The tensors of a file as memory-mapped arrays: `.safetensors`, or any file written by `torch.save`.
 
+    Of a TorchScript archive (`torch.jit.save`) only the tensors are read, into memory; its code is never run.
     A `.pth` may hold the state dict itself, or under "model" or "state_dict".
 
     Raises:
@@ -39,6 +41,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ConversionError(f"{path} does not exist; give the path of a .pth or .safetensors file")
     if path.is_dir():
         raise ConversionError(f"{path} is a directory; give the .pth or .safetensors file in it")
+    if is_torchscript(path):
+        return read_torchscript(path)
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     return {key: _as_array(tensor) for key, tensor in tensors.items()}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,9 +75,27 @@ def from_state_dict(
 
 def to_variables(config: SamConfig, tensors: dict[str, np.ndarray]) -> Variables:
     """The arrays of an official state dict as Flax variables. Empties `tensors`, to free memory."""
-    leaves = expected_leaves(config)
-    sources = {path: official_key(path.split("/", 1)[1]) for path in leaves}
-    _check_coverage(leaves, sources, tensors)
+    return fill_leaves(expected_leaves(config), official_key, tensors, "SAM")
+
+
+def fill_leaves(
+    leaves: dict[str, jax.ShapeDtypeStruct],
+    key_of: Callable[[str], tuple[str, Axes]],
+    tensors: dict[str, np.ndarray],
+    network: str,
+) -> Variables:
+    """Lays the arrays of a state dict out as Flax variables. Empties `tensors`, to free memory.
+
+    Args:
+      leaves: shape of every leaf by path, with the collection first.
+      key_of: a path without its collection -> the key of its tensor, and the axes that make our layout of it.
+      network: its name, for messages.
+
+    Raises:
+      ConversionError: tensors are missing, left over, misshapen or not finite; all are named.
+    """
+    sources = {path: key_of(path.split("/", 1)[1]) for path in leaves}
+    _check_coverage(leaves, sources, tensors, network)
     arrays = {}
     for path, (key, axes) in sources.items():
         array = _finite_float32(key, tensors.pop(key))
@@ -98,6 +117,7 @@ def _check_coverage(
     leaves: dict[str, jax.ShapeDtypeStruct],
     sources: dict[str, tuple[str, Axes]],
     tensors: dict[str, np.ndarray],
+    network: str,
 ) -> None:
     """Raises ConversionError unless every key is used, every leaf filled, and every shape right; names all problems."""
     keys = {key for key, _ in sources.values()}
@@ -105,7 +125,7 @@ def _check_coverage(
     if missing := sorted(keys - tensors.keys()):
         problems.append("missing: " + ", ".join(missing))
     if unknown := sorted(tensors.keys() - keys):
-        problems.append("not part of SAM: " + ", ".join(unknown))
+        problems.append(f"not part of {network}: " + ", ".join(unknown))
     misshapen = []
     for path, (key, axes) in sources.items():
         shape = torch_shape(leaves[path].shape, axes)
