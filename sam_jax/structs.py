@@ -31,6 +31,9 @@ class Prompts:
       box_valid: (B, N) bool; None means that every box counts.
       mask_inputs: (B, N, 4h, 4w) float32 mask logits, such as an earlier `MaskPredictions.low_res_masks`.
       mask_valid: (B, N) bool; None means that every mask counts.
+      text_embeddings: (B, N, E) float32 of length one, of a model with `SamConfig.text_embed_dim` E: what the text
+        tower gives of a phrase, or the image tower of an object.
+      text_valid: (B, N) bool; None means that every text counts.
       valid: (B, N) bool; None means that every prompt counts.
     """
 
@@ -40,6 +43,8 @@ class Prompts:
     box_valid: Array | None = None
     mask_inputs: Array | None = None
     mask_valid: Array | None = None
+    text_embeddings: Array | None = None
+    text_valid: Array | None = None
     valid: Array | None = None
 
 

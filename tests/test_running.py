@@ -46,6 +46,7 @@ OTHERS = {
     "mask_decoder.dropout_rate": 0.1,
     "prompt_embed_dim": 128,
     "details": 32,
+    "text_embed_dim": 512,
     "pixel_mean": (0.0, 0.0, 0.0),
     "pixel_std": (255.0, 255.0, 255.0),
     "crf": True,

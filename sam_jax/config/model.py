@@ -185,6 +185,8 @@ class SamConfig:
       details: width of a few convolutions beside the ViT, at a quarter of the image's side, that give the ViT and the
         decoder features finer than a patch (models/details.py). 0, as in the published models: none. With details
         the decoder has no TPU kernel for its upscaling.
+      text_embed_dim: width of the text embeddings that are prompts, such as 768 for CLIP ViT-L/14; each becomes one
+        token (SAM paper, appendix D.6). 0, as in the published models: no text prompts.
       pixel_mean: mean of red, green and blue for normalising images, on the 0 to 255 scale.
       pixel_std: standard deviation of red, green and blue, on the same scale.
       crf: edge refinement by a CRF (ops/crf.py), before masks are enlarged to the image: outlines move to edges and
@@ -205,6 +207,7 @@ class SamConfig:
     mask_decoder: MaskDecoderConfig = field(default_factory=MaskDecoderConfig)
     prompt_embed_dim: int = 256
     details: int = 0
+    text_embed_dim: int = 0
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     crf: bool = False
@@ -216,7 +219,8 @@ class SamConfig:
     def __post_init__(self) -> None:
         colour = Range(lambda x: 0 <= x <= 255, "three numbers from 0 to 255")
         deviation = Range(lambda x: x > 0, "three positive numbers")
-        check_fields(self, prompt_embed_dim=POSITIVE, details=NOT_NEGATIVE, pixel_mean=colour, pixel_std=deviation)
+        sizes = {"prompt_embed_dim": POSITIVE, "details": NOT_NEGATIVE, "text_embed_dim": NOT_NEGATIVE}
+        check_fields(self, pixel_mean=colour, pixel_std=deviation, **sizes)
         require(self.dtype in COMPUTE_DTYPES, f"dtype {self.dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
         inner = self.mask_decoder.num_heads * self.mask_decoder.attention_downsample_rate
         require(

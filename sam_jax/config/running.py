@@ -35,6 +35,7 @@ NETWORK = frozenset(
         "mask_decoder.iou_times_stability",
         "prompt_embed_dim",
         "details",
+        "text_embed_dim",
         "pixel_mean",
         "pixel_std",
     }

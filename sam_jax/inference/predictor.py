@@ -13,8 +13,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from sam_jax.inference.buckets import bucket_size
 from sam_jax.inference.encoding import EncodedImages, encode_and_wait
 from sam_jax.inference.images import as_array
+from sam_jax.inference.text_prompts import check_text_embeddings
 from sam_jax.models.sam import Sam, inference_variables
 from sam_jax.ops.crf import box_limits, refine_masks
 from sam_jax.ops.masks import postprocess_masks
@@ -132,6 +134,7 @@ class SamPredictor:
         mask_input: np.ndarray | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        text_embedding: np.ndarray | None = None,
     ) -> PredictedMasks:
         """Masks of one object.
 
@@ -143,6 +146,7 @@ class SamPredictor:
           multimask_output: True returns three masks, for ambiguous prompts such as a single point; False one. HQ-SAM
             always returns one; True then means the best of three.
           return_logits: return logits instead of booleans.
+          text_embedding: (E,) for a model with text prompts, such as `LoadedTowers.embed_texts(["a dog"])[0]`.
 
         Raises:
           RuntimeError: no image is set.
@@ -161,7 +165,8 @@ class SamPredictor:
         coords, labels, boxes, masks = (
             None if part is None else part[None] for part in (coords, labels, one_box, mask)
         )
-        many = self.predict_many(coords, labels, boxes, masks, multimask_output, return_logits)
+        texts = None if text_embedding is None else np.asarray(text_embedding)[None]
+        many = self.predict_many(coords, labels, boxes, masks, multimask_output, return_logits, texts)
         return PredictedMasks(*(part[0] for part in many))
 
     def predict_many(
@@ -172,6 +177,7 @@ class SamPredictor:
         mask_inputs: np.ndarray | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        text_embeddings: np.ndarray | None = None,
     ) -> PredictedMasks:
         """Masks of N objects at once; arguments are those of `predict` with a leading axis N.
 
@@ -180,13 +186,14 @@ class SamPredictor:
           point_labels: (N, P) 1, 0, or -1 for absent.
           boxes: (N, 4).
           mask_inputs: (N, 1, 4h, 4w).
+          text_embeddings: (N, E).
 
         Raises:
           RuntimeError: no image is set.
           ValueError: a prompt has another shape, is outside the image, or prompts disagree on N.
         """
         self._image()
-        prompts = self._collect(point_coords, point_labels, boxes, mask_inputs)
+        prompts = self._collect(point_coords, point_labels, boxes, mask_inputs, text_embeddings)
         predictions = self._decode_in_buckets(prompts)
         wanted = slice(1, None) if multimask_output else slice(0, 1)
         low_res, ious = predictions.low_res_masks[:, wanted], predictions.iou_predictions[:, wanted]
@@ -233,13 +240,15 @@ class SamPredictor:
         point_labels: np.ndarray | None,
         boxes: np.ndarray | None,
         mask_inputs: np.ndarray | None,
+        text_embeddings: np.ndarray | None,
     ) -> Prompts:
         """Checked numpy prompts (N, ...) in pixels of the input frame; absent points and boxes are flagged as such."""
         input_size, original_size = self._sizes()
         coords, labels = _check_points(point_coords, point_labels, original_size)
         checked_boxes = _check_boxes(boxes, original_size)
         masks = _check_masks(mask_inputs, self._mask_shape)
-        counts = {len(part) for part in (coords, checked_boxes, masks) if part is not None} or {1}
+        texts = check_text_embeddings(text_embeddings, self.model.config.text_embed_dim)
+        counts = {len(part) for part in (coords, checked_boxes, masks, texts) if part is not None} or {1}
         if len(counts) > 1:
             raise ValueError(f"prompts disagree on the number of objects: {sorted(counts)}; give each kind for all")
         n = counts.pop()
@@ -255,6 +264,7 @@ class SamPredictor:
             box_valid=np.full(n, has_box),
             mask_inputs=masks,
             mask_valid=None if masks is None else np.full(n, True),
+            text_embeddings=texts,
         )
 
     def _decode_in_buckets(self, prompts: Prompts) -> MaskPredictions:
@@ -262,7 +272,7 @@ class SamPredictor:
         n, points = prompts.point_labels.shape  # type: ignore[union-attr]
         if not n:
             return self._no_predictions()
-        slots = _bucket(points, POINT_BUCKETS)
+        slots = bucket_size(points, POINT_BUCKETS)
         spare = [(0, 0), (0, slots - points)]
         prompts = prompts.replace(  # type: ignore[attr-defined]
             point_coords=np.pad(prompts.point_coords, [*spare, (0, 0)]),  # type: ignore[arg-type]
@@ -271,7 +281,7 @@ class SamPredictor:
         if n == 1 and prompts.mask_inputs is None:  # interactive use: one program with or without a mask
             empty = np.zeros(self._mask_shape, np.float32)
             prompts = prompts.replace(mask_inputs=empty, mask_valid=np.zeros(1, bool))  # type: ignore[attr-defined]
-        size = _bucket(min(n, PROMPT_BUCKETS[-1]), PROMPT_BUCKETS)
+        size = bucket_size(min(n, PROMPT_BUCKETS[-1]), PROMPT_BUCKETS)
         parts = [self._decode_padded(_rows(prompts, start, size), n - start) for start in range(0, n, size)]
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
@@ -293,13 +303,6 @@ def _rows(prompts: Prompts, start: int, size: int) -> Prompts:
         return x[index][None]
 
     return jax.tree.map(take, prompts)
-
-
-def _bucket(count: int, buckets: tuple[int, ...]) -> int:
-    for size in buckets:
-        if count <= size:
-            return size
-    return -(-count // buckets[-1]) * buckets[-1]
 
 
 def check_labels(labels: np.ndarray, allowed: tuple[int, ...]) -> None:

@@ -1,6 +1,6 @@
-"""The prompt encoder: points and boxes become tokens, masks become an image-shaped embedding.
+"""The prompt encoder: points, boxes and texts become tokens, masks become an image-shaped embedding.
 
-Source: official `modeling/prompt_encoder.py`; SAM paper, section 3 and appendix A.
+Source: official `modeling/prompt_encoder.py`; SAM paper, section 3 and appendix A; for texts appendix D.6.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import PromptEncoderConfig
+from sam_jax.models.layers import Linear
 from sam_jax.models.planes import PlaneNorm, PlanePatchConv
 from sam_jax.ops.gelu import gelu
 from sam_jax.ops.planes import split_subpixels
@@ -56,11 +57,12 @@ class PositionEmbeddingRandom(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Embeds points, boxes, masks and any combination of them."""
+    """Embeds points, boxes, masks and any combination of them; with `text_embed_dim`, texts as well."""
 
     config: PromptEncoderConfig
     embed_dim: int
     dtype: jnp.dtype = jnp.float32
+    text_embed_dim: int = 0
 
     def setup(self) -> None:
         row = (1, self.embed_dim)
@@ -74,6 +76,8 @@ class PromptEncoder(nn.Module):
         self.mask_downscaling_3 = PlanePatchConv(chans // 4, chans, 2, centred=True, dtype=self.dtype)
         self.mask_downscaling_4 = PlaneNorm(chans, 1e-6, centred=True, dtype=self.dtype)
         self.mask_downscaling_6 = PlanePatchConv(chans, self.embed_dim, 1, dtype=self.dtype)
+        if self.text_embed_dim:
+            self.text_projection = Linear(self.text_embed_dim, self.embed_dim)
 
     def dense_pe(self, grid: tuple[int, int]) -> jax.Array:
         """(h, w, C) float32 positional encoding of the image embedding: `image_pe` of the mask decoder."""
@@ -103,6 +107,7 @@ class PromptEncoder(nn.Module):
         parts = [*self._points(prompts, input_size), *self._boxes(prompts, batch, input_size)]
         if len(parts) == 3:
             parts = [parts[0], *_in_two_slots(*parts[1:])]
+        parts += self._texts(prompts, batch)
         sparse = [tokens for tokens, _ in parts] or [jnp.zeros((*batch, 0, self.embed_dim))]
         valid = [flags for _, flags in parts] or [jnp.zeros((*batch, 0), bool)]
         return PromptEmbeddings(
@@ -144,6 +149,22 @@ class PromptEncoder(nn.Module):
         tokens = self.embed_points(corners, jnp.asarray([TOP_LEFT, BOTTOM_RIGHT]), input_size)
         present = jnp.ones(batch, bool) if prompts.box_valid is None else prompts.box_valid
         return [(tokens, jnp.broadcast_to(present[..., None], (*batch, 2)))]
+
+    def _texts(self, prompts: Prompts, batch: tuple[int, int]) -> list[tuple[jax.Array, jax.Array]]:
+        """One token of each text. Embeddings have length one; enlarged, their entries are of order one as others'."""
+        texts, width = prompts.text_embeddings, self.text_embed_dim
+        if texts is None and not (width and self.is_initializing()):
+            return []
+        if not width:
+            raise ValueError(
+                "this model has no text prompts (SamConfig.text_embed_dim is 0); take one trained with them"
+            )
+        texts = jnp.zeros((*batch, width)) if texts is None else texts
+        if texts.shape[-1] != width:
+            raise ValueError(f"text_embeddings are {texts.shape[-1]} wide; this model was trained with {width}")
+        tokens = self.text_projection(texts.astype(jnp.float32) * width**0.5)
+        valid = jnp.ones(batch, bool) if prompts.text_valid is None else prompts.text_valid
+        return [(tokens[:, :, None], valid[..., None])]
 
     def _dense(
         self, planes: jax.Array | None, valid: jax.Array | None, batch: tuple[int, int], grid: tuple[int, int]
@@ -189,7 +210,7 @@ def _checked_masks(masks: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
 def prompt_shape(prompts: Prompts) -> tuple[int, int]:
     """(B, N), from any part that is given. Raises ValueError if all are None."""
-    for part in (prompts.point_labels, prompts.boxes, prompts.mask_inputs, prompts.valid):
+    for part in (prompts.point_labels, prompts.boxes, prompts.mask_inputs, prompts.text_embeddings, prompts.valid):
         if part is not None:
             return part.shape[0], part.shape[1]
-    raise ValueError("Prompts is empty; give points, boxes or masks, or at least `valid` (B, N) for the counts")
+    raise ValueError("Prompts is empty; give points, boxes, masks or texts, or at least `valid` (B, N) for the counts")

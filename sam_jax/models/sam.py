@@ -34,7 +34,7 @@ class Sam(nn.Module):
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         self.image_encoder = _image_encoder(c, dtype)
-        self.prompt_encoder = PromptEncoder(c.prompt_encoder, c.prompt_embed_dim, dtype)
+        self.prompt_encoder = PromptEncoder(c.prompt_encoder, c.prompt_embed_dim, dtype, c.text_embed_dim)
         self.mask_decoder = _mask_decoder(c.mask_decoder, c.prompt_embed_dim, dtype)
         if c.is_hq:
             self.hq_features = HqFeatures(c.prompt_embed_dim, dtype)
