@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sam_jax.inference.predictor import PredictedMasks, SamPredictor
     from sam_jax.models.sam import Sam, init_variables
     from sam_jax.structs import MaskPredictions, Prompts
+    from sam_jax.text.loading import load_towers
+    from sam_jax.text.segmenter import TextSegmenter
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,8 +32,10 @@ __all__ = [
     "SamAutomaticMaskGenerator",
     "SamConfig",
     "SamPredictor",
+    "TextSegmenter",
     "init_variables",
     "load_model",
+    "load_towers",
     "read_image",
     "read_mask_input",
     "save_model",
@@ -50,6 +54,8 @@ _MODULES = {
     "inference.predictor": ("PredictedMasks", "SamPredictor"),
     "models.sam": ("Sam", "init_variables"),
     "structs": ("MaskPredictions", "Prompts"),
+    "text.loading": ("load_towers",),
+    "text.segmenter": ("TextSegmenter",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from sam_jax.inference.images import as_array
 from sam_jax.inference.overlays import (
     caption,
     draw_prompts,
+    label_masks,
+    labels_of,
     mask_record,
     overlay_masks,
     side_by_side,
@@ -21,6 +24,7 @@ from sam_jax.inference.overlays import (
     write_records,
 )
 from sam_jax.inference.predictor import PredictedMasks, SamPredictor, check_labels
+from sam_jax.ops.rle import decode_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,15 +102,33 @@ def write_results(
     Returns:
       The overlay's path. The JSON is written last: if it exists, the results are complete.
     """
-    folder, name, pixels = epath.Path(out), epath.Path(path), as_array(image)
+    annotations = [
+        mask_record(index, mask, iou, prompt_fields(prompts, index))
+        for index, (mask, iou, _) in enumerate(zip(*predicted, strict=True))
+    ]
+    return _write(out, path, as_array(image), annotations, draw_overlay(image, prompts, predicted))
+
+
+def write_phrase_results(
+    out: epath.PathLike, path: epath.PathLike, image: np.ndarray, records: Sequence[dict[str, Any]]
+) -> epath.Path:
+    """As `write_results`, of records with run lengths, `text` and `score`, which the overlay tells."""
+    masks = [decode_mask(record["segmentation"]) for record in records]
+    overlay = label_masks(overlay_masks(image, masks), masks, labels_of(records))
+    return _write(out, path, image, [{"id": index, **record} for index, record in enumerate(records)], overlay)
+
+
+def _write(
+    out: epath.PathLike, path: epath.PathLike, pixels: np.ndarray, annotations: list[dict[str, Any]], drawn: np.ndarray
+) -> epath.Path:
+    folder, name = epath.Path(out), epath.Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_earlier_results(folder, name.stem)
-    annotations = []
-    for index, (mask, iou, _) in enumerate(zip(*predicted, strict=True)):
+    for index, record in enumerate(annotations):
+        mask = decode_mask(record["segmentation"])
         write_image(folder / f"{name.stem}.mask_{index}.png", mask.astype(np.uint8) * 255)
-        annotations.append(mask_record(index, mask, iou, prompt_fields(prompts, index)))
     overlay = folder / f"{name.stem}.overlay.jpg"
-    write_image(overlay, draw_overlay(pixels, prompts, predicted))
+    write_image(overlay, drawn)
     size = {"file_name": name.name, "width": pixels.shape[1], "height": pixels.shape[0]}
     write_records(folder / f"{name.stem}.masks.json", size, annotations)
     return overlay

@@ -4,12 +4,14 @@ Our format has one entry per image, a list with one entry per object:
 
     {
       "dog.jpg": [{"points": [[275, 149]]}, {"points": [[275, 149], [60, 40]], "labels": [1, 0]}],
-      "sub/cat.jpg": [{"box": [10, 20, 200, 180], "category_id": 17, "score": 0.9}]
+      "sub/cat.jpg": [{"box": [10, 20, 200, 180], "category_id": 17, "score": 0.9}],
+      "park.jpg": [{"text": "a dog"}, {"text": "the ball", "box": [10, 20, 60, 70]}]
     }
 
 Images are named by their path as given, by their path below the common directory of all images, or by their file name
 if only one image in the file has it. Points are [x, y] and boxes [x0, y0, x1, y1] in pixels of the image; labels are 1
-on the object and 0 off it, by default 1. `category_id` and `score` are copied to the results.
+on the object and 0 off it, by default 1. A text is a phrase and needs a text model (docs/text.md). `category_id` and
+`score` are copied to the results.
 
 COCO's formats are an instances file ({"images": ..., "annotations": ...}) and a results file ([{"image_id": ...}]); the
 `bbox` [x, y, w, h] of each annotation is the prompt. A results file has only image numbers: they are matched with the
@@ -46,17 +48,21 @@ class ObjectPrompt:
       points: (x, y) each.
       labels: one per point, 1 on the object, 0 off it.
       box: x0, y0, x1, y1.
+      text: a phrase that names the object; alone, it may name several objects or none.
       extra: fields that are copied to the results: `category_id`, `score`.
     """
 
     points: tuple[Point, ...] = ()
     labels: tuple[int, ...] = ()
     box: Box | None = None
+    text: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.points and self.box is None:
-            raise ValueError('has neither "points" nor "box"')
+        if not self.points and self.box is None and self.text is None:
+            raise ValueError('has neither "points" nor "box" nor "text"')
+        if self.text is not None and not (isinstance(self.text, str) and self.text.strip()):
+            raise ValueError(f"has the text {self.text!r}; expected a phrase such as 'a dog'")
         if len(self.points) != len(self.labels):
             raise ValueError(f"has {len(self.points)} points and {len(self.labels)} labels; give one label per point")
         if wrong := set(self.labels) - {0, 1}:
@@ -89,6 +95,12 @@ class PromptTable:
             bare.setdefault(PurePosixPath(name).name, []).append(name)
         self._bare = {name: full[0] for name, full in bare.items() if len(full) == 1}
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether an object of any image has a text."""
+        tables = (*self._by_name.values(), *self._by_id.values())
+        return any(one.text is not None for table in tables for one in table.objects)
+
     def __len__(self) -> int:
         return len(self._by_name) + len(self._by_id)
 
@@ -118,6 +130,26 @@ class PromptTable:
         stem = PurePosixPath(bare).stem
         digits = re.search(r"\d+$", stem)
         return self._by_id.get(stem) or (self._by_id.get(int(digits[0])) if digits else None)
+
+
+class SamePrompts(PromptTable):
+    """The same objects in each of many images, such as phrases of the command line."""
+
+    def __init__(self, objects: Iterable[ObjectPrompt]) -> None:
+        super().__init__({}, {}, "the command line")
+        self._all = ImageObjects(tuple(objects))
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether an object has a text."""
+        return any(one.text is not None for one in self._all.objects)
+
+    def of(self, image_file: ImageFile) -> ImageObjects:
+        """The objects, whatever the image."""
+        return self._all
+
+    def check(self, images: Iterable[ImageFile]) -> None:
+        """Nothing: every image has prompts."""
 
 
 def read_prompts(path: epath.PathLike, images: epath.PathLike | None = None) -> PromptTable:
@@ -159,7 +191,7 @@ def _own_objects(place: str, entries: Any) -> ImageObjects:
 
 
 def _own_object(place: str, entry: Any) -> ObjectPrompt:
-    known = ("points", "labels", "box", *KEPT)
+    known = ("points", "labels", "box", "text", *KEPT)
     if not isinstance(entry, dict):
         raise PromptFileError(f'{place}: expected {{"points": ..., "box": ...}}, not {json.dumps(entry)[:80]}')
     if unknown := sorted(entry.keys() - set(known)):
@@ -168,7 +200,8 @@ def _own_object(place: str, entry: Any) -> ObjectPrompt:
     labels = tuple(entry.get("labels", [1] * len(points)))
     box = _numbers(f"{place}: box", entry["box"], 4) if "box" in entry else None
     try:
-        return ObjectPrompt(points, labels, box, {key: entry[key] for key in KEPT if key in entry})  # type: ignore[arg-type]
+        extra = {key: entry[key] for key in KEPT if key in entry}
+        return ObjectPrompt(points, labels, box, entry.get("text"), extra)  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
         raise PromptFileError(f"{place} {error}") from error
 

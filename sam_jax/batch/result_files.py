@@ -25,7 +25,7 @@ from sam_jax.batch.image_list import ImageFile
 from sam_jax.batch.prompt_files import ImageObjects
 from sam_jax.files import write_atomically
 from sam_jax.inference.exports import to_coco
-from sam_jax.inference.overlays import overlay_masks, write_image
+from sam_jax.inference.overlays import label_masks, labels_of, overlay_masks, write_image
 from sam_jax.ops.rle import decode_mask
 
 Record = dict[str, Any]
@@ -115,7 +115,8 @@ class ResultFiles:
                     mask = decode_mask(record["segmentation"])
                     write_image(self._path(image_file, f"mask_{index}.png"), mask.astype(np.uint8) * 255)
             if "overlay" in self.formats:
-                write_image(self._path(image_file, "overlay.jpg"), overlay_masks(image, _Masks(records)))
+                drawn = label_masks(overlay_masks(image, _Masks(records)), _Masks(records), labels_of(records))
+                write_image(self._path(image_file, "overlay.jpg"), drawn)
             content = {
                 "info": {
                     "program": _PROGRAM,
@@ -196,7 +197,15 @@ class ResultFiles:
             return self._names[key]
 
     def _fingerprint(self, image_file: ImageFile, objects: ImageObjects | None) -> str:
-        prompts = None if objects is None else [vars(prompt) for prompt in objects.objects]
+        # Without a text, as before there were any: results of earlier versions stay finished.
+        prompts = (
+            None
+            if objects is None
+            else [
+                {name: value for name, value in vars(prompt).items() if (name, value) != ("text", None)}
+                for prompt in objects.objects
+            ]
+        )
         text = json.dumps([self._settings, image_file.file_name, prompts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

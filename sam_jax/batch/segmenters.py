@@ -22,6 +22,7 @@ from sam_jax.inference.images import as_array
 from sam_jax.inference.overlays import mask_record
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.models.sam import Sam
+from sam_jax.text.embedding import LoadedTowers
 
 Record = dict[str, Any]
 Size = tuple[int, int]
@@ -117,10 +118,19 @@ class FoundObject:
 
 
 class PromptedSegmenter:
-    """One mask per object of an image's prompts; for a single point, the best of three by predicted IoU."""
+    """One mask per object of an image's prompts; for a single point, the best of three by predicted IoU.
 
-    def __init__(self, model: Sam, variables: Any) -> None:
-        self._predictor = SamPredictor(model, variables)
+    Texts are prompts of a model that was trained with them (`SamConfig.text_embed_dim`), and of its text model alone.
+    """
+
+    def __init__(self, model: Sam, variables: Any, towers: LoadedTowers | None = None) -> None:
+        self._predictor, self._towers = SamPredictor(model, variables), towers
+        width = model.config.text_embed_dim
+        if towers is not None and width and towers.embed_dim != width:
+            raise ValueError(
+                f"the text model's embeddings are {towers.embed_dim} wide, and the model was trained with {width}; "
+                "give the text model of its training"
+            )
 
     def find(self, image: np.ndarray | Image.Image, objects: ImageObjects | None) -> list[FoundObject]:
         """A mask per object, in the order of the objects.
@@ -134,7 +144,8 @@ class PromptedSegmenter:
             self._predictor.set_image(image)
         for numbers in _slices(prompts):
             part = [prompts[i] for i in numbers]
-            masks, ious, _ = self._predictor.predict_many(**_arrays(part), multimask_output=_is_ambiguous(part[0]))
+            arrays = _arrays(part) | {"text_embeddings": self._embed(part)}
+            masks, ious, _ = self._predictor.predict_many(**arrays, multimask_output=_is_ambiguous(part[0]))
             for row, (number, prompt) in enumerate(zip(numbers, part, strict=True)):
                 best = int(ious[row].argmax())
                 found[number] = FoundObject(np.packbits(masks[row, best], axis=1), float(ious[row, best]), prompt)
@@ -147,23 +158,36 @@ class PromptedSegmenter:
         for number, one in enumerate(found):
             mask = np.unpackbits(one.bits, axis=1, count=size[1]).astype(bool)
             record = mask_record(number, mask, one.predicted_iou, _prompt_fields(one.prompt))
+            if one.prompt.text is not None:
+                record.setdefault("score", one.predicted_iou)
             records.append({key: value for key, value in record.items() if key != "id"})
         return records
 
     def on_device(self, device: jax.Device) -> PromptedSegmenter:
         """A copy with its variables on a device."""
-        return PromptedSegmenter(self._predictor.model, jax.device_put(self._predictor.variables, device))
+        towers = None if self._towers is None else self._towers.on_device(device)
+        return PromptedSegmenter(self._predictor.model, jax.device_put(self._predictor.variables, device), towers)
+
+    def _embed(self, prompts: Sequence[ObjectPrompt]) -> np.ndarray | None:
+        """Embeddings (n, E) of the texts of prompts that all have one, or none."""
+        if prompts[0].text is None:
+            return None
+        if self._towers is None:
+            raise ValueError("prompts have texts, and no text model is given; give one (--text-model)")
+        return self._towers.embed_texts([str(prompt.text) for prompt in prompts])
 
 
 def _is_ambiguous(prompt: ObjectPrompt) -> bool:
-    return len(prompt.points) == 1 and prompt.box is None
+    alone = len(prompt.points) == 1 if prompt.text is None else not prompt.points
+    return alone and prompt.box is None
 
 
 def _slices(prompts: Sequence[ObjectPrompt]) -> Iterator[list[int]]:
     """Indices of prompts that are decoded together: of the same kinds, at most OBJECTS_AT_ONCE."""
-    kinds: dict[tuple[bool, bool, bool], list[int]] = {}
+    kinds: dict[tuple[bool, ...], list[int]] = {}
     for number, prompt in enumerate(prompts):
-        kinds.setdefault((bool(prompt.points), prompt.box is not None, _is_ambiguous(prompt)), []).append(number)
+        has = bool(prompt.points), prompt.box is not None, prompt.text is not None
+        kinds.setdefault((*has, _is_ambiguous(prompt)), []).append(number)
     for numbers in kinds.values():
         for start in range(0, len(numbers), OBJECTS_AT_ONCE):
             yield numbers[start : start + OBJECTS_AT_ONCE]
@@ -187,7 +211,8 @@ def _arrays(prompts: Sequence[ObjectPrompt]) -> dict[str, Any]:
 
 
 def _prompt_fields(prompt: ObjectPrompt) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+    """The prompt of a mask, as its record keeps it."""
+    fields: dict[str, Any] = {} if prompt.text is None else {"text": prompt.text}
     if prompt.points:
         fields |= {"point_coords": [list(p) for p in prompt.points], "point_labels": list(prompt.labels)}
     if prompt.box is not None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from sam_jax.cli import parsing
+from sam_jax.cli import parsing, text_prompts
 from sam_jax.config import AmgConfig
 
 if TYPE_CHECKING:
     from sam_jax.batch.one_image import ImagePrompts
+    from sam_jax.batch.prompt_files import PromptTable
     from sam_jax.batch.run import RunOptions
     from sam_jax.batch.segmenters import Segmenter
     from sam_jax.models.sam import Sam
@@ -64,6 +65,7 @@ class Infer:
         sam-jax infer IMAGE --point 500,375 --point 520,300,0    a second point, off the object
         sam-jax infer IMAGE --box 425,600,700,875 --box 75,275,1725,850    one object per box
         sam-jax infer IMAGE --point 500,375 --mask-input logits.npy        refine an earlier mask
+        sam-jax infer IMAGE --text "a dog" --text "the ball" --text-model DIR    what phrases name
 
     Any number of images:
         sam-jax infer IMAGE --format overlay              everything mode: masks of everything in the image
@@ -72,9 +74,9 @@ class Infer:
         sam-jax infer plan.tif --tile 1024                an image too large to be segmented at once
         sam-jax infer gs://BUCKET/images --out gs://BUCKET/masks --distributed    the same command on every host
 
-    Coordinates are pixels of the image. Results are written to --out. With --point, --box or --mask-input they are
-    IMAGE.masks.json (COCO RLE), a PNG per mask and an overlay. Otherwise they are IMAGE.json in SA-1B's format, in the
-    same sub-directories as the images, and the files that --format adds; failures.jsonl lists images that failed.
+    Coordinates are pixels of the image. Results are written to --out. With --point, --box, --text or --mask-input they
+    are IMAGE.masks.json (COCO RLE), a PNG per mask and an overlay. Otherwise they are IMAGE.json in SA-1B's format, in
+    the same sub-directories as the images, and the files that --format adds; failures.jsonl lists images that failed.
     Exit codes: 0 all done, 1 some images failed, 2 wrong input.
     """
 
@@ -98,6 +100,15 @@ class Infer:
     mask_input: Annotated[
         str | None, arg(metavar="M.npy", help="for one image; (1, 4h, 4w) float logits of an earlier prediction")
     ] = None
+
+    text: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="PHRASE", help="of any number of images: what to look for")
+    ] = ()
+    text_model: Annotated[
+        str | None, arg(metavar="DIR", help="CLIP or SigLIP 2, as `sam-jax convert from-clip` writes it")
+    ] = None
+    text_threshold: Annotated[float, arg(help="masks that a phrase names with a lower score are left out")] = 0.5
+    masks_per_text: Annotated[int | None, arg(help="at most so many masks of a phrase; None is all")] = None
 
     prompts: Annotated[
         str | None, arg(metavar="FILE", help="JSON with prompts for each image, or COCO boxes (docs/inference.md)")
@@ -151,7 +162,10 @@ def check(command: Infer) -> None:
     def flag(name: str) -> str:
         return f"--{name.replace('_', '-')}"
 
+    text_prompts.check(command)
     everything, many = command.given_everything, command.given(*_MANY, *_TILING, *_HOSTS)
+    if command.text or command.text_model:
+        everything = {}  # where candidates come from
     one = list(command.given(*_ONE))
     if not command.images:
         raise ValueError("no images given; name files, directories, patterns or @LIST (see --help)")
@@ -188,19 +202,19 @@ def one_image_prompts(command: Infer) -> ImagePrompts:
 def result_settings(command: Infer) -> dict[str, Any]:
     """All options that results depend on, so that results with other options do not count as done."""
     model = {"checkpoint": command.checkpoint, "dtype": command.dtype, "crf": command.edge_refinement}
-    if command.prompts:
-        return model | {"mode": "prompts"}
+    if command.prompts or command.text:
+        return model | {"mode": "prompts"} | text_prompts.result_settings(command) | command.given_everything
     everything = dataclasses.asdict(AmgConfig(**command.given_everything))
     del everything["points_per_batch"]  # affects memory, not results
     return model | {"mode": "everything"} | everything | command.given(*_TILING)
 
 
-def build_segmenter(command: Infer, model: Sam, variables: Any) -> Segmenter:
+def build_segmenter(command: Infer, model: Sam, variables: Any, prompts: PromptTable | None) -> Segmenter:
     """The segmenter for many images: everything mode, or prompts."""
-    from sam_jax.batch.segmenters import EverythingSegmenter, PromptedSegmenter
+    from sam_jax.batch.segmenters import EverythingSegmenter
 
-    if command.prompts:
-        return PromptedSegmenter(model, variables)
+    if prompts is not None:
+        return text_prompts.build_segmenter(command, model, variables, prompts.has_texts)
     return EverythingSegmenter(model, variables, **command.given(*_TILING), **command.given_everything)
 
 
@@ -245,10 +259,12 @@ def segment_many(command: Infer) -> int:
         host, hosts = runtime.connect_hosts(command.coordinator, command.num_hosts, command.host)
     options, formats = run_options(command, host, hosts), [name.strip() for name in command.format.split(",")]
     images = find_images(command.images, exclude=command.out)
-    prompts = read_prompts(command.prompts, command.image_ids) if command.prompts else None
+    prompts = text_prompts.table(command, one_image_prompts(command)) if command.text else None
+    if command.prompts:
+        prompts = read_prompts(command.prompts, command.image_ids)
     files = ResultFiles(command.out, formats, result_settings(command))
     loaded = sam_jax.load_model(command.checkpoint, command.dtype, command.edge_refinement)
-    summary = run_images(images, build_segmenter(command, *loaded), files, prompts, options)
+    summary = run_images(images, build_segmenter(command, *loaded, prompts), files, prompts, options)
     print(summary.text(files.out / options.failures_file))
     if command.distributed:
         runtime.wait_for_hosts()
@@ -269,9 +285,12 @@ def main(argv: Sequence[str] | None = None, program: str = "sam-jax infer") -> i
         use_compilation_cache()
         prompts = one_image_prompts(command)
         try:
-            if prompts.is_empty:
+            if command.text and text_prompts.is_one_image(command):
+                text_prompts.segment_one(command, prompts)
+            elif command.text or prompts.is_empty:
                 return segment_many(command)
-            segment_one(command, prompts)
+            else:
+                segment_one(command, prompts)
         except OutputError as error:
             parsing.complain(program, error)
             return _SOME_FAILED

@@ -51,7 +51,7 @@ def to_coco(records: Iterable[Record], image_id: int) -> list[Record]:
             "score": record.get("score", record["predicted_iou"]),
             "predicted_iou": record["predicted_iou"],
         }
-        found.append(entry | {name: record[name] for name in ("stability_score",) if name in record})
+        found.append(entry | {name: record[name] for name in ("stability_score", "text") if name in record})
     return found
 
 

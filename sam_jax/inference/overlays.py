@@ -80,6 +80,33 @@ def overlay_masks(image: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
     return canvas.astype(np.uint8)
 
 
+def labels_of(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What is written onto each record's mask: its text and score; nothing where it has no text."""
+    return [f"{record['text']} {record['score']:.2f}" if "text" in record else "" for record in records]
+
+
+def label_masks(image: np.ndarray, masks: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """Writes a label onto each mask, on a strip of the mask's colour at the top left of its box.
+
+    Args:
+      image: (H, W, 3) uint8, as `overlay_masks` gives it.
+      masks: (H, W) bool each. labels: one a mask; empty ones are left out.
+    """
+    if not any(labels):
+        return image
+    canvas, size = Image.fromarray(image), max(10, round(max(image.shape[:2]) / 45))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    for index, label in enumerate(labels):
+        if not label:
+            continue
+        x, y, _, _ = mask_to_box(masks[index]).tolist()
+        width, height = round(draw.textlength(label, font)) + size // 2, size + size // 2
+        x, y = max(0, min(x, image.shape[1] - width)), max(0, min(y, image.shape[0] - height))
+        draw.rectangle((x, y, x + width, y + height), fill=COLOURS[index % len(COLOURS)])
+        draw.text((x + size // 4, y + size // 8), label, fill=(0, 0, 0), font=font)
+    return np.asarray(canvas)
+
+
 def draw_prompts(
     image: np.ndarray, points: np.ndarray | None, labels: np.ndarray | None, boxes: np.ndarray | None
 ) -> np.ndarray:
