@@ -73,6 +73,8 @@ class InteractionConfig:
         calls SAM's noise. The paper says "standard deviation": default False, Gaussian.
       box_multimask: treat a box as first prompt as ambiguous, and train the three masks on it. The paper says "more
         than one prompt" for the single mask, and a box is two corner tokens: default False.
+      text_probability: with text prompts, probability that the first prompt of an object has its text embedding.
+      text_alone: share of these that have nothing else, in the paper all; the others also have their point or box.
     """
 
     num_points: int = 8
@@ -82,10 +84,12 @@ class InteractionConfig:
     box_noise_max: float = 20.0
     box_noise_uniform: bool = False
     box_multimask: bool = False
+    text_probability: float = 1.0
+    text_alone: float = 1.0
 
     def __post_init__(self) -> None:
         sizes = dict.fromkeys(("num_points", "num_mask_only_steps", "box_noise", "box_noise_max"), NOT_NEGATIVE)
-        check_fields(self, box_probability=SHARE, **sizes)
+        check_fields(self, **dict.fromkeys(("box_probability", "text_probability", "text_alone"), SHARE), **sizes)
 
     @property
     def num_steps(self) -> int:
@@ -206,6 +210,44 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
+class TextPromptConfig:
+    """Text prompts of training: the image tower's embedding of each object's crop, in the place of a text's (SAM paper,
+    appendix D.6). At inference the text tower's embedding of a phrase takes that place.
+
+    Attributes:
+      towers: a directory that `sam-jax convert from-clip` wrote; None means that there are no text prompts.
+      cache: a directory, local or gs://, in which embeddings are kept, by the content of images, masks and towers:
+        computed once, read ever after.
+      looks: crops of each mask, each with an enlargement and a background of its own; a step takes one of them.
+      max_enlarge: the side of a crop is drawn from 1 to this, in longer sides of the mask's box.
+      keep_background: chance that a crop keeps what is not the mask.
+      attend_to_mask: whether the embedding is read from the tokens of the mask alone, as in the paper.
+      min_area: smaller masks, in pixels of the image, are left out; 100 x 100 in the paper.
+    """
+
+    towers: str | None = None
+    cache: str = "data/text_embeddings"
+    looks: int = 4
+    max_enlarge: float = 2.0
+    keep_background: float = 0.5
+    attend_to_mask: bool = True
+    min_area: int = 100 * 100
+
+    def __post_init__(self) -> None:
+        at_least_one = Range(lambda x: x >= 1, "1 or more")
+        given = dict.fromkeys(("towers", "cache"), GIVEN)
+        check_fields(
+            self,
+            "text",
+            looks=POSITIVE,
+            max_enlarge=at_least_one,
+            keep_background=SHARE,
+            min_area=NOT_NEGATIVE,
+            **given,
+        )
+
+
+@dataclass(frozen=True)
 class MeshConfig:
     """The device mesh. The batch is split over all devices.
 
@@ -248,6 +290,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    text: TextPromptConfig = field(default_factory=TextPromptConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     workdir: str = "runs/sam"
     init_from: str | None = None
@@ -271,10 +314,23 @@ class TrainConfig:
         require(patch == 16, f"training needs patch_size 16 (masks at a quarter of the image side), not {patch}")
         require(not self.sam.is_hq, "HQ-SAM is for inference; training needs a mask_decoder of SAM")
         require(not self.sam.vit.int8_mlp, "int8_mlp is for inference; training needs it False")
+        self._check_text()
         wrong = [stage.image_size for stage in self.stages if stage.image_size % patch]
         require(not wrong, f"stage image_size {wrong} must be a multiple of patch_size {patch}")
         uneven = [stage.batch_size for stage in self.stages if stage.batch_size % self.accumulate]
         require(not uneven, f"stage batch_size {uneven} must be a multiple of accumulate {self.accumulate}")
+
+    def _check_text(self) -> None:
+        has_texts = self.text.towers is not None
+        require(
+            has_texts == bool(self.sam.text_embed_dim),
+            f"text.towers {self.text.towers} and sam.text_embed_dim {self.sam.text_embed_dim} go together: give both, "
+            "or None and 0",
+        )
+        require(
+            not has_texts or isinstance(self.data, RecordDataConfig),
+            "text prompts need images on disk: data must be a RecordDataConfig",
+        )
 
     @property
     def num_steps(self) -> int:

@@ -96,7 +96,7 @@ def read_coco(path: epath.Path) -> tuple[CocoImage, ...]:
 def _image(path: epath.Path, number: int, entry: Any) -> CocoImage:
     if not isinstance(entry, dict):
         raise DataError(f"{path}: entry {number} of 'images' is not an object")
-    image_id = _id(entry.get("id"))
+    image_id = as_id(entry.get("id"))
     if image_id is None:
         raise DataError(
             f"{path}: entry {number} of 'images' has the id {entry.get('id')!r}, which is neither a number nor text"
@@ -122,19 +122,43 @@ def _slashes(name: str) -> str:
     return ("/" if name.startswith("/") else "") + "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
+def read_categories(path: epath.Path) -> dict[ImageId, list[str]]:
+    """Names of the categories of each image's annotations, in the order of the masks that `read_coco` gives.
+
+    Raises:
+        DataError: the file has no categories, or an annotation is of none of them.
+    """
+    document = read_json(path)
+    entries = document.get("categories") if isinstance(document, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and {"id", "name"} <= e.keys() for e in entries):
+        raise DataError(f"{path}: it has no list 'categories' of objects with id and name, which phrases are made of")
+    names = {entry["id"]: str(entry["name"]) for entry in entries}
+    found: dict[ImageId, list[str]] = {}
+    for annotation in document.get("annotations", ()):
+        image_id = as_id(annotation.get("image_id"))
+        if image_id is None or annotation.get("iscrowd") or not is_usable(annotation.get("segmentation")):
+            continue
+        if annotation.get("category_id") not in names:
+            raise DataError(
+                f"{path}: an annotation has the category_id {annotation.get('category_id')!r}, which no category has"
+            )
+        found.setdefault(image_id, []).append(names[annotation["category_id"]])
+    return found
+
+
 def _group_segmentations(path: epath.Path, annotations: list) -> dict[ImageId, list]:
     """The usable segmentations of each image id, as in the file."""
     groups: dict[ImageId, list] = {}
     for number, annotation in enumerate(annotations):
-        image_id = _id(annotation.get("image_id")) if isinstance(annotation, dict) else None
+        image_id = as_id(annotation.get("image_id")) if isinstance(annotation, dict) else None
         if image_id is None:
             raise DataError(f"{path}: entry {number} of 'annotations' has no image_id that is a number or text")
-        if not annotation.get("iscrowd") and _is_usable(annotation.get("segmentation")):
+        if not annotation.get("iscrowd") and is_usable(annotation.get("segmentation")):
             groups.setdefault(image_id, []).append(annotation["segmentation"])
     return groups
 
 
-def _id(value: Any) -> ImageId | None:
+def as_id(value: Any) -> ImageId | None:
     """The same form for equal ids (7, 7.0 and "7"); None for what is not an id."""
     whole = _whole(value)
     if whole is not None:
@@ -153,7 +177,7 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _is_usable(segmentation: Any) -> bool:
+def is_usable(segmentation: Any) -> bool:
     """Whether it is not empty. Malformed ones pass, to be reported when the image's masks are read."""
     if isinstance(segmentation, dict):
         return bool(segmentation.get("counts", True))

@@ -25,6 +25,7 @@ class Example:
         mask_valid: (K,) bool.
         input_size: (2,) int32, (h, w) of the unpadded image inside the square, in pixels.
         image_id: () int64.
+        text_embeddings: (K, E) float32, zeros where mask_valid is False; None where records have none.
     """
 
     image: np.ndarray
@@ -32,10 +33,12 @@ class Example:
     mask_valid: np.ndarray
     input_size: np.ndarray
     image_id: np.ndarray
+    text_embeddings: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, np.ndarray]:
-        """The fields by name, for a loader to stack."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """The fields by name, for a loader to stack; without those that are None."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 def pad_image(image: np.ndarray, image_size: int) -> np.ndarray:

@@ -71,10 +71,11 @@ class ExampleMaker:
         try:
             with Image.open(io.BytesIO(record.image)) as opened:
                 for placement in self._placements(rng, (opened.height, opened.width)):
-                    masks = self._draw_masks(rng, record, placement)
+                    masks, numbers = self._draw_masks(rng, record, placement)
                     if len(masks):
                         image = self._frame(opened, placement)
-                        return pack_example(image, masks, record.image_id, self.image_size, self.masks_per_image)
+                        packed = pack_example(image, masks, record.image_id, self.image_size, self.masks_per_image)
+                        return self._with_texts(packed, record, numbers, rng)
         except DataError as error:
             raise DataError(f"{record.name}: {error}") from None
         except UnidentifiedImageError:
@@ -100,8 +101,20 @@ class ExampleMaker:
         h, w = (min(side, self.image_size) for side in placement.resized)
         return np.zeros((h, w, 3), np.uint8)
 
-    def _draw_masks(self, rng: np.random.Generator, record: Record, placement: Placement) -> np.ndarray:
-        """Up to `masks_per_image` random masks that can be trained on: (n, S // mask_stride, S // mask_stride) bool.
+    def _with_texts(self, example: Example, record: Record, numbers: np.ndarray, rng: np.random.Generator) -> Example:
+        """The example with one of the text embeddings of each of its masks, the record's `numbers` (n,)."""
+        texts = record.text_embeddings
+        if texts is None:
+            return example
+        rows = np.zeros((self.masks_per_image, texts.shape[-1]), np.float32)
+        rows[: len(numbers)] = texts[numbers, rng.integers(texts.shape[1], size=len(numbers))]
+        return dataclasses.replace(example, text_embeddings=rows)
+
+    def _draw_masks(
+        self, rng: np.random.Generator, record: Record, placement: Placement
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Up to `masks_per_image` random masks that can be trained on: (n, S // mask_stride, S // mask_stride) bool,
+        and which of the record's they are, (n,) int.
 
         Masks are decoded in random order until enough are found, so that unused masks cost nothing.
         """
@@ -112,14 +125,18 @@ class ExampleMaker:
         smallest, largest = fewest * self.mask_stride**2 / (2 * ratio), self.max_mask_share * h * w
         order = rng.permutation(len(record.segmentations))
         found, missing = [np.zeros((0, grid_size, grid_size), bool)], self.masks_per_image
+        numbers = [np.zeros(0, int)]
         while len(order) and missing:
             chosen, order = np.split(order, [missing])
             runs = decode_runs([record.segmentations[number] for number in chosen], placement.size)
-            runs = runs.select((runs.areas >= smallest) & (runs.areas <= largest))
+            good = (runs.areas >= smallest) & (runs.areas <= largest)
+            runs, chosen = runs.select(good), chosen[good]
             reduced = reduce_runs(runs, placement, grid_size, self.mask_stride)
-            found.append(reduced[np.count_nonzero(reduced, axis=(1, 2)) >= fewest])
+            large = np.count_nonzero(reduced, axis=(1, 2)) >= fewest
+            found.append(reduced[large])
+            numbers.append(chosen[large])
             missing -= len(found[-1])
-        return np.concatenate(found)
+        return np.concatenate(found), np.concatenate(numbers)
 
 
 def whole(size: Size, image_size: int) -> Placement:

@@ -31,12 +31,14 @@ class Record:
         image: the encoded image (JPEG, PNG, ...).
         segmentations: one COCO RLE per mask, {"size": [h, w], "counts": str, bytes or list of int}, in pixels of the
             image as stored.
+        text_embeddings: (n, looks, E) float32 of the n masks, what stands for a text that names each; or None.
     """
 
     name: str
     image_id: int
     image: bytes
     segmentations: tuple[dict[str, Any], ...]
+    text_embeddings: np.ndarray | None = None
 
 
 def image_key(image: bytes) -> str:

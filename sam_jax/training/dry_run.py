@@ -109,6 +109,8 @@ def _abstract_batch(
         "masks": ((b, k, grid, grid), np.bool_),
         "mask_valid": ((b, k), np.bool_),
     }
+    if config.sam.text_embed_dim:
+        shapes["text_embeddings"] = ((b, k, config.sam.text_embed_dim), np.float32)
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
     if config.finetune.embedding_cache is not None:
         model = Sam(config.sam)

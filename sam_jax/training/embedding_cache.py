@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 _INFO = "cache.json"
 # Settings that apply after the image embeddings, and settings of the encoder that change no result.
-_OF_MASKS = {"prompt_encoder", "mask_decoder", "crf", "mask_threshold", "pred_iou_thresh", "stability_score_thresh"}
+_OF_MASKS = {"prompt_encoder", "text_embed_dim", "mask_decoder", "crf"}
+_OF_MASKS |= {"mask_threshold", "pred_iou_thresh", "stability_score_thresh"}
 _WITHOUT_EFFECT = {"drop_path_rate", "remat", "scan", "attention", "token_order"}
 
 

@@ -31,6 +31,7 @@ from sam_jax.training.overlays import draw, predict_clicks
 from sam_jax.training.placement import abstract_state, compiler_options, initial_state
 from sam_jax.training.same_run import check_same_run
 from sam_jax.training.step import TrainState, evaluation_step, model_variables, train_step
+from sam_jax.training.text_prompts import with_text_prompts
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class _Run:
     ) -> None:
         self.config, self.options, self.workdir = config, options, workdir
         self.store, self.interruption = store, interruption
-        self.source = open_source(config.data)
+        self.source = with_text_prompts(config, open_source(config.data), interruption.requested)
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         for stage in config.stages:
             sharding.check_batch(self.mesh, stage.batch_size, config.accumulate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -49,14 +50,26 @@ def initial_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTran
         )
         state: TrainState = create()
         return state
-    if differences := network_differences(load_config(config.init_from), config.sam):
+    stored = load_config(config.init_from)
+    # A network without text prompts may learn them: their projection is fresh, then.
+    learns_texts = bool(config.sam.text_embed_dim and not stored.text_embed_dim)
+    wanted = dataclasses.replace(config.sam, text_embed_dim=0) if learns_texts else config.sam
+    if differences := network_differences(stored, wanted):
         raise ValueError(
             f"init_from {config.init_from} is not the network that this run trains: it has {'; '.join(differences)}; "
             "change --sam, or give weights that fit"
         )
-    shapes = jax.eval_shape(partial(init_variables, model), jax.random.key(0))
+    shapes = jax.eval_shape(partial(init_variables, Sam(wanted)), jax.random.key(0))
     variables = load_variables(config.init_from, shapes, sharding.tree_shardings(mesh, shapes))
-    place = partial(create_state, optimizer=optimizer, finetune=config.finetune, key=jax.random.key(config.seed))
+
+    def place(variables: dict[str, Any]) -> TrainState:
+        if learns_texts:
+            fresh = init_variables(model, hash_key(config.seed))["params"]["prompt_encoder"]["text_projection"]
+            params = variables["params"]
+            encoder = params["prompt_encoder"] | {"text_projection": fresh}
+            variables = variables | {"params": params | {"prompt_encoder": encoder}}
+        return create_state(variables, optimizer, config.finetune, jax.random.key(config.seed))
+
     loaded: TrainState = jax.jit(place, out_shardings=shardings)(variables)
     return loaded
 

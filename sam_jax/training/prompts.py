@@ -16,6 +16,7 @@ from sam_jax.structs import Prompts
 
 # The mask decoder predicts on a grid of patch_size / 4 = 4 pixels (SAM's patch size is 16).
 STRIDE = 4
+_TEXTS = 1 << 16  # folded into a key; small numbers are those that `split` folds in
 
 
 def reduce_masks(masks: jax.Array, factor: int) -> jax.Array:
@@ -26,11 +27,14 @@ def reduce_masks(masks: jax.Array, factor: int) -> jax.Array:
     return share > 0.5
 
 
-def first_prompts(config: InteractionConfig, key: jax.Array, targets: jax.Array) -> Prompts:
-    """A point or a box for each object, with absent points as slots for later ones.
+def first_prompts(
+    config: InteractionConfig, key: jax.Array, targets: jax.Array, text_embeddings: jax.Array | None = None
+) -> Prompts:
+    """A point or a box for each object, with absent points as slots for later ones; with texts, also a text.
 
     Args:
       targets: (B, N, h, w) bool. Empty masks (padding) get an arbitrary prompt.
+      text_embeddings: (B, N, E).
     """
     choice, where, noise = jax.random.split(key, 3)
     batch = targets.shape[:2]
@@ -38,7 +42,33 @@ def first_prompts(config: InteractionConfig, key: jax.Array, targets: jax.Array)
     coords = jnp.zeros((*batch, 1 + config.num_points, 2)).at[:, :, 0].set(sample_pixel(where, targets))
     labels = jnp.full((*batch, 1 + config.num_points), -1).at[:, :, 0].set(jnp.where(use_box, -1, 1))
     boxes = jitter_boxes(config, noise, mask_boxes(targets), frame=(targets.shape[2], targets.shape[3]))
-    return Prompts(point_coords=coords, point_labels=labels, boxes=boxes, box_valid=use_box)
+    prompts = Prompts(point_coords=coords, point_labels=labels, boxes=boxes, box_valid=use_box)
+    return prompts if text_embeddings is None else _with_texts(config, key, prompts, text_embeddings)
+
+
+def _with_texts(config: InteractionConfig, key: jax.Array, prompts: Prompts, embeddings: jax.Array) -> Prompts:
+    """Some prompts with a text beside them, and some with a text alone."""
+    assert prompts.point_labels is not None
+    assert prompts.box_valid is not None
+    has, alone = jax.random.split(jax.random.fold_in(key, _TEXTS))
+    has_text = jax.random.bernoulli(has, config.text_probability, embeddings.shape[:2])
+    is_alone = has_text & jax.random.bernoulli(alone, config.text_alone, embeddings.shape[:2])
+    return prompts.replace(  # type: ignore[attr-defined]
+        point_labels=jnp.where(is_alone[..., None], -1, prompts.point_labels),
+        box_valid=prompts.box_valid & ~is_alone,
+        text_embeddings=embeddings,
+        text_valid=has_text,
+    )
+
+
+def is_ambiguous(config: InteractionConfig, prompts: Prompts) -> jax.Array:
+    """Whether each first prompt may mean several masks: a point alone or a text alone. (B, N) bool."""
+    assert prompts.point_labels is not None
+    assert prompts.box_valid is not None
+    single = ~prompts.box_valid | config.box_multimask
+    if prompts.text_valid is None:
+        return single
+    return single & ~(prompts.text_valid & (prompts.box_valid | (prompts.point_labels >= 0).any(axis=-1)))
 
 
 def add_error_points(

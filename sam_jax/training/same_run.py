@@ -49,7 +49,7 @@ BEFORE = {"data.scaled_decode": True}
 # Where the data is stored: may change as long as the data's fingerprint does not.
 PLACES_OF_DATA = frozenset(("data.path", "data.image_dir", "data.pool"))
 # Where embeddings are kept: may change, since a cache checks what it holds, but not whether they are kept.
-PLACES_OF_CACHES = frozenset(("finetune.embedding_cache",))
+PLACES_OF_CACHES = frozenset(("finetune.embedding_cache", "text.cache", "text.towers"))
 
 
 def check_same_run(config: TrainConfig, workdir: epath.Path, fingerprint: Callable[[], dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from sam_jax.structs import Prompts
 from sam_jax.training.finetune import assemble, split_params
 from sam_jax.training.losses import MaskLosses, affinity_loss, enlarge, mask_losses, prompt_loss
 from sam_jax.training.optimizer import global_norm
-from sam_jax.training.prompts import add_error_points, first_prompts, reduce_masks
+from sam_jax.training.prompts import add_error_points, first_prompts, is_ambiguous, reduce_masks
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -129,7 +129,8 @@ def forward_with_loss(
 
     Args:
       batch: `image` (B, S, S, 3) uint8 and `input_size` (B, 2) int32 (h, w), or `image_embeddings` (B, h, w, C);
-        `masks` (B, N, S/4, S/4) bool, or finer, `mask_valid` (B, N) bool.
+        `masks` (B, N, S/4, S/4) bool, or finer, `mask_valid` (B, N) bool; with text prompts, `text_embeddings`
+        (B, N, E).
       count: the number of valid masks to average over, if the batch is a piece of a larger one; None counts its own.
       deterministic: switches off drop path and dropout.
 
@@ -148,7 +149,8 @@ def forward_with_loss(
     factor = finer_than_decoder(targets, embeddings)
     # Flax derives a stream of random numbers for each module, so drop path and dropout can share a key.
     dropout = None if deterministic or not config.sam.mask_decoder.dropout_rate else drop_key
-    loss, scores = interact(config, decode, learned, targets, weight, prompt_key, factor, dropout)
+    texts = batch.get("text_embeddings")
+    loss, scores = interact(config, decode, learned, targets, weight, prompt_key, factor, dropout, texts)
     sums = Scores(*((x * weight).sum(axis=(1, 2)) for x in scores))
     metrics = {"loss": loss, "focal": sums.focal.mean(), "dice": sums.dice.mean(), "iou_error": sums.iou_error.mean()}
     metrics |= {f"iou_{step + 1}": iou for step, iou in enumerate(sums.iou)}
@@ -223,6 +225,7 @@ def interact(
     key: jax.Array,
     factor: int = 1,
     dropout: jax.Array | None = None,
+    texts: jax.Array | None = None,
 ) -> tuple[jax.Array, Scores]:
     """All interactions of one step, each prompted with a point from the error of the one before.
 
@@ -236,6 +239,7 @@ def interact(
       targets: (B, N, 4h, 4w) bool, or finer; weight: (B, N), of each prompt in the loss.
       factor: side of a cell of the decoder's grid, on which prompts are drawn and masks fed back, in target cells.
       dropout: a key; `decode` gets one derived from it at each interaction, as its fifth argument.
+      texts: (B, N, E) text embeddings of the objects, or None.
 
     Returns:
       The loss and the scores; no gradient flows through the scores.
@@ -244,20 +248,25 @@ def interact(
 
     @jax.custom_vjp
     def total(
-        learned: Any, targets: jax.Array, weight: jax.Array, key: jax.Array, dropout: jax.Array | None
+        learned: Any,
+        targets: jax.Array,
+        weight: jax.Array,
+        key: jax.Array,
+        dropout: jax.Array | None,
+        texts: jax.Array | None,
     ) -> tuple[jax.Array, Scores]:
-        loss, scores, _ = run(False, learned, targets, weight, key, dropout)
+        loss, scores, _ = run(False, learned, targets, weight, key, dropout, texts)
         return loss, scores
 
     def forward(*args: Any) -> tuple[tuple[jax.Array, Scores], Any]:
         loss, scores, gradient = run(True, *args)
         return (loss, scores), gradient
 
-    def backward(gradient: Any, cotangents: tuple[jax.Array, Scores]) -> tuple[Any, None, None, None, None]:
-        return jax.tree.map(lambda x: x * cotangents[0].astype(x.dtype), gradient), None, None, None, None
+    def backward(gradient: Any, cotangents: tuple[jax.Array, Scores]) -> tuple[Any, None, None, None, None, None]:
+        return jax.tree.map(lambda x: x * cotangents[0].astype(x.dtype), gradient), None, None, None, None, None
 
     total.defvjp(forward, backward)
-    return total(learned, targets, weight, key, dropout)
+    return total(learned, targets, weight, key, dropout, texts)
 
 
 def _interactions(
@@ -269,15 +278,15 @@ def _interactions(
     weight: jax.Array,
     key: jax.Array,
     dropout: jax.Array | None = None,
+    texts: jax.Array | None = None,
     factor: int = 1,
 ) -> tuple[jax.Array, Scores, Any]:
     """The loss, the scores (steps, B, N) and, with `differentiate`, the loss's gradient with respect to `learned`."""
     sim = config.interaction
     first_key, place_key, loop_key = jax.random.split(key, 3)
     fine, targets = targets, reduce_masks(targets, factor)
-    prompts = first_prompts(sim, first_key, targets)
-    assert prompts.box_valid is not None
-    multimask = ~prompts.box_valid | sim.box_multimask
+    prompts = first_prompts(sim, first_key, targets, texts)
+    multimask = is_ambiguous(sim, prompts)
     grid = (targets.shape[2] // SIDE, targets.shape[3] // SIDE)
     targets = split_subpixels(targets)
     # Later prompts are not ambiguous: only the first mask is trained on them.

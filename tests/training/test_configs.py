@@ -25,6 +25,7 @@ from sam_jax.training import loop
 from tests.tiny import SMALLEST, random_variables
 from tests.tiny_pool import write_pool
 from tests.tiny_sa1b import tiny_files, write_tar
+from tests.tiny_towers import TINY_CLIP, save_colour_towers
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.long
@@ -96,9 +97,9 @@ def encoder(root):
 
 
 def of_smallest_size(sam):
-    """The config's own way to run and to answer, and its own details, around the smallest network."""
+    """The config's own way to run and to answer, its own details and texts, around the smallest network."""
     values, small = to_dict(sam), to_dict(SMALLEST)
-    for name in NETWORK - {"details"}:
+    for name in NETWORK - {"details", "text_embed_dim"}:
         *part, leaf = name.split(".")
         theirs, ours = (values[part[0]], small[part[0]]) if part else (values, small)
         if leaf in ours:  # networks of other families have fields of their own
@@ -112,12 +113,18 @@ def one_small_step(name, root, init_from, **data):
     finetune = config.finetune
     if finetune.embedding_cache:
         finetune = dataclasses.replace(finetune, embedding_cache=str(root / "embeddings"))
+    sam, text = of_smallest_size(config.sam), config.text
+    if text.towers is not None:
+        save_colour_towers(root / "towers")
+        text = dataclasses.replace(text, towers=str(root / "towers"), cache=str(root / "texts"), min_area=1)
+        sam = dataclasses.replace(sam, text_embed_dim=TINY_CLIP.embed_dim)
     stage = dataclasses.replace(
         *config.stages[-1:], image_size=48, batch_size=2, masks_per_image=2, num_steps=1, num_points=None
     )
     return dataclasses.replace(
         config,
-        sam=of_smallest_size(config.sam),
+        sam=sam,
+        text=text,
         stages=(dataclasses.replace(stage, num_examples=None),),
         data=dataclasses.replace(config.data, **data),
         interaction=dataclasses.replace(config.interaction, num_points=0, num_mask_only_steps=0),
@@ -152,6 +159,7 @@ STARTS = {
     "sa1b_vit_b.py": ("encoder", "sa1b"),
     "sa1b_vit_h.py": ("encoder", "sa1b"),
     "sa1b_vit_l.py": ("encoder", "sa1b"),
+    "text_to_mask.py": ("encoder", "sa1b"),
 }
 
 
