@@ -100,7 +100,7 @@ def test_texts_in_prompt_files(run, images, tmp_path):
         "two.png": [{"points": [[20, 20]], "category_id": 3}, {"text": "red", "score": 0.25, "points": [[20, 20]]}],
     }
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    code, _, err = run(images, "--prompts", tmp_path / "prompts.json", "--masks-per-text", 1, *LOOSE[-2:])
+    code, _, err = run(images, "--prompts", tmp_path / "prompts.json", "--masks-per-text", 1, *LOOSE)
     assert code == 0, err
     one, two = (json.loads((tmp_path / "out" / f"{n}.json").read_text())["annotations"] for n in ("one", "two"))
     assert [record.get("text") for record in one] == [None, "blue", "green"]
