@@ -138,7 +138,11 @@ def test_a_model_trained_with_texts_takes_them_as_prompts(run, images, tmp_path)
         (["--text", "a dog", "--prompts", "p.json"], True, "--text does not go with --prompts"),
         (["--text", "a dog", "--mask-input", "m.npy"], True, "--mask-input does not go with --text"),
         (["--text", "a dog", "--tile", "512"], True, "--tile does not go with --text"),
-        (["--text", "a dog", "--box", "1,2,3,4", "--format", "png"], True, "--format does not go with --box"),
+        (
+            ["--text", "a dog", "--box", "1,2,3,4", "--format", "png"],
+            True,
+            "--point and --box with --text are for one image",
+        ),
         ([], True, "--text-model goes with --text, or with texts in --prompts"),
         (["--text", "a dog", "--text-threshold", "7"], True, "threshold must be from -1 to 1, not 7"),
     ],
