@@ -9,7 +9,7 @@ from scipy import ndimage
 
 def _gamma(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     table = 255 * np.linspace(0, 1, 256) ** np.exp(rng.uniform(-0.4, 0.4))
-    return table.astype(np.uint8)[image]
+    return np.asarray(Image.fromarray(image).point(table.astype(np.uint8).tolist() * 3))
 
 
 def _blur(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
@@ -32,7 +32,8 @@ def _resample(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 def _noise(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     channels = 3 if rng.random() < 0.5 else 1
     grain = rng.standard_normal((*image.shape[:2], channels), np.float32) * np.float32(rng.uniform(2, 14))
-    return np.clip(image + grain, 0, 255).astype(np.uint8)
+    noisy = image + (grain if channels == 3 else np.repeat(grain, 3, axis=2))
+    return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8)
 
 
 def _sharpen(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

@@ -18,16 +18,17 @@ MIN_REGION_SHARE = 0.01  # of the image; smaller pieces belong to no mask
 def mosaic(rng: np.random.Generator, pool: CutoutPool, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
     """An image (h, w, 3) uint8 and the masks (n, h, w) bool of its connected surfaces."""
     labels = _partition(rng, h, w)
-    canvas = np.zeros((h, w, 3), np.float32)
+    canvas = np.zeros((h, w, 3))
     for label in range(labels.max() + 1):
-        canvas = np.where((labels == label)[..., None], _surface(rng, pool, h, w), canvas)
+        inside = labels == label
+        canvas[inside] = _surface(rng, pool, inside)
     image = ndimage.gaussian_filter(canvas, (*[rng.uniform(0, 0.8)] * 2, 0))
-    masks = []
+    kept = []
     for label in range(labels.max() + 1):
-        pieces, count = ndimage.label(labels == label)
-        masks += [pieces == index for index in range(1, count + 1)]
-    area = np.array([mask.sum() for mask in masks]) / (h * w)
-    kept = [mask for mask, share in zip(masks, area, strict=True) if MIN_REGION_SHARE < share < MAX_IMAGE_SHARE]
+        pieces, _ = ndimage.label(labels == label)
+        shares = np.bincount(pieces.ravel()) / (h * w)
+        large = (shares > MIN_REGION_SHARE) & (shares < MAX_IMAGE_SHARE)
+        kept += [pieces == index for index in np.flatnonzero(large[1:]) + 1]
     return np.clip(image, 0, 255).astype(np.uint8), np.array(kept, bool).reshape(-1, h, w)
 
 
@@ -48,10 +49,17 @@ def _partition(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     return labels
 
 
-def _surface(rng: np.random.Generator, pool: CutoutPool, h: int, w: int) -> np.ndarray:
-    """(h, w, 3) float32: a recoloured photograph with random contrast, down to a plain colour."""
+def _surface(rng: np.random.Generator, pool: CutoutPool, inside: np.ndarray) -> np.ndarray:
+    """(n, 3) float64, of the pixels `inside` (h, w) bool of a surface.
+
+    The surface is a recoloured photograph with random contrast, down to a plain colour.
+    """
+    h, w = inside.shape
     texture = random_crop(rng, pool.random_background(rng), h, w, rng.uniform(0.6, 3)).astype(np.float32)
     contrast = rng.choice([0.0, rng.uniform(0.1, 0.5), 1.0], p=[0.2, 0.5, 0.3])
-    mean = texture.mean(axis=(0, 1)) + rng.normal(0, 30, 3)
-    surface = recolour(rng, mean + contrast * (texture - texture.mean(axis=(0, 1))), 1.0)
-    return surface + rng.uniform(0, 30) * smooth_field(rng, h, w, 2)[..., None]
+    middle = texture.mean(axis=(0, 1))
+    mean = middle + rng.normal(0, 30, 3)
+    surface = recolour(rng, mean + contrast * (texture[inside] - middle), 1.0)
+    light = rng.uniform(0, 30) * smooth_field(rng, h, w, 2)[inside]
+    surface += np.repeat(light, 3).reshape(-1, 3)
+    return surface

@@ -107,7 +107,9 @@ def recolour(rng: np.random.Generator, rgb: np.ndarray, strength: float) -> np.n
     contrast = math.exp(rng.normal(0, 0.15 * strength))
     matrix = (contrast * (_YIQ_TO_RGB @ chroma @ _RGB_TO_YIQ)).astype(np.float32)
     middle = 128 * (1 - contrast) + rng.normal(0, 14 * strength)
-    return np.clip(rgb @ matrix.T + np.float32(middle), 0, 255)
+    changed = rgb @ matrix.T
+    changed += np.float32(middle)
+    return np.clip(changed, 0, 255, out=changed)
 
 
 def match_colours(rgb: np.ndarray, alpha: np.ndarray, around: np.ndarray, strength: float) -> np.ndarray:
@@ -115,10 +117,28 @@ def match_colours(rgb: np.ndarray, alpha: np.ndarray, around: np.ndarray, streng
     own = rgb[alpha > 0.5]
     if len(own) < 16 or len(around) < 16:
         return rgb
-    own_std, std = own.std(axis=0) + 4, around.std(axis=0) + 4
+    own_mean, around_mean = own.mean(axis=0), around.mean(axis=0)
+    own_std, std = own.std(axis=0, mean=own_mean[None]) + 4, around.std(axis=0, mean=around_mean[None]) + 4
     gain = np.clip(std / own_std, 0.4, 2.0) ** strength
-    mean = own.mean(axis=0) * (1 - strength) + around.mean(axis=0) * strength
-    return np.clip((rgb - own.mean(axis=0)) * gain + mean, 0, 255).astype(np.float32)
+    # Row by row: three colours at a time would make short loops.
+    h, w = alpha.shape
+    moved = rgb.reshape(h, -1) - np.tile(own_mean, w)
+    moved *= np.tile(gain, w)
+    moved += np.tile(own_mean * (1 - strength) + around_mean * strength, w)
+    return np.clip(moved, 0, 255, out=moved).reshape(h, w, 3)
+
+
+def blend(below: np.ndarray, above: np.ndarray, alpha: np.ndarray) -> None:
+    """Moves (h, w, 3) float32 towards another by `alpha` (h, w), in place; channel by channel, in long loops."""
+    for channel in range(3):
+        plane = below[..., channel]
+        plane += (above[..., channel] - plane) * alpha
+
+
+def scale(image: np.ndarray, factor: np.ndarray) -> None:
+    """Multiplies each channel of (h, w, 3) float32 by `factor` (h, w), in place."""
+    for channel in range(3):
+        image[..., channel] *= factor
 
 
 def feather(alpha: np.ndarray, sigma: float) -> np.ndarray:

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageFilter
 
-from sam_jax.composites.patches import Patch
+from sam_jax.composites.patches import Patch, blend, scale
+
+Window = tuple[slice, slice]  # rows, columns
 
 MIN_VISIBLE_SHARE = 0.2  # of the layer's own area
 MIN_IMAGE_SHARE = 0.0005
@@ -19,16 +21,26 @@ class Layer:
     """One pasted object or part.
 
     Attributes:
-        alpha: (h, w) float32 as pasted, clipped to its ancestors.
-        visible: (h, w) bool, where no later layer covers it.
-        area: its number of pixels if nothing covered it and all were on the canvas.
-        ancestors: indices of the layers that it is a part of, outermost first.
+        window: the rows and columns of the canvas that it lies in; nothing of it lies beyond.
+        alpha: (h, w) float32 as pasted, of the window, clipped to its ancestors.
+        visible: (h, w) bool, of the window, what later layers have left of it.
+        area: pixels it would show if nothing hid it and nothing fell off the canvas.
+        ancestors: indices of the layers it is a part of, outermost first.
     """
 
+    window: Window
     alpha: np.ndarray
     visible: np.ndarray
     area: int
     ancestors: tuple[int, ...]
+
+    def count(self) -> int:
+        """Pixels that are visible."""
+        return int(np.count_nonzero(self.visible))
+
+    def visible_window(self) -> Window:
+        """The smallest box of the canvas around what is visible, which is not nothing."""
+        return _moved(bounding_window(self.visible), self.window)
 
 
 class Scene:
@@ -53,10 +65,12 @@ class Scene:
 
         Returns the index of its layer, or None if it is not visible.
         """
-        alpha, rgb = self._place(patch, top, left)
-        if not (alpha > 0.5).any():
+        window, inside = self._place(patch.alpha.shape, top, left)
+        alpha = patch.alpha[inside]
+        shows = alpha > 0.5
+        if not shows.any():
             return None
-        return self._add(alpha, rgb, int((patch.alpha > 0.5).sum()), ())
+        return self._add(window, alpha, shows, patch.rgb[inside], int(np.count_nonzero(patch.alpha > 0.5)), ())
 
     def paste_part(self, patch: Patch, top: int, left: int, parent: int) -> int | None:
         """Pastes a part, clipped to the visible part of its parent.
@@ -64,38 +78,42 @@ class Scene:
         Returns the index of its layer, or None (with the canvas unchanged) if it is too small, covers nearly the whole
         parent, or hardly differs from it.
         """
-        alpha, rgb = self._place(patch, top, left)
         whole = self.layers[parent]
-        alpha *= whole.alpha * whole.visible
-        area = int((alpha > 0.5).sum())
-        if not MIN_IMAGE_SHARE * alpha.size < area < MAX_PART_SHARE * whole.visible.sum():
-            return None
-        inside = alpha > 0.5
-        if np.abs(rgb[inside] - self.canvas[inside]).mean() < MIN_PART_CONTRAST:
-            return None
-        return self._add(alpha, rgb, area, (*whole.ancestors, parent))
-
-    def _place(self, patch: Patch, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
-        """The patch at its place on an empty canvas: alpha (h, w), rgb (h, w, 3), zero elsewhere."""
-        h, w = self.size
-        alpha = np.zeros((h, w), np.float32)
-        rgb = np.zeros((h, w, 3), np.float32)
-        y0, x0 = max(top, 0), max(left, 0)
-        y1, x1 = min(top + patch.alpha.shape[0], h), min(left + patch.alpha.shape[1], w)
-        if y0 < y1 and x0 < x1:
-            inside = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
-            alpha[y0:y1, x0:x1] = patch.alpha[inside]
-            rgb[y0:y1, x0:x1] = patch.rgb[inside]
-        return alpha, rgb
-
-    def _add(self, alpha: np.ndarray, rgb: np.ndarray, area: int, ancestors: tuple[int, ...]) -> int:
-        window = bounding_window(alpha > 0)
-        self.canvas[window] += (rgb[window] - self.canvas[window]) * alpha[window][..., None]
+        placed, _ = self._place(patch.alpha.shape, top, left)
+        window = _intersection(placed, whole.window)
+        inside, of_whole = _relative(window, np.s_[top:, left:]), _relative(window, whole.window)
+        alpha = patch.alpha[inside] * (whole.alpha[of_whole] * whole.visible[of_whole])
         shows = alpha > 0.5
+        area, pixels = int(np.count_nonzero(shows)), self.canvas.shape[0] * self.canvas.shape[1]
+        if not MIN_IMAGE_SHARE * pixels < area < MAX_PART_SHARE * whole.count():
+            return None
+        rgb = patch.rgb[inside]
+        if np.abs(rgb[shows] - self.canvas[window][shows]).mean() < MIN_PART_CONTRAST:
+            return None
+        return self._add(window, alpha, shows, rgb, area, (*whole.ancestors, parent))
+
+    def _place(self, shape: tuple[int, ...], top: int, left: int) -> tuple[Window, Window]:
+        """Where a patch lies on the canvas, and which part of it that is; empty where it lies beside it."""
+        (h, w), (height, width) = self.size, shape
+        y0, x0 = min(max(top, 0), h), min(max(left, 0), w)
+        y1, x1 = max(min(top + height, h), y0), max(min(left + width, w), x0)
+        return np.s_[y0:y1, x0:x1], np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
+
+    def _add(
+        self,
+        window: Window,
+        alpha: np.ndarray,
+        shows: np.ndarray,
+        rgb: np.ndarray,
+        area: int,
+        ancestors: tuple[int, ...],
+    ) -> int:
+        blend(self.canvas[window], rgb, alpha)
         for index, layer in enumerate(self.layers):
             if index not in ancestors:
-                layer.visible[window] &= ~shows[window]
-        self.layers.append(Layer(alpha, shows.copy(), area, ancestors))
+                shared = _intersection(window, layer.window)
+                layer.visible[_relative(shared, layer.window)] &= ~shows[_relative(shared, window)]
+        self.layers.append(Layer(window, alpha, shows, area, ancestors))
         return len(self.layers) - 1
 
     def occupied(self) -> np.ndarray:
@@ -103,7 +121,7 @@ class Scene:
         taken = np.zeros(self.size, bool)
         for layer in self.layers:
             if not layer.ancestors:
-                taken |= layer.visible
+                taken[layer.window] |= layer.visible
         return taken
 
     def shade(self, patch: Patch, top: int, left: int, darkness: float, softness: float) -> None:
@@ -111,24 +129,46 @@ class Scene:
         pad = int(3 * softness) + 1
         alpha = np.pad(patch.alpha, pad)
         image = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(softness))
-        shadow = np.asarray(image, np.float32) / 255
-        placed, _ = self._place(Patch(np.zeros((*shadow.shape, 3), np.float32), shadow), top - pad, left - pad)
-        self.canvas *= 1 - darkness * placed[..., None]
+        shadow = np.asarray(image)
+        window, inside = self._place(shadow.shape, top - pad, left - pad)
+        scale(self.canvas[window], 1 - darkness * (shadow[inside].astype(np.float32) / 255))
 
     def masks(self) -> np.ndarray:
         """(n, h, w) bool: the visible parts of layers, without those that are too small or cover nearly the canvas."""
         pixels = self.canvas.shape[0] * self.canvas.shape[1]
         kept = [
-            layer.visible
+            layer
             for layer in self.layers
-            if max(MIN_VISIBLE_SHARE * layer.area, MIN_IMAGE_SHARE * pixels)
-            < layer.visible.sum()
-            < MAX_IMAGE_SHARE * pixels
+            if max(MIN_VISIBLE_SHARE * layer.area, MIN_IMAGE_SHARE * pixels) < layer.count() < MAX_IMAGE_SHARE * pixels
         ]
-        return np.array(kept, bool).reshape(-1, *self.size)
+        masks = np.zeros((len(kept), *self.size), bool)
+        for mask, layer in zip(masks, kept, strict=True):
+            mask[layer.window] = layer.visible
+        return masks
 
 
-def bounding_window(mask: np.ndarray) -> tuple[slice, slice]:
+def bounding_window(mask: np.ndarray) -> Window:
     """The slices of the smallest box around a non-empty (h, w) bool mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _moved(window: Window, by: Window) -> Window:
+    """A window given from the start of another, from where that one is given."""
+    y, x = (slice(side.start + start.start, side.stop + start.start) for side, start in zip(window, by, strict=True))
+    return y, x
+
+
+def _relative(window: Window, to: Window) -> Window:
+    """The same from the start of `to`, which it lies in."""
+    y, x = (slice(side.start - start.start, side.stop - start.start) for side, start in zip(window, to, strict=True))
+    return y, x
+
+
+def _intersection(one: Window, other: Window) -> Window:
+    """What two windows share; empty, and inside of both, where that is nothing."""
+    y, x = (
+        slice(start := min(max(a.start, b.start), a.stop, b.stop), max(min(a.stop, b.stop), start))
+        for a, b in zip(one, other, strict=True)
+    )
+    return y, x

@@ -59,9 +59,9 @@ def reduce_masks(masks: np.ndarray, image_size: int, stride: int = MASK_STRIDE) 
     n, h, w = masks.shape
     padded = np.zeros((n, image_size, image_size), np.uint8)
     padded[:, :h, :w] = masks
-    grid = image_size // stride
-    rows = padded.reshape(n, grid, stride, image_size).sum(axis=2, dtype=np.uint8)
-    cells = rows.reshape(n, grid, grid, stride).sum(axis=3, dtype=np.uint8)
+    # Sums of whole planes: numpy's own over short axes take several times as long.
+    rows = sum((padded[:, start::stride] for start in range(1, stride)), padded[:, ::stride])
+    cells = sum((rows[:, :, start::stride] for start in range(1, stride)), rows[:, :, ::stride])
     return cells > stride**2 // 2
 
 
