@@ -157,6 +157,26 @@ class PoolLabel:
         return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class PackPool:
+    """Write a pool as one small tar, to carry to the machine that trains; `--data.pool OUT.tar` reads it.
+
+    Images become WebP, with a little loss, and photographs at most 512 px on the shorter side.
+    """
+
+    pool: Annotated[Positional[str], arg(metavar="POOL", help="the pool's directory")]
+    out: Annotated[Positional[str], arg(metavar="OUT.tar", help="the tar to write")]
+    val: Annotated[bool, arg(help="with what is held out, for evaluation during training; a tenth more")] = False
+
+    def run(self) -> int:
+        """Packs."""
+        from sam_jax.composites.pool_packing import pack_pool
+
+        sizes = pack_pool(self.pool, self.out, self.val)
+        print("\n".join(f"{kind:16} {size / 1e6:6.1f} MB" for kind, size in sizes.items()))
+        return 0
+
+
 COMMANDS = {
     "index": Index,
     "check": Check,
@@ -165,6 +185,7 @@ COMMANDS = {
     "tfds-index": TfdsIndex,
     "pool": Pool,
     "pool-label": PoolLabel,
+    "pack-pool": PackPool,
 }
 HELP = """Prepare, check and describe training data: SA-1B, or your own images in its layout.
 
@@ -175,6 +196,7 @@ HELP = """Prepare, check and describe training data: SA-1B, or your own images i
     {program} tfds-index OUT                 add image ids to a data set of their own builder
     {program} pool data/pool                 gather cut-outs and photographs for composites
     {program} pool-label data/pool           find objects in the photographs
+    {program} pack-pool data/pool OUT.tar    a pool as one small file
 
 `{program} COMMAND --help`, for instance `{program} index --help`, explains each."""
 

@@ -7,13 +7,14 @@ photographs; `load_pool(DIR, split)` reads it.
 import concurrent.futures
 import dataclasses
 import hashlib
+import io
 import json
+import os
 import pathlib
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from sam_jax.composites import pool_packages
 from sam_jax.composites.grabcut_regions import find_grabcut_regions
+from sam_jax.composites.pool_files import LISTING, PoolFiles
 from sam_jax.composites.pool_packages import Found
 from sam_jax.rgb import to_rgb
 
@@ -66,7 +68,7 @@ class CutoutPool:
     """One split of a pool, decoded in memory. Pickled by its path: workers read the pool again.
 
     Attributes:
-        root: the pool's directory.
+        root: the pool's directory, or its tar.
         split: "train" or "val".
         cutouts: (h, w, 4) uint8 RGBA each, cropped to their alpha.
         cutout_cdf: (len(cutouts),) float64, cumulative probabilities by CUTOUT_SHARE.
@@ -103,14 +105,21 @@ def split_of(source: str) -> str:
     return "val" if digest[0] * 256 + digest[1] < 65536 // VAL_ONE_IN else "train"
 
 
-def _read_image(path: pathlib.Path, mode: str) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(to_rgb(image) if mode == "RGB" else image.convert(mode))
+def _read_image(pool: PoolFiles, path: str, mode: str) -> Image.Image:
+    with Image.open(io.BytesIO(pool.read(path))) as file:
+        image = to_rgb(file) if mode == "RGB" else file.convert(mode)
+        image.load()  # what is RGB already would be read when it is first looked at
+        return image
 
 
-def _read_labelled(path: pathlib.Path) -> LabelledImage:
-    annotations = json.loads(path.with_suffix(".json").read_text())["annotations"]
-    return LabelledImage(_read_image(path, "RGB"), tuple(a["segmentation"] for a in annotations))
+def _read_labelled(pool: PoolFiles, entry: dict) -> LabelledImage:
+    annotations = json.loads(pool.read(str(pathlib.PurePosixPath(entry["path"]).with_suffix(".json"))))["annotations"]
+    segmentations = tuple(annotation["segmentation"] for annotation in annotations)
+    image = _read_image(pool, entry.get("background", entry["path"]), "RGB")
+    if "background" in entry:  # a region of a packed pool
+        h, w = segmentations[0]["size"]
+        image = image.resize((w, h), Image.Resampling.BICUBIC)
+    return LabelledImage(np.asarray(image), segmentations)
 
 
 def _pick(rng: np.random.Generator, items: tuple[np.ndarray, ...], cdf: np.ndarray) -> np.ndarray:
@@ -124,30 +133,20 @@ def _cdf(entries: list[dict], shares: dict[str, float]) -> np.ndarray:
     return np.cumsum(weights) / weights.sum()
 
 
-def read_listing(root: pathlib.Path) -> list[dict]:
-    """The entries of a pool, one per file. Raises FileNotFoundError if there is no pool at `root`."""
-    listing = root / "pool.json"
-    if not listing.is_file():
-        raise FileNotFoundError(
-            f"no cut-out pool at {root} (pool.json is missing); make one with `sam-jax data pool {root}`"
-        )
-    return json.loads(listing.read_text())["files"]
-
-
 def _write_listing(root: pathlib.Path, files: list[dict]) -> None:
-    (root / "pool.json").write_text(json.dumps({"files": files}, indent=0))
+    (root / LISTING).write_text(json.dumps({"files": files}, indent=0))
 
 
 def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
-    """Reads one split ("train" or "val") of the pool at `root` into memory.
+    """Reads one split ("train" or "val") of the pool at `root`, a directory or a packed tar, into memory.
 
     Raises FileNotFoundError if there is no pool at `root`, ValueError if the split is unknown or has
     no cut-outs or no backgrounds.
     """
     if split not in ("train", "val"):
         raise ValueError(f"split must be 'train' or 'val', not {split!r}")
-    root = pathlib.Path(root)
-    entries = [entry for entry in read_listing(root) if entry["split"] == split]
+    pool = PoolFiles(root)
+    entries = [entry for entry in pool.entries if entry["split"] == split]
     cutouts = [entry for entry in entries if entry["kind"].endswith("cutout")]
     backgrounds = [entry for entry in entries if entry["kind"] == "background"]
     labelled = [entry for entry in entries if entry["kind"] == "labelled"]
@@ -159,19 +158,22 @@ def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
             f"more files{way_out}"
         )
 
-    def read(chosen: list[dict], reader: Callable[[pathlib.Path], Any]) -> tuple:
-        return tuple(workers.map(lambda entry: reader(root / entry["path"]), chosen))
+    def read(chosen: list[dict], mode: str) -> tuple:
+        return tuple(workers.map(lambda entry: np.asarray(_read_image(pool, entry["path"], mode)), chosen))
 
-    with concurrent.futures.ThreadPoolExecutor(4) as workers:
+    def read_labelled(chosen: list[dict]) -> tuple:
+        return tuple(workers.map(lambda entry: _read_labelled(pool, entry), chosen))
+
+    with concurrent.futures.ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as workers:
         return CutoutPool(
             root=str(root),
             split=split,
-            cutouts=read(cutouts, lambda path: _read_image(path, "RGBA")),
+            cutouts=read(cutouts, "RGBA"),
             cutout_cdf=_cdf(cutouts, CUTOUT_SHARE),
-            backgrounds=read(backgrounds, lambda path: _read_image(path, "RGB")),
+            backgrounds=read(backgrounds, "RGB"),
             background_cdf=_cdf(backgrounds, BACKGROUND_SHARE),
-            labelled=read(labelled, _read_labelled),
-            regions=read(regions, _read_labelled),
+            labelled=read_labelled(labelled),
+            regions=read_labelled(regions),
         )
 
 
@@ -288,7 +290,7 @@ def label_pool(root: str | pathlib.Path) -> int:
     Raises FileNotFoundError if there is no pool at `root`, ImportError without OpenCV.
     """
     root = pathlib.Path(root)
-    entries = [entry for entry in read_listing(root) if entry["kind"] != "region"]
+    entries = [entry for entry in PoolFiles(root).entries if entry["kind"] != "region"]
     (root / "regions").mkdir(exist_ok=True)
     backgrounds = [entry for entry in entries if entry["kind"] == "background"]
     with concurrent.futures.ThreadPoolExecutor() as workers:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from sam_jax.composites.pool import read_listing
+from sam_jax.composites.pool_files import PoolFiles
 from sam_jax.data.record_stream import image_hash
 from sam_jax.data.records import DataError, RecordSource, image_key
 
@@ -41,9 +40,10 @@ def fingerprint_of_pool(root: str) -> dict[str, Any]:
     Raises:
       FileNotFoundError: there is no pool at `root`.
     """
-    files = sorted((entry["path"], entry["kind"], entry["split"]) for entry in read_listing(pathlib.Path(root)))
+    pool = PoolFiles(root)
+    files = sorted((entry["path"], entry["kind"], entry["split"]) for entry in pool.entries)
     chosen = sorted(files, key=lambda file: _digest(file[0].encode()))[:_SAMPLES]
-    samples = {path: image_key((pathlib.Path(root) / path).read_bytes()) for path, _, _ in chosen}
+    samples = {path: image_key(pool.read(path)) for path, _, _ in chosen}
     return {"images": len(files), "ids": _digest(json.dumps(files).encode()), "samples": samples}
 
 
