@@ -102,15 +102,30 @@ class CompositeDataConfig:
     The stage's image size, masks per image and mask stride replace those in `composite`.
 
     Attributes:
-      pool: the pool's local directory.
-      composite: how composites are made from it.
+      pool: the pool's directory, or the tar that `sam-jax data pack-pool` made of it; local.
+      composite: how composites are made of it.
+      num_workers: processes that make composites, each a core's work; 0 makes them in threads of this process. None:
+        all cores but two where there is an accelerator, which would wait for fewer; on a CPU none, for the training
+        step wants its cores, or one where `reuse` needs it.
+      reuse: how often an example is used, at most, while new ones arrive. 1 (default): once, in an order that follows
+        from the seed, so that a run and its continuation are the same bit by bit. More keep a fast accelerator busy
+        with few cores; which examples a batch holds then depends on when they arrive, and a continuation begins with
+        new ones.
+      buffer_gib: GiB of shared memory for examples, at most. With `reuse`, as many as fit are kept (at 256 px 5,200 a
+        GiB, at 512 px 1,300); without, few are ahead of training at a time.
     """
 
     pool: str = "data/pool"
     composite: CompositeConfig = field(default_factory=CompositeConfig)
+    num_workers: int | None = None
+    reuse: int = 1
+    buffer_gib: float = 4.0
 
     def __post_init__(self) -> None:
-        check_fields(self, pool=GIVEN)
+        above = Range(lambda x: x > 0, "above 0")
+        check_fields(self, pool=GIVEN, num_workers=NOT_NEGATIVE, reuse=POSITIVE, buffer_gib=above)
+        needs = self.reuse > 1 and self.num_workers == 0
+        require(not needs, f"reuse {self.reuse} needs processes that make new examples; num_workers must not be 0")
 
 
 @dataclass(frozen=True)

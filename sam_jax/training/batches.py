@@ -7,8 +7,10 @@ examples s * B to (s + 1) * B, so a checkpoint needs only the step number to res
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -17,7 +19,10 @@ import grain
 import numpy as np
 
 from sam_jax.composites.pool import load_pool
+from sam_jax.composites.slots import slot_dtype
 from sam_jax.composites.source import CompositeSource
+from sam_jax.composites.supply import Batches, again, in_order
+from sam_jax.composites.workers import Workers
 from sam_jax.config import CompositeConfig, CompositeDataConfig, RecordDataConfig, StageConfig
 from sam_jax.data.open_records import open_records
 from sam_jax.data.record_stream import RecordStream
@@ -38,6 +43,7 @@ def make_batches(
     shard: tuple[int, int] = (0, 1),
     embeddings: str | None = None,
     source: RecordSource | None = None,
+    accelerated: bool = False,
 ) -> Iterator[Batch]:
     """This host's share of a stage's batches, endless, from step `first_step` of the stage.
 
@@ -45,6 +51,7 @@ def make_batches(
       shard: (index of this host, number of hosts).
       embeddings: a directory of image embeddings to yield in place of images.
       source: the result of `open_source`, if already open.
+      accelerated: whether the step runs on something else than the cores that make examples.
 
     Yields:
       `image` (b, S, S, 3) uint8 or `image_embeddings` (b, h, w, C) float16, `input_size` (b, 2) int32 (h, w),
@@ -52,9 +59,15 @@ def make_batches(
       b = batch_size / hosts and stride = `stage.mask_stride`.
 
     Raises:
-      ValueError: the batch does not divide over the hosts, or the data cannot be opened.
+      ValueError: the batch does not divide over the hosts, the buffer is too small, or the data cannot be opened.
     """
+    host, hosts = shard
+    size, rest = divmod(stage.batch_size, hosts)
+    if rest:
+        raise ValueError(f"batch_size {stage.batch_size} does not divide over {hosts} hosts")
     if isinstance(config, CompositeDataConfig):
+        if count := worker_count(config, accelerated):
+            return _made_by_workers(config, stage, seed, count, size, range(first_step * hosts + host, 2**62, hosts))
         examples, workers, prefetch = _composites(config, stage, seed), 0, 32
     else:
         source = open_source(config) if source is None else source
@@ -63,10 +76,6 @@ def make_batches(
         log.info("%s: %d images to train on", config.path, len(records))
         examples = grain.MapDataset.range(len(records)).shuffle(seed=seed).repeat().map_with_index(records.draw)
         workers, prefetch = config.num_workers, config.prefetch
-    host, hosts = shard
-    size, rest = divmod(stage.batch_size, hosts)
-    if rest:
-        raise ValueError(f"batch_size {stage.batch_size} does not divide over {hosts} hosts")
     # The data set is endless, so no batch is dropped; without drop_remainder, grain computes the number of batches in
     # floats, which overflow for batches of one image.
     batches = examples.batch(size, drop_remainder=True)[first_step * hosts + host :: hosts]
@@ -153,8 +162,46 @@ def _composite_config(config: CompositeDataConfig, stage: StageConfig) -> Compos
 def _composites(config: CompositeDataConfig, stage: StageConfig, seed: int) -> Any:
     source = CompositeSource(load_pool(config.pool, "train"), _composite_config(config, stage), seed=seed)
     if stage.num_examples is None:
-        return grain.MapDataset.source(source)
+        return grain.MapDataset.source(source).repeat()
     return grain.MapDataset.source(InMemory(source, stage.num_examples)).shuffle(seed=seed).repeat()
+
+
+def worker_count(config: CompositeDataConfig, accelerated: bool) -> int:
+    """Processes that make composites; 0 means threads of this process."""
+    if config.num_workers is not None:
+        return config.num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores - 2 if accelerated else 0, int(config.reuse > 1))
+
+
+def _made_by_workers(
+    config: CompositeDataConfig, stage: StageConfig, seed: int, count: int, size: int, batches: range
+) -> Iterator[Batch]:
+    """The examples of the batches of these numbers, `size` in each, as `count` processes make them."""
+    composite = _composite_config(config, stage)
+    slot = slot_dtype(composite).itemsize
+    capacity, kept = int(config.buffer_gib * 2**30 / slot), stage.num_examples
+    least = 2 * size if kept is None else kept
+    if capacity < least:
+        raise ValueError(
+            f"data.buffer_gib {config.buffer_gib} holds {capacity} examples of {stage.image_size} px, and {least} are "
+            f"{'two batches' if kept is None else 'num_examples'}; set data.buffer_gib to {least * slot / 2**30:.2g} "
+            "or more"
+        )
+    if config.reuse == 1:  # few are ahead of training
+        capacity = max(least, min(capacity, 4 * size, 4 * count + 2 * size)) if kept is None else kept
+    positions = itertools.chain.from_iterable(range(number * size, (number + 1) * size) for number in batches)
+    indices = (position % composite.length for position in positions)
+    if kept is not None:
+        order = grain.MapDataset.range(kept).shuffle(seed=seed).repeat()
+        indices = (int(order[position]) for position in positions)
+    workers = Workers(config.pool, composite, seed, count, capacity)
+    if config.reuse == 1:
+        return Batches(workers, in_order(workers, indices, size, keep=kept is not None))
+    log.info("%d processes make examples of %d px, room for %d", count, stage.image_size, capacity)
+    if batches.start >= batches.step:
+        log.info("examples are new ones: with data.reuse, those before the stop do not come again")
+    return Batches(workers, again(workers, indices, size, config.reuse, seed + batches.start))
 
 
 class InMemory:

@@ -31,6 +31,7 @@ FREE_TO_CHANGE = frozenset(
         "overlay_every",
         "checkpoint_every",
         "data.num_workers",
+        "data.buffer_gib",
         "data.prefetch",
         "data.max_bad_share",
         "sam.image_encoder.attention",
