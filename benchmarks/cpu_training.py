@@ -1,9 +1,10 @@
 """Where a training step of the bundled model spends its time on this CPU, and how close that is to the CPU's peak.
 
-    python benchmarks/cpu_training.py [--stage -1] [--pool data/pool] [--repetitions 5] [--json FILE]
+    python benchmarks/cpu_training.py [--stage -1] [--batch 4] [--pool data/pool] [--repetitions 5] [--json FILE]
 
-Times parts of one step of `configs/bundled.py`, each compiled by itself, and the whole step. GFLOP are XLA's count. The
-peak is that of the fastest of some large matrix products in the same run. --pool adds the time to make a step's images.
+Times parts of one step of `configs/bundled.py`, in float32 and of few images, each compiled by itself, and the whole
+step. The peak is that of the fastest of some large matrix products in the same run. --pool adds the time to make a
+step's images.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def data_seconds(config: TrainConfig, stage: StageConfig, pool: str, repetitions
     data = config.data
     assert isinstance(data, CompositeDataConfig)
     fresh = dataclasses.replace(stage, num_examples=None)
-    batches = make_batches(dataclasses.replace(data, pool=pool), fresh, config.seed, 0)
+    batches = make_batches(dataclasses.replace(data, pool=pool, reuse=1, num_workers=0), fresh, config.seed, 0)
     next(batches)
     start = time.perf_counter()
     for _ in range(4 * repetitions):  # more than are read ahead
@@ -122,6 +123,7 @@ class Options:
     """The command line."""
 
     stage: Annotated[int, arg(help="index of the recipe's stage; -1 is the last")] = -1
+    batch: Annotated[int, arg(help="images in a step; the recipe has more, for an accelerator")] = 4
     pool: Annotated[str | None, arg(help="a pool of cut-outs, to measure the time to make examples too")] = None
     repetitions: Annotated[int, arg(help="timed repetitions")] = 5
     json: Annotated[Path | None, arg(help="also write the figures there")] = None
@@ -131,7 +133,8 @@ def main() -> None:
     """The command line; see the module's docstring."""
     args = tyro.cli(Options, description=__doc__)
     recipe = get_config()
-    stage = recipe.stages[args.stage]
+    recipe = dataclasses.replace(recipe, sam=dataclasses.replace(recipe.sam, dtype="float32"))
+    stage = dataclasses.replace(recipe.stages[args.stage], batch_size=args.batch)
     config = for_stage(recipe, stage)
     peak = matmul_peak(args.repetitions)
     rows = measure(config, stage, args.repetitions)

@@ -69,7 +69,8 @@ BAD = {
             ),
         )
     },
-    "CompositeDataConfig": {"pool": ["", " "]},
+    "AugmentConfig": {"mirror": [-0.1, 1.1], "recolour": [-0.1, 1.1]},
+    "CompositeDataConfig": {"pool": ["", " "], "num_workers": [-1], "reuse": [0], "buffer_gib": [0.0, -1.0]},
     "FinetuneConfig": {
         "frozen": [("image_encoder/(",)],
         "lora_rank": [-1],
@@ -173,6 +174,7 @@ BAD = {
         "init_from": [""],
         "storage_dtype": ["bogus", "bfloat16"],
         "accumulate": [0, -1],
+        "minutes": [0.0, -1.0],
         "seed": [-1, 2**32],
         "log_every": [0],
         "eval_every": [-1],
@@ -199,7 +201,7 @@ FREE = {
         *("image_encoder", "prompt_encoder", "mask_decoder", "crf"),
         *("mask_threshold", "pred_iou_thresh", "stability_score_thresh"),
     },
-    "TrainConfig": {"sam", "data", "interaction", "loss", "optim", "finetune", "mesh"},
+    "TrainConfig": {"sam", "data", "interaction", "loss", "optim", "augment", "finetune", "mesh"},
 }
 BAD["HqMaskDecoderConfig"] = BAD["MaskDecoderConfig"]
 CLASSES = [getattr(configs, name) for name in configs.__all__ if dataclasses.is_dataclass(getattr(configs, name))]
@@ -260,5 +262,9 @@ def test_what_only_together_is_wrong_is_refused():
         LossConfig(focal_weight=0, dice_weight=0, iou_weight=0)
     with pytest.raises(ValueError, match=r"stage image_size \[100\] must be a multiple of patch_size 16"):
         TrainConfig(stages=(StageConfig(image_size=100),))
+    with pytest.raises(ValueError, match="reuse 2 needs processes"):
+        configs.CompositeDataConfig(num_workers=0, reuse=2)
+    with pytest.raises(ValueError, match=r"reuse and stage num_examples \[7\] exclude each other"):
+        TrainConfig(data=configs.CompositeDataConfig(reuse=2), stages=(StageConfig(num_examples=7),))
     with pytest.raises(ValueError, match=r"batch_size \[6\] must be a multiple of accumulate 4"):
         TrainConfig(stages=(StageConfig(batch_size=6),), accumulate=4)

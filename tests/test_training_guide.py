@@ -44,7 +44,10 @@ def parsed(monkeypatch):
 @pytest.mark.parametrize("words", is_about("train"), ids=" ".join)
 def test_training_commands_are_understood(words, parsed):
     command = parsed(words)
-    assert command.config.data.path == words[words.index("--data.path") + 1]
+    place = "pool" if "--data.pool" in words else "path"
+    assert getattr(command.config.data, place) == words[words.index(f"--data.{place}") + 1]
+    if "--minutes" in words:
+        assert command.config.minutes == float(words[words.index("--minutes") + 1])
     assert command.distributed == ("--distributed" in words)
 
 
@@ -58,6 +61,8 @@ SAID = [
     "configs/sa1b_vit_b.py --data.jitter 0.1 2.0 --data.max-images 100000 --data.hold-out 0.01",
     "configs/sa1b_vit_b.py --data.max-bad-share 0.1 --eval-every 10 --overlay-every 10 --data.num-workers 8",
     "configs/sa1b_vit_b.py --data.scaled-decode",
+    "configs/bundled.py --data.reuse 12 --data.buffer-gib 4 --data.num-workers 14",
+    "configs/bundled.py --sam.dtype float32 --stages.0.batch-size 8 --stages.1.batch-size 4",
     "configs/sa1b_vit_b.py --profile-steps 20 25",
     "configs/sa1b_vit_b.py --eval-only",
     "configs/finetune_coco.py --finetune.lora-rank 0",
@@ -73,16 +78,26 @@ def test_options_in_running_text_are_understood(text, parsed):
 
 def test_no_option_of_training_is_left_out_here():
     tried = " ".join([*SAID, *(" ".join(words) for words in commands())])
-    of_others = {"--help", "--zone", "--worker", "--command", "--logdir", "--checkpoint", "--point", "--dtype"}
+    of_others = {
+        "--help",
+        "--zone",
+        "--worker",
+        "--command",
+        "--logdir",
+        "--checkpoint",
+        "--point",
+        "--dtype",
+        "--pool",
+    }
     spelt = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]+", GUIDE)) - of_others
     assert spelt <= set(re.findall(r"--[a-z][a-z0-9.-]+", tried))
 
 
 def test_fields_that_are_named_exist():
-    fields = re.findall(r"`(data|finetune|interaction|loss)\.(\w+)", GUIDE)
+    fields = re.findall(r"`(augment|data|finetune|interaction|loss)\.(\w+)", GUIDE)
     assert fields
     for room, name in fields:
-        name_of_config = "finetune_coco" if room == "finetune" else "sa1b_vit_b"
+        name_of_config = {"finetune": "finetune_coco"}.get(room, "sa1b_vit_b")
         config = train.load_config(name_of_config)
         assert hasattr(getattr(config, room), name), name
 

@@ -45,6 +45,7 @@ from sam_jax.config.towers import (
     towers_config_from_dict,
 )
 from sam_jax.config.training import (
+    AugmentConfig,
     FinetuneConfig,
     InteractionConfig,
     LossConfig,
@@ -61,6 +62,7 @@ __all__ = [
     "COMPUTE_DTYPES",
     "INFERENCE_DTYPES",
     "AmgConfig",
+    "AugmentConfig",
     "CompositeConfig",
     "CompositeDataConfig",
     "FinetuneConfig",

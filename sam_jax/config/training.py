@@ -186,6 +186,22 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to images on the device, anew each time that one is used. The paper's recipe has none of it.
+
+    Attributes:
+      mirror: share of the images that are turned left to right, with their masks.
+      recolour: share of the images whose contrast, brightness and colour balance are changed.
+    """
+
+    mirror: float = 0.0
+    recolour: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "augment", mirror=SHARE, recolour=SHARE)
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Which parameters are trained. The defaults train everything.
 
@@ -274,6 +290,9 @@ class TrainConfig:
       init_from: a model directory to start from, or "vit_tiny", the bundled one; None starts from scratch.
       storage_dtype: how the finished model's parameters are stored, "float32" or, at half the size, "float16".
       accumulate: process each batch in this many pieces and take one optimizer step with their mean gradient.
+      minutes: how long the run takes, on one host, from its start to the written model; None means the stages' steps.
+        Each stage gets a share of them by its `num_steps`, and decay follows the clock. A model is written at a half,
+        seven tenths and 85 % of them, too (`snapshot_50`, ...). A run that goes on has the minutes that were left.
       seed: seed of initial weights, data order and all random draws; from 0 to 2**32 - 1.
       log_every: steps between rows of metrics.
       eval_every: steps between evaluations, which measure mean IoU per interaction on held-out images; 0 never.
@@ -289,6 +308,7 @@ class TrainConfig:
     interaction: InteractionConfig = field(default_factory=InteractionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     text: TextPromptConfig = field(default_factory=TextPromptConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -296,6 +316,7 @@ class TrainConfig:
     init_from: str | None = None
     storage_dtype: str = "float32"
     accumulate: int = 1
+    minutes: float | None = None
     seed: int = 0
     log_every: int = 20
     eval_every: int = 0
@@ -307,7 +328,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         rest = {"workdir": GIVEN, "init_from": GIVEN, "storage_dtype": one_of(STORAGE_DTYPES)}
         counts = ("accumulate", "log_every", "eval_images", "checkpoint_every", "keep")
-        rest |= dict.fromkeys(counts, POSITIVE) | dict.fromkeys(("eval_every", "overlay_every"), NOT_NEGATIVE)
+        rest |= dict.fromkeys((*counts, "minutes"), POSITIVE) | dict.fromkeys(
+            ("eval_every", "overlay_every"), NOT_NEGATIVE
+        )
         check_fields(self, seed=Range(lambda x: 0 <= x < 2**32, "from 0 to 2**32 - 1"), **rest)
         require(len(self.stages) > 0, "stages must hold at least one stage, not ()")
         patch = self.sam.image_encoder.patch_size
@@ -318,6 +341,9 @@ class TrainConfig:
         wrong = [stage.image_size for stage in self.stages if stage.image_size % patch]
         require(not wrong, f"stage image_size {wrong} must be a multiple of patch_size {patch}")
         uneven = [stage.batch_size for stage in self.stages if stage.batch_size % self.accumulate]
+        reused = isinstance(self.data, CompositeDataConfig) and self.data.reuse > 1
+        kept = [stage.num_examples for stage in self.stages if stage.num_examples is not None]
+        require(not (reused and kept), f"data.reuse and stage num_examples {kept} exclude each other; drop one")
         require(not uneven, f"stage batch_size {uneven} must be a multiple of accumulate {self.accumulate}")
 
     def _check_text(self) -> None:

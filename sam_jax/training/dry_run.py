@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 
 from sam_jax import sharding
 from sam_jax.config import StageConfig, TrainConfig, for_stage
@@ -15,8 +14,8 @@ from sam_jax.estimates import tpu as tpu_estimates
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.training.finetune import assemble, split_params
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.placement import abstract_state
-from sam_jax.training.step import forward_with_loss, image_embeddings, train_step
+from sam_jax.training.placement import abstract_batch, abstract_state
+from sam_jax.training.step import forward_with_loss, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ def estimate_step(config: TrainConfig, stage: StageConfig, topology: str) -> Ste
     model = Sam(config.sam)
     optimizer = make_optimizer(config.optim, config.sam, config.num_steps)
     state = abstract_state(config, model, optimizer, mesh)
-    batch = _abstract_batch(config, stage, sharding.batch_sharding(mesh))
+    batch = abstract_batch(config, stage, sharding.batch_sharding(mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
     out = jax.tree.map(lambda x: x.sharding, state)
@@ -98,29 +97,6 @@ def describe(config: TrainConfig, topology: str) -> str:
     return "\n".join(lines)
 
 
-def _abstract_batch(
-    config: TrainConfig, stage: StageConfig, where: jax.sharding.NamedSharding | None
-) -> dict[str, jax.ShapeDtypeStruct]:
-    b, k, s = stage.batch_size, stage.masks_per_image, stage.image_size
-    grid = s // stage.mask_stride
-    shapes = {
-        "image": ((b, s, s, 3), np.uint8),
-        "input_size": ((b, 2), np.int32),
-        "masks": ((b, k, grid, grid), np.bool_),
-        "mask_valid": ((b, k), np.bool_),
-    }
-    if config.sam.text_embed_dim:
-        shapes["text_embeddings"] = ((b, k, config.sam.text_embed_dim), np.float32)
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
-    if config.finetune.embedding_cache is not None:
-        model = Sam(config.sam)
-        variables = jax.eval_shape(partial(init_variables, model), jax.random.key(0))
-        seen = {name: batch.pop(name) if name == "image" else batch[name] for name in ("image", "input_size")}
-        known = jax.eval_shape(partial(image_embeddings, model), variables, seen)
-        batch["image_embeddings"] = jax.ShapeDtypeStruct(known.shape, np.float16, sharding=where)
-    return batch
-
-
 def useful_flops(config: TrainConfig, stage: StageConfig) -> int:
     """FLOPs of a step's matrix products: forward through all interactions, and backward to the trained parameters."""
     encoder = dataclasses.replace(config.sam.vit, remat=False)
@@ -134,6 +110,4 @@ def useful_flops(config: TrainConfig, stage: StageConfig) -> int:
         return forward_with_loss(model, config, whole, constants, batch, key)
 
     step = jax.value_and_grad(loss, has_aux=True)
-    return tpu_estimates.matmul_flops(
-        step, params, frozen, variables["constants"], _abstract_batch(config, stage, None)
-    )
+    return tpu_estimates.matmul_flops(step, params, frozen, variables["constants"], abstract_batch(config, stage, None))

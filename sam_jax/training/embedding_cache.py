@@ -144,10 +144,16 @@ def check_cache_config(config: TrainConfig) -> None:
     if config.finetune.embedding_cache is None:
         return
     data = config.data
-    if not encoder_is_frozen(config.finetune) or not isinstance(data, RecordDataConfig) or data.jitter is not None:
+    changed = config.augment.mirror or config.augment.recolour
+    if (
+        not encoder_is_frozen(config.finetune)
+        or not isinstance(data, RecordDataConfig)
+        or data.jitter is not None
+        or changed
+    ):
         raise ValueError(
             "finetune.embedding_cache needs a frozen image encoder: 'image_encoder/.*' in finetune.frozen, "
-            "lora_rank 0, and images on disk without data.jitter"
+            "lora_rank 0, and images on disk without data.jitter and augment"
         )
     if config.init_from is None:
         raise ValueError("finetune.embedding_cache needs init_from: embeddings of an untrained encoder are useless")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -18,20 +18,22 @@ from tqdm import tqdm
 
 from sam_jax import sharding
 from sam_jax.checkpoint import StateStore, load_model, save_model
-from sam_jax.config import RecordDataConfig, StageConfig, TrainConfig, for_stage
+from sam_jax.config import RecordDataConfig, StageConfig, TrainConfig
 from sam_jax.config.checks import NOT_NEGATIVE, check_fields, require
 from sam_jax.data.record_stream import RecordStream
 from sam_jax.models.sam import Sam
-from sam_jax.training.batches import HeldOutBatches, fingerprint, make_batches, open_source
+from sam_jax.training.batches import Batch, HeldOutBatches, fingerprint, make_batches, open_source
+from sam_jax.training.budget import open_budget
 from sam_jax.training.embedding_cache import EmbeddingCache, check_cache_config, encoder_settings
 from sam_jax.training.interruption import Interrupted, Interruption
 from sam_jax.training.metric_writer import HostLog, MetricWriter, to_floats
-from sam_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from sam_jax.training.overlays import draw, predict_clicks
-from sam_jax.training.placement import abstract_state, compiler_options, initial_state
+from sam_jax.training.placement import abstract_state, initial_state
+from sam_jax.training.programs import StepPrograms
 from sam_jax.training.same_run import check_same_run
-from sam_jax.training.step import TrainState, evaluation_step, model_variables, train_step
+from sam_jax.training.step import TrainState, evaluation_step, model_variables
 from sam_jax.training.text_prompts import with_text_prompts
+from sam_jax.training.timing import Profile, Throughput
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,9 @@ def train(config: TrainConfig, options: RunOptions = RunOptions()) -> epath.Path
       ValueError: config and data do not fit, or `workdir` holds another run.
     """
     check_cache_config(config)
-    if options.profile_steps is not None and options.profile_steps[1] > config.num_steps:
+    if config.minutes is not None and jax.process_count() > 1:
+        raise ValueError(f"minutes {config.minutes} is for one host: {jax.process_count()} would not stop as one")
+    if config.minutes is None and options.profile_steps is not None and options.profile_steps[1] > config.num_steps:
         first, last = options.profile_steps
         raise ValueError(f"profile_steps {first} {last} end after the run's last step, {config.num_steps}")
     workdir = epath.Path(config.workdir)
@@ -105,15 +109,16 @@ class _Run:
         for stage in config.stages:
             sharding.check_batch(self.mesh, stage.batch_size, config.accumulate)
         self.model = Sam(config.sam)
-        self.optimizer = make_optimizer(config.optim, config.sam, config.num_steps)
-        self.schedule = learning_rate_schedule(config.optim, config.num_steps)
+        self.accelerated = self.mesh.devices.flat[0].platform != "cpu"
+        self.budget = open_budget(config)
+        self.optimizer = self.budget.optimizer()
         self.key = jax.random.key(config.seed)
         self.evaluation_step = jax.jit(partial(evaluation_step, self.model, config))
         self.predict_clicks = jax.jit(
             partial(predict_clicks, self.model, config), out_shardings=sharding.replicated(self.mesh)
         )
         self.pending: list[tuple[int, Any, np.ndarray]] = []  # step, metrics on the device, image ids
-        self.profile = _Profile(workdir, options.profile_steps)
+        self.profile = Profile(workdir, options.profile_steps)
 
     def go(self) -> epath.Path:
         newest = self.store.newest_step()
@@ -122,60 +127,87 @@ class _Run:
         else:
             shapes = abstract_state(self.config, self.model, self.optimizer, self.mesh)
             self.state = self.store.restore(newest, shapes)
+            self.budget.restore(self.state)
         self.step = newest or 0
-        log.info("step %d of %d on %s", self.step, self.config.num_steps, dict(self.mesh.shape))
+        log.info("step %d %s on %s", self.step, self.budget, dict(self.mesh.shape))
         log.info("host %d of %d: %s", jax.process_index(), jax.process_count(), jax.local_devices())
         with MetricWriter(self.workdir, self.step) as self.writer, self.profile:
             if self.options.eval_only:
                 self._open_data(self.config.stages[-1])
                 self._evaluate()
                 return self.workdir
-            first = 0
-            for index, stage in enumerate(self.config.stages):
-                end = first + stage.num_steps
-                if self.step < end or (self.step == end and self._lacks_evaluation()):
-                    self._run_stage(stage, index, first)
-                first = end
+            share = self.budget.share() is not None
+            placed = self.config, self.model, self.optimizer, self.mesh, self.state, self.key, share
+            with StepPrograms(*placed) as self.programs:
+                self._run_stages()
         return self._write_models()
 
-    def _run_stage(self, stage: StageConfig, index: int, first: int) -> None:
+    def _run_stages(self) -> None:
+        first = 0
+        stages = self.config.stages
+        for index, (stage, following) in enumerate(zip(stages, (*stages[1:], None), strict=True)):
+            end = first + stage.num_steps
+            if self.budget.is_left(self.step, end) or (self.step == end and self._lacks_evaluation()):
+                self._run_stage(stage, index, first, following)
+            first = end
+        log.info("trained for %d steps, %s", self.step, self.budget)
+
+    def _run_stage(self, stage: StageConfig, index: int, first: int, following: StageConfig | None) -> None:
         """Runs the stage's remaining steps; `first` is the number of steps before the stage."""
-        config = for_stage(self.config, stage)
-        # The output state has the input's shardings: otherwise the second step would compile again.
-        placed = jax.tree.map(lambda x: x.sharding, self.state), sharding.replicated(self.mesh)
-        step_fn = jax.jit(
-            partial(train_step, self.model, config, self.optimizer),
-            donate_argnums=0,
-            out_shardings=placed,
-            compiler_options=compiler_options(self.mesh, 1),
-        )
-        end = first + stage.num_steps
         shard = jax.process_index(), jax.process_count()
         self._open_data(stage)
         if self._lacks_evaluation():  # the run was stopped between a checkpoint and its evaluation
             self.store.record_score(self.step, self._evaluate())
-        seed = config.seed + index
-        batches = make_batches(config.data, stage, seed, self.step - first, shard, self.embeddings, self.source)
-        clock = _Clock(self.step)
-        for _ in self._progress(stage, first, end):
+        number = self.budget.batch_number(self.step, first)
+        given = number, shard, self.embeddings, self.source, self.accelerated
+        batches = make_batches(self.config.data, stage, self.config.seed + index, *given)
+        with contextlib.ExitStack() as stack:
+            stack.callback(getattr(batches, "close", lambda: None))  # of workers; not every stream has one
+            self._take_steps(stage, first + stage.num_steps, batches, number, following)
+
+    def _take_steps(
+        self, stage: StageConfig, end: int, batches: Iterator[Batch], number: int, following: StageConfig | None
+    ) -> None:
+        step_fn = self.programs.of(stage)
+        clock, began = Throughput(self.step), self.step
+        for _ in self._progress(stage, end, number, following):
             with clock.waiting():
                 batch = next(batches)
             self.profile.before_step(self.step)
-            self.state, metrics = step_fn(self.state, self._placed(batch), self.key)
+            share = self.budget.share()
+            told = () if share is None else (share,)
+            self.state, metrics = step_fn(self.state, self._placed(batch), self.key, *told)
             self.step += 1
             self.profile.after_step(self.step, self.state)
             self.pending.append((self.step, metrics, batch["image_id"]))
-            if self._due(config.log_every) or self.step == end:
+            if self.step == began + 1:
+                jax.block_until_ready(self.state)
+                self.budget.start()
+                self.programs.prepare(following)
+            if self._due(self.config.log_every) or not self.budget.is_left(self.step, end):
                 self._log(clock, stage)
             self._save_and_show()
             if self.interruption.requested(self.step):
                 self._stop()
+        self._newest_metrics()
 
-    def _progress(self, stage: StageConfig, first: int, end: int) -> Iterator[int]:
+    def _progress(self, stage: StageConfig, end: int, number: int, following: StageConfig | None) -> Iterator[None]:
+        """Once for each step of a stage, with a bar. By the clock it goes on while the next step is being compiled."""
+        by_steps = self.config.minutes is None
+
+        def left() -> Iterator[None]:
+            while self.budget.is_left(self.step, end) or (
+                not by_steps
+                and following is not None
+                and not self.programs.is_ready(following)
+                and self.budget.is_left(self.step, self.config.num_steps)
+            ):
+                yield None
+
         self.bar = tqdm(
-            range(self.step, end),
-            initial=self.step - first,
-            total=stage.num_steps,
+            left(),
+            initial=number if by_steps else 0,
+            total=stage.num_steps if by_steps else None,
             desc=f"{stage.image_size} px",
             unit="step",
             disable=jax.process_index() != 0,
@@ -185,9 +217,9 @@ class _Run:
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
 
-    def _log(self, clock: _Clock, stage: StageConfig) -> None:
+    def _log(self, clock: Throughput, stage: StageConfig) -> None:
         row = self._newest_metrics()
-        row |= {"learning_rate": float(f"{float(self.schedule(self.step - 1)):.5g}")}
+        row |= {"learning_rate": float(f"{self.budget.learning_rate(self.step - 1):.5g}")}
         row |= clock.lap(self.step, stage.batch_size)
         self.writer.write(self.step, row)
         self.bar.set_postfix(loss=row["loss"], iou=row["iou_1"], images_per_s=row["images_per_s"])
@@ -220,6 +252,9 @@ class _Run:
             clicks = self.predict_clicks(self.state, self._placed(batch), self.key)
             # Host 0 holds the first images of every batch.
             self.writer.image(self.step, draw(batch, *map(np.asarray, clicks)))
+        if mark := self.budget.passed_mark():
+            self._newest_metrics()
+            self._write_model(f"snapshot_{100 * mark:.0f}", self.state)
 
     def _lacks_evaluation(self) -> bool:
         return self.step > 0 and self._due(self.config.eval_every) and not self.store.has_score(self.step)
@@ -287,7 +322,7 @@ class _Run:
     def _stop(self) -> None:
         self._newest_metrics()
         self.store.save(self.step, self.state)
-        raise Interrupted(f"stopped at step {self.step} of {self.config.num_steps}; run the same command to go on")
+        raise Interrupted(f"stopped at step {self.step} {self.budget}; run the same command to go on")
 
     def _write_models(self) -> epath.Path:
         """Writes `model/` from the last state and, if an earlier one had a better evaluation, `best/` from that."""
@@ -301,54 +336,3 @@ class _Run:
         variables = jax.jit(partial(model_variables, self.config), out_shardings=sharding.replicated(self.mesh))(state)
         save_model(self.workdir / name, self.config.sam, variables, self.config.storage_dtype, overwrite=True)
         return self.workdir / name
-
-
-class _Profile:
-    """A context manager that profiles steps `steps[0]` to `steps[1]`, or those of them that are still to come."""
-
-    def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None) -> None:
-        self._steps, self._path, self._started_at = steps, workdir / "profile", -1
-
-    def __enter__(self) -> _Profile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._started_at >= 0:
-            jax.profiler.stop_trace()
-
-    def before_step(self, step: int) -> None:
-        if self._steps is not None and self._started_at < 0 and self._steps[0] <= step < self._steps[1]:
-            jax.profiler.start_trace(str(self._path))
-            self._started_at = step
-
-    def after_step(self, step: int, state: TrainState) -> None:
-        if self._started_at >= 0 and self._steps is not None and step >= self._steps[1]:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-            log.info("profile of steps %d to %d is in %s", self._started_at, step, self._path)
-            self._started_at, self._steps = -1, None
-
-
-class _Clock:
-    """Measures images per second, and the share of time spent waiting for data."""
-
-    def __init__(self, step: int) -> None:
-        self._step, self._started, self._waited = step, time.perf_counter(), 0.0
-
-    def waiting(self) -> _Clock:
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._waited += time.perf_counter() - self._entered
-
-    def lap(self, step: int, batch_size: int) -> dict[str, float]:
-        elapsed = time.perf_counter() - self._started
-        row = {
-            "images_per_s": round((step - self._step) * batch_size / elapsed, 2),
-            "data_wait": round(self._waited / elapsed, 3),
-        }
-        self._step, self._started, self._waited = step, time.perf_counter(), 0.0
-        return row

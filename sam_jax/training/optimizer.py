@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,21 @@ def learning_rate_schedule(config: OptimConfig, num_steps: int) -> optax.Schedul
         drops[step] = drops.get(step, 1.0) * config.milestone_factor
     after = optax.piecewise_constant_schedule(peak, drops)
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def learning_rate_by_clock(config: OptimConfig) -> Callable[[Any, Any], jax.Array]:
+    """(step, share of the time that is used) -> the learning rate: warm-up by steps, decay by the clock."""
+
+    def rate(step: Any, share: Any) -> jax.Array:
+        warm = jnp.minimum(1.0, (step + 1) / max(1, config.warmup_steps))
+        if config.cosine:
+            decay = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(share, 0, 1)))
+        else:
+            passed = (jnp.asarray(share) >= jnp.asarray((*config.milestones, jnp.inf))).sum()
+            decay = jnp.float32(config.milestone_factor) ** passed
+        return config.learning_rate * warm * decay
+
+    return rate
 
 
 def layer_scales(config: OptimConfig, sam: SamConfig, params: Any) -> Any:
@@ -58,15 +73,39 @@ def _by_path(value: Callable[[str, Any], Any], params: Any) -> Any:
     return unflatten_dict({path: value(path, parameter) for path, parameter in flat.items()}, sep="/")
 
 
-def make_optimizer(config: OptimConfig, sam: SamConfig, num_steps: int) -> optax.GradientTransformation:
-    """The whole chain, from raw gradients to updates."""
+def make_optimizer(config: OptimConfig, sam: SamConfig, num_steps: int | None) -> optax.GradientTransformation:
+    """The whole chain, from raw gradients to updates.
+
+    With `num_steps` None the rate follows the clock: `update` takes the share of the time that is used as `share`.
+    """
+    schedule = None if num_steps is None else learning_rate_schedule(config, num_steps)
     return optax.chain(
         _clip(config.clip_norm) if config.clip_norm else optax.identity(),
         _directions(config),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
         _scale_by_layer(config, sam),
-        optax.scale_by_learning_rate(learning_rate_schedule(config, num_steps)),
+        _by_clock(config) if schedule is None else optax.scale_by_learning_rate(schedule),
     )
+
+
+class ClockState(NamedTuple):
+    """Steps that were taken, () int32, and the share of the time that was used before the last, () float32."""
+
+    step: jax.Array
+    share: jax.Array
+
+
+def _by_clock(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
+    rate = learning_rate_by_clock(config)
+
+    def init(params: Any) -> ClockState:
+        return ClockState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+    def update(updates: Any, state: ClockState, params: Any = None, *, share: jax.Array, **_: Any) -> Any:
+        factor = -rate(state.step, share)
+        return jax.tree.map(lambda x: factor * x, updates), ClockState(state.step + 1, share)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def global_norm(gradients: Any) -> jax.Array:

@@ -7,15 +7,16 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from sam_jax import sharding
 from sam_jax.checkpoint import load_config, load_variables
-from sam_jax.config import TrainConfig, network_differences
+from sam_jax.config import StageConfig, TrainConfig, network_differences
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.ops.random_bits import hash_key
-from sam_jax.training.step import TrainState, create_state
+from sam_jax.training.step import TrainState, create_state, image_embeddings
 
 
 def compiler_options(mesh: Mesh, llvm_level: int) -> dict[str, Any] | None:
@@ -33,6 +34,30 @@ def abstract_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTra
     shapes = jax.eval_shape(partial(_from_seed, config, model, optimizer))
     shardings = sharding.tree_shardings(mesh, shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def abstract_batch(
+    config: TrainConfig, stage: StageConfig, where: jax.sharding.NamedSharding | None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a stage's batches, placed; with a cache of embeddings, those in the place of images."""
+    b, k, s = stage.batch_size, stage.masks_per_image, stage.image_size
+    grid = s // stage.mask_stride
+    shapes = {
+        "image": ((b, s, s, 3), np.uint8),
+        "input_size": ((b, 2), np.int32),
+        "masks": ((b, k, grid, grid), np.bool_),
+        "mask_valid": ((b, k), np.bool_),
+    }
+    if config.sam.text_embed_dim:
+        shapes["text_embeddings"] = ((b, k, config.sam.text_embed_dim), np.float32)
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in shapes.items()}
+    if config.finetune.embedding_cache is not None:
+        model = Sam(config.sam)
+        variables = jax.eval_shape(partial(init_variables, model), jax.random.key(0))
+        seen = {name: batch.pop(name) if name == "image" else batch[name] for name in ("image", "input_size")}
+        known = jax.eval_shape(partial(image_embeddings, model), variables, seen)
+        batch["image_embeddings"] = jax.ShapeDtypeStruct(known.shape, np.float16, sharding=where)
+    return batch
 
 
 def initial_state(config: TrainConfig, model: Sam, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

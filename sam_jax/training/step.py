@@ -20,10 +20,13 @@ from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.ops.products import exact_products
 from sam_jax.ops.transforms import normalize_batch
 from sam_jax.structs import Prompts
+from sam_jax.training.augment import augment
 from sam_jax.training.finetune import assemble, split_params
 from sam_jax.training.losses import MaskLosses, affinity_loss, enlarge, mask_losses, prompt_loss
 from sam_jax.training.optimizer import global_norm
 from sam_jax.training.prompts import add_error_points, first_prompts, is_ambiguous, reduce_masks
+
+_AUGMENT = 1 << 20  # folded into a step's key; small numbers are those that `split` folds in
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -74,13 +77,18 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    share: jax.Array | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on a batch as of `forward_with_loss`. `key` is the run's key; the step number is folded in.
+
+    `share` () float32 is for an optimizer by the clock: the share of the time that is used.
 
     Returns:
       The next state, and the metrics of `forward_with_loss` with `grad_norm`, before clipping.
     """
     batch_key = jax.random.fold_in(key, state.step)
+    if config.augment.mirror or config.augment.recolour:
+        batch = augment(config.augment, batch, jax.random.fold_in(batch_key, _AUGMENT))
     count = batch["mask_valid"].sum()
 
     def loss_of(params: Any, piece: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -89,7 +97,8 @@ def train_step(
 
     metrics, grads = _gradients(loss_of, state.params, batch, batch_key, config.accumulate)
     with exact_products():
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        clock: dict[str, Any] = {} if share is None else {"share": share}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **clock)
     params = optax.apply_updates(state.params, updates)
     metrics["grad_norm"] = global_norm(grads)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics  # type: ignore[attr-defined]

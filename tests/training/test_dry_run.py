@@ -9,7 +9,8 @@ from benchmarks import tpu_training
 from sam_jax.config import FinetuneConfig, InteractionConfig, StageConfig, TrainConfig, for_stage
 from sam_jax.estimates import tpu as tpu_estimates
 from sam_jax.training import dry_run
-from sam_jax.training.dry_run import _abstract_batch, useful_flops
+from sam_jax.training.dry_run import useful_flops
+from sam_jax.training.placement import abstract_batch
 from tests.tiny import SMALLEST
 
 STAGE = StageConfig(80, 1, 2, num_steps=1)
@@ -38,9 +39,9 @@ def test_a_stage_counts_its_own_interactions():
 
 
 def test_batches_hold_embeddings_where_a_cache_has_them():
-    assert "image_embeddings" not in _abstract_batch(CONFIG, STAGE, None)
+    assert "image_embeddings" not in abstract_batch(CONFIG, STAGE, None)
     config = dataclasses.replace(CONFIG, finetune=dataclasses.replace(FROZEN, embedding_cache="somewhere"))
-    batch = _abstract_batch(config, STAGE, None)
+    batch = abstract_batch(config, STAGE, None)
     assert "image" not in batch
     assert (batch["image_embeddings"].shape, batch["image_embeddings"].dtype) == ((1, 5, 5, 32), np.float16)
 

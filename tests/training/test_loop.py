@@ -154,6 +154,18 @@ def test_a_model_with_details_trains_and_finds_masks(composite_file, root, monke
     assert (masks.shape, ious.shape) == ((3, 60, 90), (3,))
 
 
+@pytest.mark.long
+def test_processes_that_make_composites_change_no_step(composite_file, root, monkeypatch):
+    """The curve and the weights of a run are the same bit by bit with two of them and with none."""
+    alone, helped = root / "without_workers", root / "with_workers"
+    for workdir, workers in ((alone, 0), (helped, 2)):
+        options = "--data.num-workers", workers, "--eval-every", 0, "--overlay-every", 0
+        assert train(monkeypatch, composite_file, "--workdir", workdir, *options) == 0
+    same_curve(rows_of(alone), rows_of(helped))
+    for one, other in zip(variables_of(alone), variables_of(helped), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def command(config_file, workdir, *args):
     """train.py as a process of its own, with one device."""
     env = dict(os.environ, XLA_FLAGS="", PYTHONPATH=str(ROOT), JAX_DISABLE_MOST_OPTIMIZATIONS="1", JAX_PLATFORMS="cpu")

@@ -132,7 +132,7 @@ def test_muon_is_optaxs_whatever_goes_through_newton_schulz_together():
         for name, shape in shapes.items():
             length = 0.2 * max(np.prod(shape[:-1]), shape[-1]) ** 0.5
             expected = length * directions[name]["kernel"]
-            np.testing.assert_allclose(updates[name]["kernel"], expected, atol=1e-5)
+            np.testing.assert_allclose(updates[name]["kernel"], expected, atol=2e-6)
 
 
 def test_muons_updates_are_orthogonal_and_as_long_as_adams():
