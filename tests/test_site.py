@@ -54,6 +54,6 @@ def test_docstrings_become_tables(site):
     page = (site / "reference/sam_jax/index.html").read_text()
     predict = page.split('id="sam_jax.SamPredictor.predict"', 1)[1].split('id="sam_jax.SamPredictor.predict_many"')[0]
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", predict))
-    for part in ("Parameters:", "multimask_output", "True gives three masks", "Raises:", "no image is set"):
+    for part in ("Parameters:", "multimask_output", "True returns three masks", "Raises:", "no image is set"):
         assert part in text
     assert "Args:" not in page
