@@ -29,7 +29,8 @@ def serve(
       checkpoint, dtype, crf: as `load_model` takes them.
       onnx: offer the model as ONNX files, where the extra is installed.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # By force: what reads checkpoints has set up the log for warnings alone.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
     model, variables = load_model(checkpoint, dtype, crf)
     name = model_path(checkpoint).name
