@@ -35,6 +35,7 @@ _LIBRARY = _BASE | {
     "evaluation",
     "text",
     "serving",
+    "zero_shot",
     "engine",
 }
 # What networks are made of, and what that is made of on TPUs.
@@ -91,12 +92,14 @@ ALLOWED = {
     # It takes candidates from everything mode and masks from the predictor.
     "text": _BASE | {"inference"},
     "serving": _BASE | {"sam_jax", "inference"},
+    # The paper's tasks: runs of batch/, scored and shown as evaluation/ does.
+    "zero_shot": _BASE | {"inference", "batch", "data", "evaluation"},
     "engine": _LIBRARY - {"engine"},
     "sam_jax": _LIBRARY - {"sam_jax"},
     "convert": _BASE | {"sam_jax", "text"},
     "cli": _LIBRARY | {"convert", "data/tfds"},
     "configs": {"sam_jax", "config"},
-    # `python infer.py`, `python train.py` and `python -m convert.torch_to_flax`
+    # `python infer.py`, `python -m sam_jax.zero_shot` and the like
     "doors": {"cli"},
 }
 # room: what it may import from outside the house and the standard library.
@@ -131,6 +134,8 @@ THIRD_PARTY = {
     "evaluation": _ARRAYS | _HOST | {"cv2", "skimage", "h5py"},
     "text": _ARRAYS | _HOST | {"flax", "tokenizers", "instant_clip_tokenizer"},
     "serving": _ARRAYS | {"PIL", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"},
+    # Optional: another floor, and the measures of COCO and LVIS.
+    "zero_shot": _ARRAYS | _HOST | {"skimage", "faster_coco_eval", "lvis"},
     "engine": _ARRAYS | _HOST,
     "sam_jax": set(),
     "convert": {"jax", "numpy", "flax", "etils", "torch", "safetensors", "jax2onnx", "onnx", "onnxruntime"},

@@ -69,6 +69,7 @@ class Summary:
       prompts: the prompts used; None in everything mode.
       seconds: duration of the run.
       timings: seconds per stage.
+      noun: what one result is called, for `text`.
     """
 
     done: int = 0
@@ -79,11 +80,14 @@ class Summary:
     prompts: PromptTable | None = None
     seconds: float = 0.0
     timings: Timings = field(default_factory=Timings)
+    noun: str = "mask"
 
     def text(self, failures_file: epath.PathLike) -> str:
         """The summary as lines of text."""
         rate = f", {self.done / self.seconds:.2f} images/s" if self.done else ""
-        head = f"{_counted(self.done, 'image')} done with {_counted(self.masks, 'mask')} in {self.seconds:.1f} s{rate}"
+        head = (
+            f"{_counted(self.done, 'image')} done with {_counted(self.masks, self.noun)} in {self.seconds:.1f} s{rate}"
+        )
         lines = [head + (f"; already finished: {self.skipped}" if self.skipped else "")]
         if self.prompts is not None and self.prompts.left_out:
             lines.append(f"left out as empty or crowd: {_counted(self.prompts.left_out, 'box', 'boxes')}")
@@ -111,6 +115,7 @@ def run_images(
     files: ResultFiles,
     prompts: PromptTable | None = None,
     options: RunOptions | None = None,
+    noun: str = "mask",
 ) -> Summary:
     """Segments images and writes their results, with a progress bar on a terminal.
 
@@ -125,7 +130,7 @@ def run_images(
     if prompts is not None:
         prompts.check(images)
     mine = images.share(options.host, options.hosts)
-    summary, start = Summary(prompts=prompts), time.perf_counter()
+    summary, start = Summary(prompts=prompts, noun=noun), time.perf_counter()
     results = segment_images(
         mine,
         segmenter,

@@ -13,6 +13,7 @@ COMMANDS = {
     "infer": "segment images: by points and boxes, or everything in them",
     "train": "train or fine-tune a model, from a recipe by name or file",
     "evaluate": "score a model's masks on labelled images",
+    "zero-shot": "edges, object proposals and instances, as in the SAM paper",
     "convert": "convert weights from and to PyTorch, and models to ONNX",
     "serve": "serve a model to many users over HTTP",
     "data": "prepare, check and describe training data",
@@ -37,5 +38,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(chosen, int):
         return chosen
     _, program, rest = chosen
-    done: int = importlib.import_module(f"sam_jax.cli.{program.split()[-1]}").main(rest)
+    done: int = importlib.import_module(f"sam_jax.cli.{program.split()[-1].replace('-', '_')}").main(rest)
     return done

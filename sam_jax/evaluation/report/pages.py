@@ -12,21 +12,11 @@ from etils import epath
 from sam_jax.evaluation.options import click_column
 from sam_jax.evaluation.report.cases import Case
 from sam_jax.evaluation.report.charts import Line, line_chart
+from sam_jax.evaluation.report.html import html_table, text_table, whole_page
 from sam_jax.evaluation.results import EvaluationResult, average_over_sets
 from sam_jax.files import write_atomically
 
 FORMAT = "sam_jax.evaluation.v1"
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
-svg text { font: 12px system-ui, sans-serif; fill: #333; }
-table { border-collapse: collapse; margin: 0.6em 0 1.6em; display: block; overflow-x: auto; }
-th, td { padding: 0.25em 0.8em; text-align: right; border-bottom: 1px solid #e2e2e2; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-td small { color: #777; }
-.row { display: flex; flex-wrap: wrap; gap: 1.5em; }
-figure { margin: 0 0 1em; max-width: 400px; }
-figcaption { font-size: 13px; color: #444; overflow-wrap: anywhere; }
-"""
 
 
 def make_report(
@@ -55,10 +45,10 @@ def text_tables(report: Mapping[str, Any]) -> str:
     parts = []
     for title, metric in (("mean IoU (95 % interval over images)", "miou"), ("boundary IoU", "boundary_iou")):
         header, rows = _score_rows(report, metric)
-        parts.append(f"{title}\n{_aligned([header, *rows])}")
+        parts.append(f"{title}\n{text_table([header, *rows])}")
     header, rows = _calibration_rows(report)
     if rows:
-        parts.append(f"predicted against true IoU\n{_aligned([header, *rows])}")
+        parts.append(f"predicted against true IoU\n{text_table([header, *rows])}")
     return "\n\n".join(parts)
 
 
@@ -76,19 +66,16 @@ def write_report(
 
 def html_page(report: Mapping[str, Any], cases: Mapping[str, Sequence[Case]], case_column: str) -> str:
     """The report as one HTML page: tables, charts, and images of cases, which `case_column` ranks."""
-    model = escape(str(report.get("checkpoint", "model")))
     parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>',
-        f"<style>{_STYLE}</style></head><body><h1>Evaluation of {model}</h1>",
         "<h2>Mean IoU</h2>",
-        _html_table(*_score_rows(report, "miou")),
+        html_table(*_score_rows(report, "miou")),
         f'<div class="row">{"".join(_charts(report))}</div>',
         "<h2>Boundary IoU</h2>",
-        _html_table(*_score_rows(report, "boundary_iou")),
+        html_table(*_score_rows(report, "boundary_iou")),
     ]
     header, rows = _calibration_rows(report)
     if rows:
-        parts += ["<h2>Predicted against true IoU</h2>", _html_table(header, rows)]
+        parts += ["<h2>Predicted against true IoU</h2>", html_table(header, rows)]
     for name, images in cases.items():
         parts.append(f'<h2>{escape(name)}: best, median and worst at {escape(case_column)}</h2><div class="row">')
         parts += [
@@ -103,9 +90,8 @@ def html_page(report: Mapping[str, Any], cases: Mapping[str, Sequence[Case]], ca
     parts.append(
         "<p>Tinted: the predicted mask. White: the true outline. Dots: clicks, green on the object, red off it. "
         "Intervals hold 95 % of a bootstrap over images. Boundary IoU: Cheng et al. 2021, 2 % of the diagonal.</p>"
-        "</body></html>"
     )
-    return "\n".join(parts)
+    return whole_page("Evaluation", f"Evaluation of {report.get('checkpoint', 'model')}", parts)
 
 
 def _score_rows(report: Mapping[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
@@ -137,25 +123,6 @@ def _calibration_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[s
             errors = ("mean_absolute_error", "mean_error", "expected_calibration_error")
             rows.append([name, column, spearman, *(f"{found[key]:+.3f}".removeprefix("+") for key in errors)])
     return header, rows
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def cell(text: str) -> str:
-        value, sign, spread = escape(text).partition(" ±")
-        return f"<td>{value}{f' <small>±{spread}</small>' if sign else ''}</td>"
-
-    head = "".join(f"<th>{escape(text)}</th>" for text in header)
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _charts(report: Mapping[str, Any]) -> list[str]:

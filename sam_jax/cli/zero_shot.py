@@ -1,0 +1,146 @@
+"""`sam-jax zero-shot`: the tasks of the SAM paper that a model was never trained for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from sam_jax.cli import parsing
+
+if TYPE_CHECKING:
+    from sam_jax.batch.image_list import ImageList
+    from sam_jax.batch.result_files import ResultFiles
+    from sam_jax.batch.run import Summary
+    from sam_jax.batch.segmenters import Segmenter
+
+_Images = Annotated[
+    Positional[tuple[str, ...]], arg(metavar="IMAGES", help="files, directories, 'dir/*.jpg', @LIST; local or gs://")
+]
+_Out = Annotated[str, arg(metavar="DIR", help="where results go")]
+_Workers = Annotated[int, arg(help="threads that read, and as many that write")]
+_Overwrite = Annotated[bool, arg(help="do finished images again")]
+_PointsPerBatch = Annotated[int, arg(help="points decoded at once")]
+_SOME_FAILED = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Edges:
+    """Find edges: Sobel's filter of the masks of a 16x16 grid, thinned. The SAM paper's section 7.2.
+
+    Examples:
+        sam-jax zero-shot edges images/ --out edges/
+        sam-jax zero-shot edges BSDS500/data/images/val --bsds BSDS500/data/groundTruth/val --floors
+        sam-jax zero-shot edges MAPS/ --maps --bsds BSDS500/data/groundTruth/val
+
+    Written to --out: a PNG per image, 255 the strongest edge; a run that was cut off goes on when started again.
+    With --bsds the edges are compared with those that people drew: ODS, OIS, AP and R50 are printed, and report.html
+    has curves and images. Exit codes: 0 all done, 1 some images are not, 2 wrong input.
+    """
+
+    images: _Images
+    checkpoint: parsing.Checkpoint = None
+    dtype: parsing.Dtype = None
+    out: _Out = "edges"
+    bsds: Annotated[
+        str | None, arg(metavar="DIR", help="BSDS500, or a folder of .mat files named like the images: score edges")
+    ] = None
+    maps: Annotated[bool, arg(help="IMAGES are edges already, grey and 255 for certain: only score them")] = False
+    floors: Annotated[bool, arg(help="also score Sobel's filter of the image, and Canny's with scikit-image")] = False
+    thresholds: Annotated[int, arg(help="at which edges are scored")] = 99
+    processes: Annotated[int | None, arg(help="that score; None is one per core")] = None
+    points_per_side: Annotated[int, arg(help="points along each side of the grid")] = 16
+    points_per_batch: _PointsPerBatch = 64
+    box_nms_thresh: Annotated[float, arg(help="of two masks whose boxes overlap more, one goes")] = 0.7
+    workers: _Workers = 2
+    overwrite: _Overwrite = False
+
+    def run(self) -> int:
+        """Finds edges and scores them."""
+        from sam_jax.batch.image_list import find_images
+        from sam_jax.zero_shot.boundary_benchmark import THRESHOLDS
+        from sam_jax.zero_shot.edge_run import ScoringOptions, score_edges
+        from sam_jax.zero_shot.edge_scores import find_boundaries
+
+        given = {"thresholds": self.thresholds != THRESHOLDS, "processes": self.processes, "floors": self.floors}
+        if self.bsds is None and (name := next((name for name, is_given in given.items() if is_given), None)):
+            raise ValueError(f"--{name} goes with --bsds DIR")
+        if self.maps and (self.bsds is None or self.floors):
+            raise ValueError("--maps only scores edges: it goes with --bsds DIR, and without --floors")
+        images = find_images(self.images, exclude=self.out)
+        scoring = {"processes": self.processes} if self.processes is not None else {}
+        options = self.bsds and ScoringOptions(self.bsds, self.floors, self.thresholds, **scoring)
+        if options:
+            find_boundaries(images, options.boundaries)  # better now than after all the work
+        failed, edges, name = 0, {image.path: image.path for image in images}, "edges"
+        if not self.maps:
+            failed, edges, name = self._find(images)
+        if options:
+            about = {"checkpoint": name, "points_per_side": self.points_per_side, "box_nms_thresh": self.box_nms_thresh}
+            score_edges(images, edges, self.out, name, options, {} if self.maps else about)
+        return _SOME_FAILED if failed else 0
+
+    def _find(self, images: ImageList) -> tuple[int, dict[str, str], str]:
+        """How many images failed, the edges of the others, and the model's name."""
+        import sam_jax
+        from sam_jax.checkpoint import model_path
+        from sam_jax.zero_shot.edge_files import EdgeFiles
+        from sam_jax.zero_shot.edges import EdgeSegmenter
+
+        grid = {"points_per_side": self.points_per_side, "box_nms_thresh": self.box_nms_thresh}
+        files = EdgeFiles(self.out, {"checkpoint": self.checkpoint, "dtype": self.dtype} | grid)
+        model, variables = sam_jax.load_model(self.checkpoint, self.dtype, False)
+        segmenter = EdgeSegmenter(model, variables, points_per_batch=self.points_per_batch, **grid)
+        summary = _run_images(images, segmenter, files, self.workers, self.overwrite, "edge map")
+        failed = {image.path for image, _ in summary.failures}
+        edges = {image.path: str(files.path(image)) for image in images if image.path not in failed}
+        return len(failed), edges, str(self.checkpoint or model_path(None).name)
+
+
+def _run_images(
+    images: ImageList, segmenter: Segmenter, files: ResultFiles, workers: int, overwrite: bool, noun: str
+) -> Summary:
+    from sam_jax.batch.run import RunOptions, run_images
+
+    options = RunOptions(workers=workers, overwrite=overwrite)
+    summary = run_images(images, segmenter, files, options=options, noun=noun)
+    print(summary.text(files.out / options.failures_file))
+    return summary
+
+
+TASKS: dict[str, tuple[type, str]] = {
+    "edges": (Edges, "edges of images; ODS, OIS, AP on BSDS500"),
+}
+_LINES = "\n".join(f"  {{program}} {name:<10} {text}" for name, (_, text) in TASKS.items())
+HELP = f"""The SAM paper's tasks that a model was never trained for.
+
+usage: {{program}} TASK ...
+
+{_LINES}
+
+`{{program}} TASK --help` explains each."""
+
+
+def main(argv: Sequence[str] | None = None, program: str = "sam-jax zero-shot") -> int:
+    """Runs a task; bad input ends in one line on stderr and exit code 2, a full disk in 1."""
+    chosen = parsing.choose(TASKS, program, HELP, argv)
+    if isinstance(chosen, int):
+        return chosen
+    (task, _), program, rest = chosen
+    command: Any = parsing.parse(task, program, rest)
+
+    def work() -> int:
+        from sam_jax.batch.result_files import OutputError
+        from sam_jax.runtime import use_compilation_cache
+
+        use_compilation_cache()
+        try:
+            done: int = command.run()
+        except OutputError as error:
+            parsing.complain(program, error)
+            return _SOME_FAILED
+        return done
+
+    return parsing.run(program, work)
