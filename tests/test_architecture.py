@@ -135,7 +135,7 @@ THIRD_PARTY = {
     "text": _ARRAYS | _HOST | {"flax", "tokenizers", "instant_clip_tokenizer"},
     "serving": _ARRAYS | {"PIL", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"},
     # Optional: another floor, and the measures of COCO and LVIS.
-    "zero_shot": _ARRAYS | _HOST | {"skimage", "faster_coco_eval", "lvis"},
+    "zero_shot": _ARRAYS | _HOST | {"skimage", "faster_coco_eval"},
     "engine": _ARRAYS | _HOST,
     "sam_jax": set(),
     "convert": {"jax", "numpy", "flax", "etils", "torch", "safetensors", "jax2onnx", "onnx", "onnxruntime"},

@@ -123,9 +123,14 @@ def concatenate(parts: list[Candidates]) -> Candidates:
     return Candidates([pixels for part in parts for pixels in part.pixels], **arrays)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, static_argnames="single_output")
 def decode_points(
-    model: Sam, variables: Any, embedding: jax.Array, points: jax.Array, least_iou: jax.Array
+    model: Sam,
+    variables: Any,
+    embedding: jax.Array,
+    points: jax.Array,
+    least_iou: jax.Array,
+    single_output: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Three masks of each point (HQ-SAM: one), as planes, because most are dropped before their pixels are needed.
 
@@ -134,6 +139,7 @@ def decode_points(
     Args:
       embedding: (h, w, C); points: (P, 2) in pixels of the input frame.
       least_iou: () float32; on CPUs, points without a predicted IoU above it get planes of zeros.
+      single_output: return only the decoder's mask for unambiguous prompts, one per point.
 
     Returns:
       (3 P, 16, h*w) logits, see `ops.planes`, and predicted IoU (3 P,), both float32.
@@ -141,7 +147,8 @@ def decode_points(
 
     def decode(points: jax.Array, least_iou: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         prompts = Prompts(point_coords=points[None, :, None], point_labels=jnp.ones((1, len(points), 1), jnp.int32))
-        options: Any = {"masks": slice(1, None), "least_iou": least_iou, "method": "predict_planes"}
+        wanted = slice(0, 1) if single_output else slice(1, None)
+        options: Any = {"masks": wanted, "least_iou": least_iou, "method": "predict_planes"}
         found: Any = model.apply(variables, embedding[None], prompts, **options)
         planes, iou = found
         return planes.reshape(-1, *planes.shape[-2:]), iou.reshape(-1)
@@ -251,12 +258,14 @@ def find_in_crop(
     crop: Crop,
     grid: np.ndarray,
     on_points: Callable[[int], None] | None = None,
+    single_output: bool = False,
 ) -> Candidates:
     """Masks of a crop that pass the filters on predicted IoU, stability, position and size.
 
     Args:
       grid: (n, 2) points (x, y) in [0, 1], as fractions of the crop's sides.
       on_points: called with the number of points of each batch before it is decoded.
+      single_output: one mask per point, see `decode_points`.
     """
     points = grid * np.array(crop.size[::-1])
     in_frame = to_input_frame(points, crop.size, crop.input_size).astype(np.float32)
@@ -268,7 +277,9 @@ def find_in_crop(
         if on_points is not None:
             on_points(len(batch))
         filled = np.concatenate([batch, np.repeat(batch[:1], config.points_per_batch - len(batch), axis=0)])
-        waiting.append((start, *decode_points(model, variables, crop.encoded.embeddings, filled, _least_iou(config))))
+        least_iou = _least_iou(config)
+        found = decode_points(model, variables, crop.encoded.embeddings, filled, least_iou, single_output=single_output)
+        waiting.append((start, *found))
         # The device decodes this batch while the host filters the previous one.
         if len(waiting) > 1:
             parts += _chunks(config, *waiting.pop(0), len(points), enlarge)

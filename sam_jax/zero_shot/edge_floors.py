@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from sam_jax.zero_shot.edge_thinning import Gradients, thinned
+from sam_jax.zero_shot.edge_thinning import suppress
 
 SOBEL, CANNY = "Sobel", "Canny"
 CANNY_LEVELS = 32
@@ -36,7 +36,8 @@ def sobel_edges(grey: np.ndarray) -> np.ndarray:
     """(H, W) float32 of 0..1 -> Sobel's filter, thinned, (H, W) uint8."""
     dy, dx = ndimage.sobel(grey, axis=0, mode="nearest"), ndimage.sobel(grey, axis=1, mode="nearest")
     strength = np.hypot(dy, dx)
-    return np.ceil(255 * np.sqrt(np.where(thinned(Gradients(dy, dx)) > 0, strength, 0) / _STRONGEST)).astype(np.uint8)
+    kept = suppress(strength, dy, dx) > 0
+    return np.ceil(255 * np.sqrt(np.where(kept, strength, 0) / _STRONGEST)).astype(np.uint8)
 
 
 def canny_edges(grey: np.ndarray) -> np.ndarray:
