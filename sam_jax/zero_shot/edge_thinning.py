@@ -12,13 +12,13 @@ _RIDGES = 2.0  # pixels: the scale at which the direction of an edge is looked f
 def thin_map(strength: np.ndarray) -> np.ndarray:
     """Edges as strong as (H, W) float32 says -> (H, W) uint8: one pixel wide, 255 the strongest.
 
-    The map is smoothed a little, and at each pixel the direction in which it bends down most is across the edge, as in
+    The map is smoothed a little, and at each pixel the direction in which it bends most is across the edge, as in
     Dollar and Zitnick 2013 (`edgesDetect.m`). The paper names Canny's suppression and says no more.
     """
     smooth = ndimage.gaussian_filter(np.asarray(strength, np.float32), SMOOTHING)
     orders = (2, 0), (0, 2), (1, 1)
     yy, xx, xy = (ndimage.gaussian_filter(smooth, _RIDGES, order=order) for order in orders)
-    angle = np.arctan2(2 * xy, xx - yy) / 2 + np.pi / 2
+    angle = np.arctan2(2 * xy, xx - yy) / 2 + np.where(xx + yy < 0, np.pi / 2, 0)
     return suppress(smooth, np.sin(angle), np.cos(angle))
 
 
@@ -39,5 +39,5 @@ def suppress(strength: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> np.ndarray
         place = np.stack([ys, xs])
         up, down = (ndimage.map_coordinates(strength, place + step * across, order=1) for step in (1, -1))
         kept = (own >= up) & (own >= down)
-        edges[ys[kept], xs[kept]] = np.ceil(own[kept] / highest * 255)
+        edges[ys[kept], xs[kept]] = np.round(own[kept] / highest * 255)
     return edges
