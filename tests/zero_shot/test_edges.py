@@ -168,7 +168,7 @@ def test_from_images_to_a_report(run, images, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in made}
     assert len(before) >= 6
     code, out, _ = run(images, *scoring, "--floors")
-    assert (code, "finished before: 2" in out) == (1, True)
+    assert (code, "already finished: 2" in out) == (1, True)
     assert before == {path: path.stat().st_mtime_ns for path in before}
     code, out, _ = run(images, "--box-nms-thresh", 0.5)
     assert "2 images done" in out

@@ -77,7 +77,7 @@ def test_the_command(run, tmp_path):
     ]
     assert all(entry["segmentation"]["size"] == list(SIZE) for entry in results)
     code, out, _ = run("--boxes", tmp_path / "boxes.json")
-    assert "finished before: 2" in out
+    assert "already finished: 2" in out
 
 
 @pytest.mark.oracle

@@ -102,7 +102,7 @@ def test_the_command(run, tmp_path):
     assert [entry["image_id"] for entry in results] == [7] * 5 + [8] * 5
     assert results[0]["score"] >= results[4]["score"]
     code, out, _ = run("--most", 5)
-    assert "finished before: 2" in out
+    assert "already finished: 2" in out
 
 
 @pytest.mark.oracle
