@@ -46,6 +46,9 @@ class Evaluate:
         str | None, arg(metavar="DIR", help="CLIP or SigLIP 2, as written by `sam-jax convert from-clip`")
     ] = None
     floors: Annotated[bool, arg(help="also score baselines without learning")] = False
+    groups: Annotated[
+        str | None, arg(metavar="FILE", help="CSV of image,[mask,]attribute,...: also score by group")
+    ] = None
     limit: Annotated[int | None, arg(help="maximum number of images per set, drawn at random")] = None
     max_masks: Annotated[int | None, arg(help="draw images of each set at random up to this number of masks")] = None
     seed: Annotated[int, arg(help="random seed of the images drawn and of the bootstrap")] = 0
@@ -55,6 +58,7 @@ class Evaluate:
     def run(self) -> None:
         """Evaluates, prints and writes."""
         from sam_jax.checkpoint import load_model, model_path
+        from sam_jax.evaluation.groups import read_attributes
         from sam_jax.evaluation.options import EvaluationOptions
         from sam_jax.evaluation.run import evaluate_sets, list_paper_sets, open_sets
         from sam_jax.runtime import use_compilation_cache
@@ -77,13 +81,14 @@ class Evaluate:
         )
         use_compilation_cache()
         sets = open_sets(self.data, self.set, self.images)
+        attributes = None if self.groups is None else read_attributes(self.groups)
         model, variables = load_model(self.checkpoint, self.dtype, refinement)
         said = {name: getattr(self, name) for name in ("limit", "max_masks", "seed", "dtype")}
         about = {
             "checkpoint": str(self.checkpoint or model_path(None).name),
             "options": said | {"crf": refinement},
         }
-        evaluate_sets(model, variables, sets, options, about, self.out, self.floors)
+        evaluate_sets(model, variables, sets, options, about, self.out, self.floors, attributes)
 
     def _run_text(self) -> None:
         """The same of phrases."""

@@ -8,9 +8,11 @@ from typing import Any
 
 from sam_jax.data.records import DataError
 from sam_jax.evaluation.floors import evaluate_floors, floor_columns
+from sam_jax.evaluation.groups import Attributes, group_columns, score_groups
 from sam_jax.evaluation.options import EvaluationOptions
 from sam_jax.evaluation.protocol import evaluate
 from sam_jax.evaluation.report.cases import Case, draw_cases
+from sam_jax.evaluation.report.group_tables import group_text
 from sam_jax.evaluation.report.pages import make_report, text_tables, write_report
 from sam_jax.evaluation.results import EvaluationResult, join
 from sam_jax.evaluation.sets.image_sets import ImageSet, open_image_set
@@ -54,19 +56,35 @@ def evaluate_sets(
     about: dict[str, Any],
     out: str,
     floors: bool = False,
+    attributes: Attributes | None = None,
 ) -> None:
     """Evaluates, prints tables and writes `out`/report.html and report.json.
 
     Args:
       about: what the report says about the model and the options.
       floors: also score the baselines without learning.
+      attributes: also score by group.
+
+    Raises:
+      DataError: the attributes name an image that no set has, or the options score none of the clicks that groups are
+        compared by.
     """
+    if attributes is not None:
+        group_columns(options.columns)
+        attributes.check([name for one in sets for name in one.image_ids])
     results, cases = [], {}
     for one in sets:
         result, cases[one.name] = _evaluate_set(model, variables, one, replace(options, keep_masks=True), floors)
         results.append(result)
     report = make_report(results, options.clicks, about, options.seed)
+    if attributes is not None:
+        for result, one in zip(results, sets, strict=True):
+            ids = [one.image_ids[index] for index in result.indices]
+            report["sets"][result.name]["groups"] = score_groups(result, ids, attributes, options.seed)
     print(text_tables(report))
+    for name, found in report["sets"].items():
+        if "groups" in found:
+            print(f"\n{name}: {group_text(found['groups'])}")
     page, data = write_report(out, report, cases, options.columns[0])
     print(f"\nwrote {page} and {data}")
 

@@ -12,6 +12,7 @@ from etils import epath
 from sam_jax.evaluation.options import click_column
 from sam_jax.evaluation.report.cases import Case
 from sam_jax.evaluation.report.charts import Line, line_chart
+from sam_jax.evaluation.report.group_tables import group_html
 from sam_jax.evaluation.report.html import html_table, text_table, whole_page
 from sam_jax.evaluation.results import EvaluationResult, average_over_sets
 from sam_jax.files import write_atomically
@@ -76,6 +77,7 @@ def html_page(report: Mapping[str, Any], cases: Mapping[str, Sequence[Case]], ca
     header, rows = _calibration_rows(report)
     if rows:
         parts += ["<h2>Predicted against true IoU</h2>", html_table(header, rows)]
+    parts += [group_html(name, one["groups"]) for name, one in report["sets"].items() if "groups" in one]
     for name, images in cases.items():
         parts.append(f'<h2>{escape(name)}: best, median and worst at {escape(case_column)}</h2><div class="row">')
         parts += [

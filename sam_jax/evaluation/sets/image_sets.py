@@ -51,6 +51,11 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def image_ids(self) -> list[str]:
+        """A name of each image, in order, by which tables of attributes know it; available without reading any."""
+        ...
+
     def __getitem__(self, index: int) -> LabelledImage:
         """Raises DataError that names the file if the image or its labels cannot be read."""
         ...
@@ -64,6 +69,11 @@ class RecordImages:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """The numbers of the images, as text."""
+        return [str(number) for number in self._source.image_ids.tolist()]
 
     def __getitem__(self, index: int) -> LabelledImage:
         record = self._source[index]
@@ -85,6 +95,11 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self._files)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """File names without directory and suffix."""
+        return [epath.Path(file.member or file.image).stem for file in self._files]
 
     def __getitem__(self, index: int) -> LabelledImage:
         file = self._files[index]
