@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -95,7 +96,7 @@ class Edges:
         from sam_jax.zero_shot.edge_files import EdgeFiles
         from sam_jax.zero_shot.edges import EdgeSegmenter
 
-        grid = {"points_per_side": self.points_per_side, "box_nms_thresh": self.box_nms_thresh}
+        grid: dict[str, Any] = {"points_per_side": self.points_per_side, "box_nms_thresh": self.box_nms_thresh}
         refinement = parsing.edge_refinement(self.crf, self.no_crf)
         settings = {"checkpoint": self.checkpoint, "dtype": self.dtype, "crf": refinement}
         files = EdgeFiles(self.out, settings | grid)
@@ -152,9 +153,8 @@ class Proposals:
         files, loaded = _open_run(self, chosen)
         segmenter = ProposalSegmenter(*loaded, options)
         summary = _run_images(images, segmenter, files, self.workers, self.overwrite, "proposal")
-        return _finish(
-            self, "proposals", images, files, ids, annotations, summary, lambda *of: proposal_recall(*of, self.most)
-        )
+        measure = partial(proposal_recall, most=self.most)
+        return _finish(self, "proposals", images, files, ids, annotations, summary, measure)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,8 +128,8 @@ def score_groups(
 
     Returns:
       columns: the scores. attributes: {attribute: {group: {"masks", "images", column: {"mean", "interval"}}}}, where
-      intervals hold 95 % of a bootstrap over images. differences: of each pair {"attribute", "groups", "column", "difference",
-      "p", "corrected_p", "significant"}. warnings: lines about small groups.
+      intervals hold 95 % of a bootstrap over images. differences: of each pair {"attribute", "groups", "column",
+      "difference", "p", "corrected_p", "significant"}. warnings: lines about small groups.
     """
     columns = group_columns(result.columns)
     iou = result.iou[:, [result.columns.index(column) for column in columns]]

@@ -93,7 +93,7 @@ def count_matches(
                 pairs, matched = person.match(found)
                 recalled += pairs
                 right |= matched
-            rows.append((recalled, total, np.count_nonzero(right), np.count_nonzero(found)))
+            rows.append((recalled, total, int(right.sum()), int(found.sum())))
         else:
             rows.append(rows[-1])
         before = above
@@ -135,13 +135,15 @@ def score(counts: np.ndarray, thresholds: np.ndarray) -> BoundaryScores:
       thresholds: (n,).
     """
     recall, precision = _rates(counts.sum(axis=0))
-    threshold, *best = _best(thresholds, recall, precision)
+    threshold, best_recall, best_precision, ods = _best(thresholds, recall, precision)
     of_images = _f_measure(*_rates(counts))
     last_best = of_images.shape[1] - 1 - of_images[:, ::-1].argmax(axis=1)
     own_recall, own_precision = _rates(counts[np.arange(len(counts)), last_best].sum(axis=0))
     return BoundaryScores(
         threshold,
-        *best,
+        best_recall,
+        best_precision,
+        ods,
         ois_recall=float(own_recall),
         ois_precision=float(own_precision),
         ois=float(_f_measure(own_recall, own_precision)),
