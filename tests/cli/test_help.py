@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_jax.cli import convert, data, main, train
+from sam_jax.cli import convert, data, main, train, zero_shot
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -18,6 +18,7 @@ COMMANDS = [
     *(["train", name] for name in train.recipes()),
     *(["convert", name] for name in convert.COMMANDS),
     *(["data", name] for name in data.COMMANDS),
+    *(["zero-shot", name] for name in zero_shot.TASKS),
 ]
 
 
@@ -90,11 +91,12 @@ def test_options_of_training_are_all_there(capsys):
     } <= names
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["convert"], ["data"]], ids=" ".join)
+@pytest.mark.parametrize("words", [[], ["train"], ["convert"], ["data"], ["zero-shot"]], ids=" ".join)
 def test_help_of_several_names_each(words, capsys):
     assert main.main([*words, "--help"]) == 0
     text = capsys.readouterr().out
     names = {(): main.COMMANDS, ("train",): train.recipes(), ("convert",): convert.COMMANDS, ("data",): data.COMMANDS}
+    names[("zero-shot",)] = zero_shot.TASKS
     assert all(name in text for name in names[tuple(words)])
     assert main.main(words) == 2  # nothing was asked for
 
