@@ -115,9 +115,9 @@ class MaskDecoderConfig:
       num_multimask_outputs: masks for an ambiguous prompt, beside the single mask for all others.
       iou_head_depth: layers of the MLP that predicts each mask's IoU.
       iou_head_hidden_dim: width of that MLP, in channels.
-      iou_times_stability: each predicted IoU is the head's value times the mask's stability score, the IoU of the mask
-        at logits above 0.5 with itself at logits above -0.5. SAM: False. The stability of a mask tells how sure the
-        decoder is of its outline, which the head of a small model does not see.
+      iou_times_stability: whether each predicted IoU is the head's value times the mask's stability score, which is the
+        IoU of the mask at logits above 0.5 with itself at logits above -0.5. The published models do not. A stable
+        outline is one that the decoder is sure of, which the head of a small model does not see.
       kernels: as `ImageEncoderConfig.attention`, for the decoder's work on pixels. The kernels are made for inference:
         a gradient recomputes the forward pass with XLA.
       dropout_rate: in training, applied to the output of each self-attention, cross-attention and MLP, before the
