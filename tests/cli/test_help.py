@@ -35,7 +35,8 @@ def arguments_of(text):
     for line in re.split(r"^ -{4,} *$", text, maxsplit=1, flags=re.M)[1].splitlines():
         line = line.rstrip()
         indent = len(line) - len(line.lstrip())
-        if re.match(r" {2}(-[-h]|[A-Z]+(?: {2}|$))", line) and line.strip(" -"):
+        other_name = entries and entries[-1].endswith(",") and " " not in entries[-1]  # a switch of two long names
+        if re.match(r" {2}(-[-h]|[A-Z]+(?: {2}|$))", line) and line.strip(" -") and not other_name:
             entries.append(line.strip())
         elif entries and indent > 3:
             entries[-1] += "  " + line.strip()
