@@ -240,7 +240,7 @@ class SamPredictor:
         point_labels: np.ndarray | None,
         boxes: np.ndarray | None,
         mask_inputs: np.ndarray | None,
-        text_embeddings: np.ndarray | None,
+        text_embeddings: np.ndarray | None = None,
     ) -> Prompts:
         """Checked numpy prompts (N, ...) in pixels of the input frame; absent points and boxes are flagged as such."""
         input_size, original_size = self._sizes()

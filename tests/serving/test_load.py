@@ -76,23 +76,34 @@ def alone(server):
         return np.median([ask(client, name) for _ in range(30)][10:])
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
-def test_many_users_at_once(server, seconds):
-    """People pause between clicks: here so long that all together ask for half of what one user without a pause gets.
+def load(server, seconds):
+    """Latencies of many users for so many seconds, and that of one alone; no error, and memory is flat.
 
-    Tried again where the machine has become slower meanwhile: others work on it, too.
+    People pause between clicks: here so long that all together ask for half of what one user without a pause gets.
     """
+    single = alone(server)
+    pause = 2 * USERS * single
+    many(server, pause, pause)  # everybody's connection once, before memory is looked at
+    gc.collect()
+    before = resident_bytes()
+    latencies = many(server, max(seconds, 2 * pause), pause)
+    gc.collect()
+    grown, single = resident_bytes() - before, max(single, alone(server))
+    print(f"one user {single:.4f} s; {len(latencies)} requests of {USERS}, {grown} bytes more")
+    assert grown < MAX_GROWTH
+    return latencies, single
+
+
+def test_many_users_at_once(server):
+    assert len(load(server, 3)[0]) >= 2 * USERS
+
+
+@pytest.mark.slow
+def test_many_users_wait_little(server):
+    """For a minute; on a machine that others do not use, within the three attempts."""
     for _ in range(ATTEMPTS):
-        single = alone(server)
-        pause = 2 * USERS * single
-        many(server, pause, pause)  # everybody's connection once, before memory is looked at
-        gc.collect()
-        before = resident_bytes()
-        latencies = many(server, max(seconds, 2 * pause), pause)
-        gc.collect()
-        grown, p95, single = resident_bytes() - before, np.quantile(latencies, 0.95), max(single, alone(server))
-        print(f"one user {single:.4f} s; {len(latencies)} requests of {USERS}: p95 {p95:.4f} s, {grown} bytes more")
-        assert grown < MAX_GROWTH
+        latencies, single = load(server, 60)
+        p95 = np.quantile(latencies, 0.95)
         if p95 < 4 * single:
             return
     raise AssertionError(f"p95 {p95:.4f} s, one user alone {single:.4f} s")
