@@ -12,6 +12,7 @@ from sam_jax.cli import parsing
 COMMANDS = {
     "infer": "segment images: by points and boxes, or everything in them",
     "train": "train or fine-tune a model, from a recipe by name or file",
+    "video": "carry masks through the frames of a video",
     "evaluate": "score a model's masks on labelled images",
     "zero-shot": "edges, object proposals and instances, as in the SAM paper",
     "convert": "convert weights from and to PyTorch, and models to ONNX",

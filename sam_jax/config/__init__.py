@@ -56,6 +56,7 @@ from sam_jax.config.training import (
     TrainConfig,
     for_stage,
 )
+from sam_jax.config.video import VideoConfig
 
 __all__ = [
     "ATTENTION",
@@ -84,6 +85,7 @@ __all__ = [
     "TinyVitConfig",
     "TowersConfig",
     "TrainConfig",
+    "VideoConfig",
     "VisionTowerConfig",
     "bare_network",
     "clip_vit_b_16",

@@ -13,6 +13,7 @@ from sam_jax.cli import convert, data, main, train, zero_shot
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     ["infer"],
+    ["video"],
     ["evaluate"],
     ["serve"],
     *(["train", name] for name in train.recipes()),
