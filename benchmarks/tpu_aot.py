@@ -39,8 +39,10 @@ from sam_jax.inference.encoding import EncodedImages
 from sam_jax.models.sam import Sam, inference_variables, init_variables
 from sam_jax.ops import crf
 from sam_jax.ops.attention import packed_attention
+from sam_jax.ops.transforms import resized_size
+from sam_jax.video import matching, step
 
-Kind = Literal["encoder", "blocks", "kernels", "decoder", "edges", "everything", "train"]
+Kind = Literal["encoder", "blocks", "kernels", "decoder", "edges", "everything", "video", "train"]
 SIZES = {"b": config.vit_b, "l": config.vit_l, "h": config.vit_h}
 COLUMNS = {
     "program": "{program}",
@@ -232,6 +234,28 @@ def everything(size: str, args: Any) -> list[Program]:
     ]
 
 
+def video(size: str, args: Any) -> list[Program]:
+    """The step of `sam-jax video` after the encoder: two objects, frames of 854 x 480, five frames remembered."""
+    model, variables = _model(size, args)
+    c, settings, objects = model.config, config.VideoConfig(), 2
+    grid = matching.cell_grid(c, settings, resized_size((480, 854), c.image_size))
+    side, slots = c.image_encoder.grid_size, settings.anchors + settings.memory
+    embedding = jax.ShapeDtypeStruct((side, side, c.embedding_channels), jnp.float32)
+    frame = jax.ShapeDtypeStruct((c.image_size, c.image_size, 3), jnp.uint8)
+    describe = partial(matching.describe_cells, c, settings, grid=grid)
+    cells = jax.eval_shape(describe, embedding, frame)
+
+    def function(variables: Any, embedding: Any, frame: Any, *remembered: Any) -> Any:
+        encoded = step.EncodedFrame(embedding, describe(embedding, frame))
+        return step.carry_to_frame(model, variables, encoded, *remembered, settings=settings, grid=grid)
+
+    remembered = [((slots, *cells.shape), jnp.float32), ((slots, objects, cells.shape[0]), jnp.float32)]
+    remembered += [((slots, objects), jnp.bool_), ((slots,), jnp.float32)]
+    arguments = variables, embedding, frame, *(jax.ShapeDtypeStruct(*one) for one in remembered)
+    useful = tpu_estimates.matmul_flops(function, *arguments)
+    return [Program(f"masks of {objects} objects carried {size.upper()}, 480 x 854", function, arguments, useful)]
+
+
 PROGRAMS = {
     "encoder": encoder,
     "blocks": blocks,
@@ -239,6 +263,7 @@ PROGRAMS = {
     "decoder": decoder,
     "edges": edges,
     "everything": everything,
+    "video": video,
 }
 
 

@@ -95,9 +95,8 @@ ALLOWED = {
     "serving": _BASE | {"sam_jax", "inference"},
     # The paper's tasks: runs of batch/, scored and shown as evaluation/ does.
     "zero_shot": _BASE | {"inference", "batch", "data", "evaluation"},
-    # It walks through frames with the image predictor; the door `python -m sam_jax.video` is a door to cli/.
+    # It walks through frames with the image predictor.
     "video": _BASE | {"inference", "batch", "evaluation"},
-    "video/__main__": {"cli"},
     "engine": _LIBRARY - {"engine"},
     "sam_jax": _LIBRARY - {"sam_jax"},
     "convert": _BASE | {"sam_jax", "text"},
@@ -142,7 +141,6 @@ THIRD_PARTY = {
     "zero_shot": _ARRAYS | _HOST | {"skimage", "faster_coco_eval"},
     # PyAV is optional, imported where a video file is read or written.
     "video": _ARRAYS | _HOST | {"av"},
-    "video/__main__": set(),
     "engine": _ARRAYS | _HOST,
     "sam_jax": set(),
     "convert": {"jax", "numpy", "flax", "etils", "torch", "safetensors", "jax2onnx", "onnx", "onnxruntime"},

@@ -77,14 +77,13 @@ def carry_to_frame(
     side = encoded.image_embedding.shape[0] * grid.split
     carried = _to_low_res(shares, grid, side)
     found = shares.max(axis=1) > _HALF
-    prompts = _prompts(model, shares, carried, closed, found, grid)
-    predicted: Any = model.apply(
-        variables, encoded.image_embedding[None], prompts, masks=slice(0, 1), method="predict_masks"
-    )
-    decoded = jnp.clip(predicted.low_res_masks[0, :, 0], -_STRONGEST, _STRONGEST)
+    prompts = _prompts(model, shares, closed, found, grid)
+    predicted: Any = model.apply(variables, encoded.image_embedding[None], prompts, method="predict_masks")
+    decoded, ious = _most_alike(predicted.low_res_masks[0], predicted.iou_predictions[0], carried)
+    decoded = jnp.clip(decoded, -_STRONGEST, _STRONGEST)
     fused = (1 - settings.carried_share) * decoded + settings.carried_share * 2 * carried
     logits = apart(fused)
-    return CarriedMasks(logits, cell_shares(logits, grid), predicted.iou_predictions[0, :, 0], found)
+    return CarriedMasks(logits, cell_shares(logits, grid), ious, found)
 
 
 def cell_shares(logits: jax.Array, grid: CellGrid) -> jax.Array:
@@ -110,10 +109,20 @@ def _to_low_res(shares: jax.Array, grid: CellGrid, side: int) -> jax.Array:
     return jnp.log(padded) - jnp.log1p(-padded)
 
 
-def _prompts(
-    model: Sam, shares: jax.Array, carried: jax.Array, closed: jax.Array, found: jax.Array, grid: CellGrid
-) -> Prompts:
-    """Prompts of what was carried: logits, the box, and the point farthest inside of it whose matches are mutual."""
+def _most_alike(masks: jax.Array, ious: jax.Array, carried: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of M masks (N, M, l, l) of each object, the one most like the carried one (N, l, l), and its predicted IoU."""
+    mine, theirs = jax.nn.sigmoid(masks), jax.nn.sigmoid(carried)[:, None]
+    overlap = jnp.minimum(mine, theirs).sum((2, 3)) / jnp.maximum(mine, theirs).sum((2, 3))
+    best = overlap.argmax(axis=1)
+    rows = jnp.arange(len(best))
+    return masks[rows, best], ious[rows, best]
+
+
+def _prompts(model: Sam, shares: jax.Array, closed: jax.Array, found: jax.Array, grid: CellGrid) -> Prompts:
+    """Prompts of what was carried: the box, and the point farthest inside of it whose matches are mutual.
+
+    The carried logits are no prompt: on moving cut-outs the decoder then repeats their mistakes.
+    """
     cells = rearrange(shares, "n (y x) -> n y x", y=grid.rows)
     calm = _mean(cells, 3) > _HALF  # without single cells, which would stretch the box
     covered = jnp.where(calm.any(axis=(1, 2), keepdims=True), calm, cells > _HALF)
@@ -127,8 +136,6 @@ def _prompts(
         point_labels=jnp.where(found, 1, -1)[None, :, None],
         boxes=boxes[None] * pixels,
         box_valid=found[None],
-        mask_inputs=carried[None],
-        mask_valid=found[None],
     )
 
 

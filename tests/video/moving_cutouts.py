@@ -118,3 +118,15 @@ def _place(cutout: Image.Image, size: tuple[int, int], path: _Path, scale: float
     offset = np.array(cutout.size) / 2 - back @ centre
     matrix = (back[0, 0], back[0, 1], offset[0], back[1, 0], back[1, 1], offset[1])
     return cutout.transform((w, h), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+class ClipFrames:
+    """A clip as `sam_jax.video.frames.Frames`."""
+
+    def __init__(self, clip: Clip) -> None:
+        self._clip, self.size, self.rate = clip, clip.frames.shape[1:3], 24.0
+        self.names = [f"{index:05d}" for index in range(len(clip.frames))]
+
+    def read(self, index: int) -> np.ndarray:
+        """Frame `index`, (H, W, 3) uint8."""
+        return self._clip.frames[index]
