@@ -1,5 +1,6 @@
 """Training from the command line to the model directory: on SA-1B tars, through evaluation, and whatever stops it."""
 
+import functools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from sam_jax import sharding
 from sam_jax.checkpoint import load_config, load_model
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.training import loop
@@ -157,6 +159,8 @@ def test_a_model_with_details_trains_and_finds_masks(composite_file, root, monke
 @pytest.mark.long
 def test_processes_that_make_composites_change_no_step(composite_file, root, monkeypatch):
     """The curve and the weights of a run are the same bit by bit with two of them and with none."""
+    one_chip = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", one_chip)
     alone, helped = root / "without_workers", root / "with_workers"
     for workdir, workers in ((alone, 0), (helped, 2)):
         options = "--data.num-workers", workers, "--eval-every", 0, "--overlay-every", 0
