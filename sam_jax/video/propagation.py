@@ -137,7 +137,7 @@ class VideoPropagator:
             encoded = self._encode(self.frames.read(frame))
             carried = self._carry(encoded, memory, frame, active & ~given)
             masks, ious = np.array(carried.low_res_masks), np.array(carried.iou_predictions)
-            relative = ious / np.maximum(self._first_ious(), 1e-6)
+            relative = np.maximum(ious, 0) / np.maximum(self._first_ious(), 1e-6)
             hidden = ~np.asarray(carried.found) | (relative < self.settings.occlusion_iou)
             good = active & ~given & ~hidden & (relative >= self.settings.good_iou)
             memory.remember(Remembered(frame, encoded.cells, carried.shares, good))
