@@ -72,8 +72,9 @@ class ProposalSegmenter:
         """All of the work, of an image (H, W, 3) uint8, as masks cannot wait. Takes no prompts."""
         h, w = image.shape[:2]
         (crop,) = encode_crops(self._model, self._variables, image, [(0, 0, w, h)])
-        boxes, scores, per_point = self._scores(crop)
-        best = nms(boxes, scores, self._config.box_nms_thresh)[: self._options.most]
+        boxes, scores, areas, per_point = self._scores(crop)
+        there = np.flatnonzero(areas)  # an empty mask proposes nothing
+        best = there[nms(boxes[there], scores[there], self._config.box_nms_thresh)][: self._options.most]
         records: dict[int, dict[str, Any]] = {}
         points = np.unique(best // per_point)
         for numbers in self._batches(points):
@@ -96,15 +97,16 @@ class ProposalSegmenter:
         """The same, with its variables on a device."""
         return ProposalSegmenter(self._model, jax.device_put(self._variables, device), self._options)
 
-    def _scores(self, crop: Crop) -> tuple[np.ndarray, np.ndarray, int]:
-        """Boxes (n, 4) and scores (n,) of the masks of all points, and how many a point has."""
-        boxes, scores = [], []
+    def _scores(self, crop: Crop) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Boxes (n, 4), scores (n,) and areas (n,) of the masks of all points, and how many a point has."""
+        boxes, scores, areas = [], [], []
         for numbers in self._batches(np.arange(len(self._grid))):
             masks = self._masks(crop, self._grid[numbers])
             boxes.append(masks.boxes)
             scores.append((masks.iou + masks.stability) / 2)
+            areas.append(masks.area)
         count = sum(map(len, scores))
-        return np.concatenate(boxes), np.concatenate(scores), count // len(self._grid)
+        return np.concatenate(boxes), np.concatenate(scores), np.concatenate(areas), count // len(self._grid)
 
     def _batches(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
         for start in range(0, len(numbers), self._options.points_per_batch):

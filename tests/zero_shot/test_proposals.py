@@ -1,5 +1,6 @@
 """Proposals of a tiny model: ranked, limited, made twice alike; and the command."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -62,6 +63,13 @@ def test_settings(variables):
         ProposalOptions(most=0)
     with pytest.raises(ValueError, match="box_nms_thresh"):
         ProposalSegmenter(Sam(TINY), variables, ProposalOptions(box_nms_thresh=2.0))
+
+
+def test_empty_masks_are_no_proposals(variables, image):
+    """Nothing lies above a threshold that no logit reaches."""
+    model = Sam(dataclasses.replace(TINY, mask_threshold=1e6))
+    segmenter = ProposalSegmenter(model, variables, ProposalOptions(**OPTIONS))
+    assert segmenter.records(segmenter.find(image), SIZE) == []
 
 
 @pytest.fixture
