@@ -96,6 +96,8 @@ BAD = {
         "box_probability": [-0.1, 7.0],
         "box_noise": [-0.1],
         "box_noise_max": [-1.0],
+        "text_probability": [-0.1, 1.1],
+        "text_alone": [-0.1, 1.1],
     },
     "LossConfig": {
         "focal_weight": [-1.0],
@@ -145,9 +147,36 @@ BAD = {
     "SamConfig": {
         "prompt_embed_dim": [0, -8, 100],
         "details": [-1],
+        "text_embed_dim": [-1],
         "pixel_mean": [(-1.0, 0.0, 0.0), (0.0, 0.0, 256.0)],
         "pixel_std": [(0.0, 1.0, 1.0)],
         "dtype": ["float16"],
+    },
+    "TextOptions": {
+        "templates": [(), ("no phrase",), ("{} and {}",)],
+        "distractors": [("",)],
+        "threshold": [-1.1, 1.1],
+        "masks_per_phrase": [0],
+        "mask_nms_thresh": [-0.1],
+        "enlarge": [0.9],
+        "masked_share": [-0.1, 1.1],
+        "batch_size": [0],
+    },
+    "TextPromptConfig": {
+        "towers": [""],
+        "cache": [""],
+        "looks": [0],
+        "max_enlarge": [0.9],
+        "keep_background": [-0.1, 1.1],
+        "min_area": [-1],
+    },
+    "TextTowerConfig": {
+        "vocab_size": [0],
+        "context_length": [0],
+        "width": [0, 100],
+        "depth": [0],
+        "num_heads": [0],
+        "mlp_dim": [0],
     },
     "TinyVitConfig": {
         "image_size": [0, -16, 100],
@@ -183,6 +212,32 @@ BAD = {
         "checkpoint_every": [0],
         "keep": [0],
     },
+    "TowersConfig": {
+        "family": ["clap"],
+        "embed_dim": [0],
+        "activation": ["relu"],
+        "pixel_std": [(0.0, 1.0, 1.0)],
+    },
+    "VideoConfig": {
+        "memory": [0],
+        "anchors": [0],
+        "cells": [0],
+        "radius": [0.0, 1.1],
+        "temperature": [0.0],
+        "cycle_radius": [0.0],
+        "colour_weight": [-0.1],
+        "carried_share": [-0.1, 1.1],
+        "good_iou": [-0.1, 1.1],
+        "occlusion_iou": [-0.1, 1.1],
+    },
+    "VisionTowerConfig": {
+        "image_size": [0, 16],
+        "patch_size": [0],
+        "width": [0, 100],
+        "depth": [0],
+        "num_heads": [0],
+        "mlp_dim": [0],
+    },
 }
 # Fields that every value of the right type is good for: switches, configs that check themselves, and thresholds on
 # numbers that a model may give of any size.
@@ -201,7 +256,9 @@ FREE = {
         *("image_encoder", "prompt_encoder", "mask_decoder", "crf"),
         *("mask_threshold", "pred_iou_thresh", "stability_score_thresh"),
     },
-    "TrainConfig": {"sam", "data", "interaction", "loss", "optim", "augment", "finetune", "mesh"},
+    "TextPromptConfig": {"attend_to_mask"},
+    "TowersConfig": {"vision", "text", "pixel_mean"},
+    "TrainConfig": {"sam", "data", "interaction", "loss", "optim", "text", "augment", "finetune", "mesh"},
 }
 BAD["HqMaskDecoderConfig"] = BAD["MaskDecoderConfig"]
 CLASSES = [getattr(configs, name) for name in configs.__all__ if dataclasses.is_dataclass(getattr(configs, name))]
