@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,7 @@ def write_results(
         mask_record(index, mask, iou, prompt_fields(prompts, index))
         for index, (mask, iou, _) in enumerate(zip(*predicted, strict=True))
     ]
-    return _write(out, path, as_array(image), annotations, draw_overlay(image, prompts, predicted))
+    return _write(out, path, as_array(image), annotations, lambda: draw_overlay(image, prompts, predicted))
 
 
 def write_phrase_results(
@@ -114,12 +114,18 @@ def write_phrase_results(
 ) -> epath.Path:
     """As `write_results`, of records with run lengths, `text` and `score`, which the overlay tells."""
     masks = [decode_mask(record["segmentation"]) for record in records]
-    overlay = label_masks(overlay_masks(image, masks), masks, labels_of(records))
-    return _write(out, path, image, [{"id": index, **record} for index, record in enumerate(records)], overlay)
+    annotations = [{"id": index, **record} for index, record in enumerate(records)]
+    return _write(
+        out, path, image, annotations, lambda: label_masks(overlay_masks(image, masks), masks, labels_of(records))
+    )
 
 
 def _write(
-    out: epath.PathLike, path: epath.PathLike, pixels: np.ndarray, annotations: list[dict[str, Any]], drawn: np.ndarray
+    out: epath.PathLike,
+    path: epath.PathLike,
+    pixels: np.ndarray,
+    annotations: list[dict[str, Any]],
+    draw: Callable[[], np.ndarray],
 ) -> epath.Path:
     folder, name = epath.Path(out), epath.Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +134,7 @@ def _write(
         mask = decode_mask(record["segmentation"])
         write_image(folder / f"{name.stem}.mask_{index}.png", mask.astype(np.uint8) * 255)
     overlay = folder / f"{name.stem}.overlay.jpg"
-    write_image(overlay, drawn)
+    write_image(overlay, draw())
     size = {"file_name": name.name, "width": pixels.shape[1], "height": pixels.shape[0]}
     write_records(folder / f"{name.stem}.masks.json", size, annotations)
     return overlay

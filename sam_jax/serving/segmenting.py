@@ -82,7 +82,8 @@ class StoredPredictor(SamPredictor):
         rows, columns = (
             _enlargement(low, side, inner, outer) for low, inner, outer in zip(logits.shape, *sizes, strict=True)
         )
-        return np.asarray(rows @ logits @ columns.T > self.model.config.mask_threshold)
+        enlarged = np.matmul(np.matmul(rows, logits), columns.T)
+        return np.asarray(enlarged > self.model.config.mask_threshold)
 
 
 # Masks of one image come together.

@@ -125,9 +125,10 @@ def test_a_dead_worker_ends_the_batches(pool):
 
 
 HOST = """
-import sys, time
+import signal, sys, time
 from sam_jax.composites.workers import Workers
 from sam_jax.config import CompositeConfig
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started this with SIGINT ignored
 workers = Workers(sys.argv[1], CompositeConfig(image_size=48), 0, 2, 8)
 workers.ask(0, 0)
 workers.finished()

@@ -122,7 +122,7 @@ def test_missing_surplus_and_misshapen_tensors_are_all_named(state):
     assert (
         "missing: text_model.encoder.layers.1.mlp.fc2.bias; not part of CLIP: text_model.extra; misshapen: " in message
     )
-    assert "vision_model.pre_layrnorm.bias is (3,) where its size asks for (24,)" in message
+    assert "vision_model.pre_layrnorm.bias is (3,), expected (24,) for this size" in message
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ LOOSE = dict(points_per_side=4, points_per_batch=5, pred_iou_thresh=0.0, stabili
 def discs():
     """In the decoder's place: discs of three sizes around each point, the better the further right the point lies."""
 
-    def decode(model, variables, embedding, points, least_iou):
+    def decode(model, variables, embedding, points, least_iou, single_output):
         cells = np.arange(20) + 0.5
         distance = np.hypot(cells - points[:, 0, None, None] / 4, cells[:, None] - points[:, 1, None, None] / 4)
         logits = np.array([2.0, 3.0, 5.0])[:, None, None] - distance[:, None]
