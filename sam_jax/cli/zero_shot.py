@@ -131,7 +131,7 @@ class Proposals:
     most: Annotated[int, arg(help="proposals of an image")] = 1000
     single_output: Annotated[bool, arg(help="one mask a point, not three: the paper's ablation")] = False
     points_per_side: Annotated[int, arg(help="points along each side of the grid")] = 64
-    points_per_batch: _PointsPerBatch = 64
+    points_per_batch: _PointsPerBatch = 32
     box_nms_thresh: Annotated[float, arg(help="of two masks whose boxes overlap more, the worse one goes")] = 0.9
     workers: _Workers = 2
     overwrite: _Overwrite = False

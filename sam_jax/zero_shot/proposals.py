@@ -30,14 +30,14 @@ class ProposalOptions:
     """What the paper sets.
 
     Attributes:
-      points_per_side: of the grid. points_per_batch: decoded at once.
+      points_per_side: of the grid. points_per_batch: decoded at once; their masks lie in memory together.
       box_nms_thresh: of two masks whose boxes overlap by more than this IoU, the worse one goes.
       most: how many proposals of an image are kept.
       single_output: one mask a point, the decoder's for prompts that are not ambiguous, in place of three.
     """
 
     points_per_side: int = 64
-    points_per_batch: int = 64
+    points_per_batch: int = 32
     box_nms_thresh: float = 0.9
     most: int = 1000
     single_output: bool = False
