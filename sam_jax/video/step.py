@@ -79,7 +79,7 @@ def carry_to_frame(
     found = shares.max(axis=1) > _HALF
     prompts = _prompts(model, shares, closed, found, grid)
     predicted: Any = model.apply(variables, encoded.image_embedding[None], prompts, method="predict_masks")
-    decoded, ious = _most_alike(predicted.low_res_masks[0], predicted.iou_predictions[0], carried)
+    decoded, ious = _most_alike(predicted.low_res_masks[0], predicted.iou_predictions[0], carried, grid)
     decoded = jnp.clip(decoded, -_STRONGEST, _STRONGEST)
     fused = (1 - settings.carried_share) * decoded + settings.carried_share * 2 * carried
     logits = apart(fused)
@@ -109,13 +109,16 @@ def _to_low_res(shares: jax.Array, grid: CellGrid, side: int) -> jax.Array:
     return jnp.log(padded) - jnp.log1p(-padded)
 
 
-def _most_alike(masks: jax.Array, ious: jax.Array, carried: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of M masks (N, M, l, l) of each object, the one most like the carried one (N, l, l), and its predicted IoU."""
-    mine, theirs = jax.nn.sigmoid(masks), jax.nn.sigmoid(carried)[:, None]
-    overlap = jnp.minimum(mine, theirs).sum((2, 3)) / jnp.maximum(mine, theirs).sum((2, 3))
+def _most_alike(masks: jax.Array, ious: jax.Array, carried: jax.Array, grid: CellGrid) -> tuple[jax.Array, jax.Array]:
+    """Of M masks (N, M, l, l) of each object, the one with the highest IoU with the carried one (N, l, l), and its
+    predicted IoU. The padding of the frame does not count."""
+    inner = FINEST // grid.split
+    rows, cols = grid.rows * inner, grid.cols * inner
+    mine, theirs = masks[..., :rows, :cols] > 0, carried[:, None, :rows, :cols] > 0
+    overlap = (mine & theirs).sum((2, 3)) / jnp.maximum((mine | theirs).sum((2, 3)), 1)
     best = overlap.argmax(axis=1)
-    rows = jnp.arange(len(best))
-    return masks[rows, best], ious[rows, best]
+    numbers = jnp.arange(len(best))
+    return masks[numbers, best], ious[numbers, best]
 
 
 def _prompts(model: Sam, shares: jax.Array, closed: jax.Array, found: jax.Array, grid: CellGrid) -> Prompts:
