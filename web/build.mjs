@@ -1,0 +1,55 @@
+// `npm run build` writes the page to sam_jax/serving/static, which the server shows at /. With --tests it bundles the
+// unit tests to build/ instead, where node's own runner finds them.
+
+import { copyFile, mkdir, readdir, rm } from "node:fs/promises";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { build } from "esbuild";
+
+const web = path.dirname(fileURLToPath(import.meta.url));
+const page = path.join(web, "../sam_jax/serving/static");
+const images = path.join(web, "../docs/images");
+const runtime = path.join(web, "node_modules/onnxruntime-web/dist");
+const SAMPLES = ["dog.jpg", "bags.jpg", "pizza.jpg"];
+const RUNTIME = ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"];
+
+async function copyAll(names, from, to) {
+  await mkdir(to, { recursive: true });
+  await Promise.all(names.map((name) => copyFile(path.join(from, name), path.join(to, name))));
+}
+
+async function buildPage() {
+  await rm(page, { recursive: true, force: true });
+  await mkdir(page, { recursive: true });
+  await build({
+    entryPoints: { page: path.join(web, "src/page.ts"), worker: path.join(web, "src/worker.ts") },
+    outdir: page,
+    bundle: true,
+    minify: true,
+    format: "esm",
+    target: "es2022",
+    conditions: ["onnxruntime-web-use-extern-wasm"],
+    legalComments: "linked",
+  });
+  await build({ entryPoints: [path.join(web, "src/page.css")], outdir: page, minify: true });
+  await copyAll(SAMPLES, images, path.join(page, "samples"));
+  await copyAll(RUNTIME, runtime, path.join(page, "runtime"));
+  await copyAll(["icon.svg"], path.join(web, "src"), page);
+  // Last: the server takes an index.html for a whole page.
+  await copyAll(["index.html"], path.join(web, "src"), page);
+}
+
+async function buildTests() {
+  const tests = (await readdir(path.join(web, "test"))).filter((name) => name.endsWith(".test.ts"));
+  await build({
+    entryPoints: tests.map((name) => path.join(web, "test", name)),
+    outdir: path.join(web, "build"),
+    outExtension: { ".js": ".mjs" },
+    bundle: true,
+    platform: "node",
+    format: "esm",
+    target: "node20",
+  });
+}
+
+await (process.argv.includes("--tests") ? buildTests() : buildPage());

@@ -1,0 +1,122 @@
+// Masks as pixels to draw over an image. Where a mask is not, nothing is drawn.
+
+import { type Mask, type Size, bitsOf } from "./masks";
+
+export type Rgb = readonly [number, number, number];
+
+const [FILL, EDGE] = [115, 235];
+const EDGES_PER_SIDE = 700; // an outline is a pixel of so many, whatever the image's size
+
+/** A mask in one colour, its outline inside it. */
+export function tinted(bits: Uint8Array, size: Size, [r, g, b]: Rgb): ImageData {
+  const pixels = new Uint8ClampedArray(bits.length * 4);
+  const edges = edgesOf(bits, size);
+  for (let at = 0, to = 0; at < bits.length; at++, to += 4) {
+    if (!bits[at]) continue;
+    pixels[to] = r;
+    pixels[to + 1] = g;
+    pixels[to + 2] = b;
+    pixels[to + 3] = edges[at] ? EDGE : FILL;
+  }
+  return new ImageData(pixels, size[1], size[0]);
+}
+
+/** All masks, each in a colour of its own, the smallest on top. */
+export function colored(masks: readonly Mask[], size: Size): ImageData {
+  const [height, width] = size;
+  const labels = new Uint16Array(height * width);
+  const order = masks.map((_, index) => index).sort((a, b) => masks[b].area - masks[a].area);
+  for (const index of order) paintRuns(masks[index], labels, index + 1);
+  const palette = masks.map((_, index) => hue(index));
+  const pixels = new Uint8ClampedArray(labels.length * 4);
+  const edges = edgesOf(labels, size);
+  for (let at = 0, to = 0; at < labels.length; at++, to += 4) {
+    if (!labels[at]) continue;
+    const [r, g, b] = palette[labels[at] - 1];
+    pixels[to] = r;
+    pixels[to + 1] = g;
+    pixels[to + 2] = b;
+    pixels[to + 3] = edges[at] ? EDGE : FILL + 25;
+  }
+  return new ImageData(pixels, width, height);
+}
+
+/** What the mask cuts out of an image, cropped to its box; the rest is transparent. */
+export function cutOut(image: ImageBitmap, mask: Mask): HTMLCanvasElement {
+  const [x, y, width, height] = mask.bbox;
+  const canvas = canvasOf(width, height);
+  const context = contextOf(canvas);
+  context.drawImage(image, x, y, width, height, 0, 0, width, height);
+  const pixels = context.getImageData(0, 0, width, height);
+  const bits = bitsOf(mask);
+  for (let row = 0; row < height; row++) {
+    for (let column = 0; column < width; column++) {
+      if (!bits[(y + row) * mask.size[1] + x + column]) pixels.data[(row * width + column) * 4 + 3] = 0;
+    }
+  }
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+export function canvasOf(width: number, height: number): HTMLCanvasElement {
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, width);
+  canvas.height = Math.max(1, height);
+  return canvas;
+}
+
+export function contextOf(canvas: HTMLCanvasElement): CanvasRenderingContext2D {
+  const context = canvas.getContext("2d");
+  if (!context) throw new Error("this browser gives no canvas of this size");
+  return context;
+}
+
+export function layerOf(pixels: ImageData): HTMLCanvasElement {
+  const canvas = canvasOf(pixels.width, pixels.height);
+  contextOf(canvas).putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+function paintRuns(mask: Mask, labels: Uint16Array, label: number): void {
+  const [height, width] = mask.size;
+  let at = 0;
+  mask.counts.forEach((run, index) => {
+    if (index % 2 === 1) {
+      for (let pixel = at; pixel < at + run; pixel++) labels[(pixel % height) * width + Math.floor(pixel / height)] = label;
+    }
+    at += run;
+  });
+}
+
+/** 1 at pixels whose neighbour, a few pixels away, is not the same or is beyond the image. */
+function edgesOf(labels: Uint8Array | Uint16Array, [height, width]: Size): Uint8Array {
+  const edges = new Uint8Array(labels.length);
+  const reach = Math.max(1, Math.round(Math.max(height, width) / EDGES_PER_SIDE));
+  for (let y = 0, at = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, at++) {
+      const label = labels[at];
+      if (!label) continue;
+      const same =
+        x >= reach &&
+        y >= reach &&
+        x < width - reach &&
+        y < height - reach &&
+        labels[at - reach] === label &&
+        labels[at + reach] === label &&
+        labels[at - reach * width] === label &&
+        labels[at + reach * width] === label;
+      if (!same) edges[at] = 1;
+    }
+  }
+  return edges;
+}
+
+/** Hues a golden angle apart: neighbours in the list are never alike. */
+function hue(index: number): Rgb {
+  const angle = (index * 137.508) % 360;
+  const channel = (n: number) => {
+    const k = (n + angle / 30) % 12;
+    return Math.round(255 * (0.58 - 0.36 * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+  };
+  return [channel(0), channel(8), channel(4)];
+}
