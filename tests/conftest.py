@@ -17,7 +17,7 @@ from sam_jax.checkpoint import save_model
 from tests.tiny import TINY, random_variables
 
 # Markers that run only where `-m` names them.
-OPT_IN = ("oracle", "slow", "long", "libtpu")
+OPT_IN = ("oracle", "slow", "long", "libtpu", "browser")
 LONGEST = ("test_distributed.py", "test_loop.py")
 # The last match wins. What others do inside their own packages is theirs.
 WARNINGS = (
@@ -39,7 +39,7 @@ def pytest_sessionfinish(session, exitstatus):
 def pytest_configure(config):
     for line in WARNINGS:
         config.addinivalue_line("filterwarnings", line)
-    full_size = any(name in config.option.markexpr for name in ("oracle", "slow"))
+    full_size = any(name in config.option.markexpr for name in ("oracle", "slow", "browser"))
     jax.config.update("jax_disable_most_optimizations", not full_size)
     # In the environment, too, so that processes which tests start keep their programs there.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("jax"))

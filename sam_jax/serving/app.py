@@ -32,9 +32,9 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": Error, "description": "not done, and why"},
     503: {"model": Error, "description": "too busy; Retry-After says when to come again"},
 }
-_NO_PAGE = """<!doctype html><meta charset="utf-8"><title>sam_jax</title>
-<h1>sam_jax</h1><p>The server runs. This installation has no page; the interface is described in
-<a href="/v1/openapi.json">/v1/openapi.json</a>, and in the documentation under Serving.</p>
+_NO_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>sam_jax</title>
+<p>The server runs. Its page is not built yet: run <code>npm ci --prefix web</code> in the clone (Node 20 or newer), then
+start the server again. Programs find the interface in <a href="/v1/openapi.json">/v1/openapi.json</a>.</p>
 """
 T = TypeVar("T")
 

@@ -9,7 +9,10 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+
+from etils import epath
 
 from sam_jax import __version__
 from sam_jax.checkpoint import model_path
@@ -71,8 +74,7 @@ class ModelFiles:
 
     def _key(self) -> str:
         """Another model, or another version of the library, has another key."""
-        files = ((str(path), path.stat()) for path in self._source.rglob("*"))
-        facts = sorted((name, about.length, about.mtime) for name, about in files if not about.is_directory)
+        facts = sorted((str(path), path.stat().length, path.stat().mtime) for path in _files(self._source))
         return hashlib.sha256(repr((__version__, self._crf, facts)).encode()).hexdigest()[:24]
 
     def _make(self) -> None:
@@ -85,3 +87,12 @@ class ModelFiles:
         if self._process.returncode and not self._stopped:
             last = errors.strip().splitlines()[-1:] or ["no reason given"]
             _LOG.error("the ONNX files could not be made: %s", last[0])
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    """All files below a directory. epath's `rglob` is only for some kinds of paths, in some versions."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path

@@ -15,12 +15,13 @@ export interface Place {
 }
 
 const LARGEST_SCALE = 40;
+export const MUCH = 3; // pixels are shown as squares from here on
 const FEWEST_PIXELS = 32; // of the image's longest side on the screen
 
-/** The whole image in the middle, as large as fits; small images grow by whole numbers, so that pixels stay square. */
+/** The whole image in the middle, as large as fits; what grows much grows by whole numbers, so that pixels stay square. */
 export function fit([height, width]: Size, [roomHeight, roomWidth]: Size, margin = 0): View {
   const free = Math.min((roomWidth - 2 * margin) / width, (roomHeight - 2 * margin) / height);
-  const scale = Math.max(free >= 1 ? Math.min(Math.floor(free), LARGEST_SCALE) : free, 1 / Math.max(height, width));
+  const scale = Math.max(free >= MUCH ? Math.min(Math.floor(free), LARGEST_SCALE) : free, 1 / Math.max(height, width));
   return centered([height, width], [roomHeight, roomWidth], scale);
 }
 

@@ -1,6 +1,6 @@
 // The canvas: an image, masks over it, prompts on top.
 
-import { type Place, type View, centered, fit, panned, toImage, toScreen, zoomed } from "./geometry";
+import { MUCH, type Place, type View, centered, fit, panned, toImage, toScreen, zoomed } from "./geometry";
 import type { Size } from "./masks";
 import type { Box, Point } from "./prompts";
 import { contextOf } from "./painting";
@@ -16,7 +16,6 @@ export interface Scene {
 }
 
 const MARGIN = 16;
-const CRISP_SCALE = 2; // pixels are shown as squares from here on
 const [ON, OFF, BOX] = ["#1a9e5c", "#d43d3d", "#ffffff"];
 
 export class Stage {
@@ -103,7 +102,7 @@ export class Stage {
     const { image, size, layers, points, box, cursor } = this.scene;
     const { scale, left, top } = this.view;
     const rectangle = [left, top, size[1] * scale, size[0] * scale] as const;
-    context.imageSmoothingEnabled = scale < CRISP_SCALE;
+    context.imageSmoothingEnabled = scale < MUCH;
     context.imageSmoothingQuality = "high";
     context.drawImage(image, ...rectangle);
     for (const { canvas, opacity } of layers) {

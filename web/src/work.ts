@@ -49,6 +49,8 @@ export class Work {
     toggle("work", true);
     toggle("open-another", true);
     toggle("wait", true);
+    find("latency").textContent = "";
+    find("latency").dataset.milliseconds = "";
     find("wait-text").textContent = why;
     this.stage.show({ image, size: [image.height, image.width], layers: [], points: [], box: null, cursor: null }, true);
   }

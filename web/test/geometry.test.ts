@@ -9,8 +9,9 @@ test("screen and image are each other's inverse", () => {
   assert.deepEqual(toImage(view, there), { x: 3, y: 4 });
 });
 
-test("an image fits, in the middle; small ones by whole numbers", () => {
-  assert.deepEqual(fit([100, 400], [500, 1000], 10), { scale: 2, left: 100, top: 150 });
+test("an image fits, in the middle; small ones grow by whole numbers", () => {
+  assert.deepEqual(fit([100, 400], [500, 1000], 100), { scale: 2, left: 100, top: 150 });
+  assert.deepEqual(fit([100, 100], [370, 1000], 0), { scale: 3, left: 350, top: 35 });
   const view = fit([4000, 1000], [500, 1000], 0);
   assert.equal(view.scale, 0.125);
   assert.equal(view.top, 0);
