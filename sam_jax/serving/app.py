@@ -33,8 +33,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     503: {"model": Error, "description": "too busy; Retry-After says when to come again"},
 }
 _NO_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>sam_jax</title>
-<p>The server runs. Its page is not built yet: run <code>npm ci --prefix web</code> in the clone (Node 20 or newer), then
-start the server again. Programs find the interface in <a href="/v1/openapi.json">/v1/openapi.json</a>.</p>
+<p>The server runs. Its page is not built yet: run <code>npm ci --prefix web</code> in the clone (Node 20 or newer),
+then start the server again. Programs find the interface in <a href="/v1/openapi.json">/v1/openapi.json</a>.</p>
 """
 T = TypeVar("T")
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -21,9 +20,12 @@ from sam_jax.ops.rle import decode_mask
 from sam_jax.serving.app import STATIC
 
 ROOT = Path(__file__).parents[2]
+MASK = "#keep:not([disabled])"  # what there is on the page when there is a mask
 WAIT = 60_000  # milliseconds, on a busy machine
 _SWITCHES = ("no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync")
-_CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "/usr/bin/chromium")
+_CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "/usr/bin/chromium"
+)
 
 
 def check_page_is_built():
@@ -111,16 +113,16 @@ class Visitor:
         self.page.mouse.click(*self.at(x, y), **options)
         self.wait_for_mask()
 
-    def drag(self, x0, y0, x1, y1):
+    def drag(self, x0, y0, x1, y1, wait_for=MASK):
         self.page.mouse.move(*self.at(x0, y0))
         self.page.mouse.down()
         self.page.mouse.move(*self.at((x0 + x1) / 2, (y0 + y1) / 2))
         self.page.mouse.move(*self.at(x1, y1))
         self.page.mouse.up()
-        self.wait_for_mask()
+        self.wait_for_mask(wait_for)
 
-    def wait_for_mask(self):
-        self.page.wait_for_selector("#keep:not([disabled])")
+    def wait_for_mask(self, selector=MASK):
+        self.page.wait_for_selector(selector)
         self.page.mouse.move(2, 2)
         self.frames()
 
@@ -171,6 +173,3 @@ def as_file(image, image_format="PNG", **options):
 
 def median(values):
     return float(np.median(values))
-
-
-__all__ = ["STATIC", "Visitor", "as_file", "check_page_is_built", "chromium", "iou", "median", "pytest", "serving"]

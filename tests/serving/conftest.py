@@ -28,3 +28,12 @@ def server(crf_model, variables):
 def client(server):
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, for the tests of the page."""
+    from tests.serving.browsing import chromium  # needs the extra `browser`
+
+    with chromium() as browser:
+        yield browser

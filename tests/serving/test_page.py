@@ -26,12 +26,6 @@ def url(pytestconfig):
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with browsing.chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
 def visitor(browser, url):
     page = browser.new_page(viewport=WIDE)
@@ -260,8 +254,8 @@ def test_samples_fit_a_telephone_and_fingers(browser, url, sample):
     assert visitor.errors == []
 
 
-def test_it_is_quick(visitor, capsys, record_property):
-    """What a machine that does nothing else needs: 3 s to the first mask, 50 ms a preview. Here others may be at work."""
+def test_it_is_quick(visitor, capsys):
+    """3 s to the first mask, 50 ms a preview, where nothing else runs. Here others may be at work."""
     image = cropped((1000, 1500))
     first = visitor.open(browsing.as_file(image, "JPEG", quality=90), "large.jpg")
     box = visitor.page.locator("#stage").bounding_box()

@@ -22,7 +22,7 @@ export class LocalDecoder implements Decoder {
   private readonly waiting = new Map<number, { resolve(result: never): void; reject(error: Error): void }>();
   private number = 0;
 
-  private constructor() {
+  private constructor(private readonly model: ModelInfo) {
     this.worker.onmessage = ({ data }: MessageEvent<Answer>) => {
       const one = this.waiting.get(data.number);
       this.waiting.delete(data.number);
@@ -33,7 +33,7 @@ export class LocalDecoder implements Decoder {
   }
 
   static async load(server: Server, model: ModelInfo): Promise<LocalDecoder> {
-    const decoder = new LocalDecoder();
+    const decoder = new LocalDecoder(model);
     const file = await server.decoderFile();
     const { threads } = await decoder.ask<{ threads: number }>({ kind: "load", file, model }, [file]);
     decoder.place = `in this browser, ${threads === 1 ? "one thread" : `${threads} threads`}`;
@@ -41,8 +41,8 @@ export class LocalDecoder implements Decoder {
   }
 
   async setImage(bitmap: ImageBitmap, encoded: EncodedImage): Promise<void> {
-    const copy = await createImageBitmap(bitmap);
-    await this.ask({ kind: "image", bitmap: copy, encoded }, [copy]);
+    const copy = this.model.crf ? await createImageBitmap(bitmap) : null;
+    await this.ask({ kind: "image", bitmap: copy, encoded }, copy ? [copy] : []);
   }
 
   preview(prompts: Prompts): Promise<Preview> {

@@ -59,12 +59,14 @@ async function open(file: Blob, name: string): Promise<void> {
     });
     session?.close();
     session = null;
+    const used = decoder;
     work.wait("Looking at the image …", bitmap);
-    const opened = await Session.open(file, name, bitmap, server, await decoder, () => work.update(), fail);
+    const opened = await Session.open(file, name, bitmap, server, used, () => work.update(), fail);
     if (number !== opening) return opened.close();
     session = opened;
     tray.reset(name, opened.size);
     work.begin(performance.now() - start);
+    if (decoder !== used) await opened.use(await decoder); // it became ready meanwhile
   } catch (error) {
     if (number !== opening) return;
     work.end();

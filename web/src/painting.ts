@@ -41,6 +41,29 @@ export function colored(masks: readonly Mask[], size: Size): ImageData {
   return new ImageData(pixels, width, height);
 }
 
+/** The middle square of an image, small, with a mask over it. */
+export function thumbnail(image: ImageBitmap, mask: Mask, side: number, [r, g, b]: Rgb): HTMLCanvasElement {
+  const [height, width] = mask.size;
+  const square = Math.min(height, width);
+  const [left, top] = [(width - square) / 2, (height - square) / 2];
+  const canvas = canvasOf(side, side);
+  const context = contextOf(canvas);
+  context.drawImage(image, left, top, square, square, 0, 0, side, side);
+  const pixels = context.getImageData(0, 0, side, side);
+  const bits = bitsOf(mask);
+  const share = (FILL / 255) * 1.3;
+  for (let at = 0; at < side * side; at++) {
+    const x = Math.floor(left + ((at % side) + 0.5) * (square / side));
+    const y = Math.floor(top + (Math.floor(at / side) + 0.5) * (square / side));
+    if (!bits[y * width + x]) continue;
+    [r, g, b].forEach((value, channel) => {
+      pixels.data[at * 4 + channel] += (value - pixels.data[at * 4 + channel]) * share;
+    });
+  }
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
 /** What the mask cuts out of an image, cropped to its box; the rest is transparent. */
 export function cutOut(image: ImageBitmap, mask: Mask): HTMLCanvasElement {
   const [x, y, width, height] = mask.bbox;

@@ -47,7 +47,7 @@ export class Session {
     name: string,
     bitmap: ImageBitmap,
     server: Server,
-    decoder: Decoder,
+    coming: Promise<Decoder>,
     onChange: () => void,
     onError: (error: unknown) => void,
   ): Promise<Session> {
@@ -56,6 +56,7 @@ export class Session {
     if (bitmap.width !== width || bitmap.height !== height) {
       throw new Error(`the server sees ${width} x ${height} pixels, this browser ${bitmap.width} x ${bitmap.height}`);
     }
+    const decoder = await coming;
     await decoder.setImage(bitmap, encoded);
     return new Session(name, bitmap, encoded, file, server, decoder, onChange, onError);
   }

@@ -4,7 +4,7 @@ import { enable, find, onClick, toggle } from "./dom";
 import { type Place, boxBetween, clamped } from "./geometry";
 import { listen } from "./gestures";
 import { type Mask, bitsOf } from "./masks";
-import { canvasOf, colored, contextOf, layerOf, tinted } from "./painting";
+import { colored, layerOf, thumbnail, tinted } from "./painting";
 import { type Box, isEmpty } from "./prompts";
 import type { Session } from "./session";
 import { type Scene, Stage } from "./stage";
@@ -12,11 +12,12 @@ import type { Tray } from "./tray";
 
 const ACCENT = [67, 83, 216] as const;
 const THUMBNAIL = 96;
-const CURSOR_STEP = 12;
+const CURSOR_STEP = 12; // pixels of the screen
+const MOST_LAYERS = 4;
 
 export class Work {
   private readonly stage = new Stage(find("stage") as HTMLCanvasElement);
-  private readonly layers = new WeakMap<object, HTMLCanvasElement>();
+  private readonly layers = new Map<object, HTMLCanvasElement>();
   private readonly help = find("help-dialog") as HTMLDialogElement;
   private drawn: Box | null = null;
   private cursor: Place | null = null;
@@ -45,6 +46,7 @@ export class Work {
   /** An image is on its way. */
   wait(why: string, image: ImageBitmap): void {
     this.drawn = this.cursor = this.corner = null;
+    this.layers.clear();
     toggle("start", false);
     toggle("work", true);
     toggle("open-another", true);
@@ -123,12 +125,13 @@ export class Work {
     return this.layer(mask, () => tinted(bitsOf(mask), mask.size, ACCENT));
   }
 
+  /** Layers are as large as images: the last few are kept. */
   private layer(of: object, paint: () => ImageData): HTMLCanvasElement {
-    const known = this.layers.get(of);
-    if (known) return known;
-    const made = layerOf(paint());
-    this.layers.set(of, made);
-    return made;
+    const layer = this.layers.get(of) ?? layerOf(paint());
+    this.layers.delete(of);
+    this.layers.set(of, layer);
+    for (const oldest of [...this.layers.keys()].slice(0, -MOST_LAYERS)) this.layers.delete(oldest);
+    return layer;
   }
 
   private draw(box: Box | null): void {
@@ -166,13 +169,7 @@ export class Work {
     const button = document.createElement("button");
     button.type = "button";
     button.setAttribute("aria-label", `Mask ${index + 1}: ${mask.area} pixels, predicted IoU ${mask.predictedIou.toFixed(2)}`);
-    const canvas = canvasOf(THUMBNAIL, THUMBNAIL);
-    const context = contextOf(canvas);
-    const side = Math.min(...session.size);
-    const [x, y] = [(session.size[1] - side) / 2, (session.size[0] - side) / 2];
-    context.drawImage(session.bitmap, x, y, side, side, 0, 0, THUMBNAIL, THUMBNAIL);
-    context.drawImage(this.maskLayer(mask), x, y, side, side, 0, 0, THUMBNAIL, THUMBNAIL);
-    button.append(canvas, mask.predictedIou.toFixed(2));
+    button.append(thumbnail(session.bitmap, mask, THUMBNAIL, ACCENT), mask.predictedIou.toFixed(2));
     button.addEventListener("click", () => session.choose(index));
     return button;
   }

@@ -8,7 +8,7 @@ import type { EncodedImage, ModelInfo } from "./server";
 
 export type Task =
   | { readonly kind: "load"; readonly file: ArrayBuffer; readonly model: ModelInfo }
-  | { readonly kind: "image"; readonly bitmap: ImageBitmap; readonly encoded: EncodedImage }
+  | { readonly kind: "image"; readonly bitmap: ImageBitmap | null; readonly encoded: EncodedImage }
   | { readonly kind: "preview" | "decode"; readonly prompts: Prompts };
 
 export interface Preview {
@@ -42,7 +42,8 @@ class Decoder {
     return new Decoder(session, model);
   }
 
-  setImage(bitmap: ImageBitmap, encoded: EncodedImage): void {
+  /** `bitmap`: for models with edge refinement, which look at the image itself. */
+  setImage(bitmap: ImageBitmap | null, encoded: EncodedImage): void {
     this.size = encoded.size;
     this.inputSize = encoded.inputSize;
     const [, channels, height, width] = encoded.embeddingShape;
@@ -60,11 +61,11 @@ class Decoder {
     if (channels > own) {
       this.fixed.image_details = new ort.Tensor("float32", all.slice(cut), [1, channels - own, height, width]);
     }
-    if (this.session.inputNames.includes("input_image")) {
+    if (bitmap) {
       const side = this.model.image_size;
       this.fixed.input_image = new ort.Tensor("uint8", this.frame(bitmap), [1, side, side, 3]);
     }
-    bitmap.close();
+    bitmap?.close();
   }
 
   async preview(prompts: Prompts): Promise<Preview> {
