@@ -34,6 +34,7 @@ async function buildPage() {
   await build({ entryPoints: [path.join(web, "src/page.css")], outdir: page, minify: true });
   await copyAll(SAMPLES, images, path.join(page, "samples"));
   await copyAll(RUNTIME, runtime, path.join(page, "runtime"));
+  await copyFile(path.join(web, "src/runtime_license.txt"), path.join(page, "runtime/LICENSE.txt"));
   await copyAll(["icon.svg"], path.join(web, "src"), page);
   // Last: the server takes an index.html for a whole page.
   await copyAll(["index.html"], path.join(web, "src"), page);

@@ -2,7 +2,9 @@
 
 import io
 import json
+import time
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +15,7 @@ from sam_jax.inference.predictor import SamPredictor
 from sam_jax.ops.rle import decode_mask
 
 pytestmark = pytest.mark.browser
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `browser`")
 browsing = pytest.importorskip("tests.serving.browsing", reason="needs the extra `browser`", exc_type=ImportError)
 
 DOG = (browsing.ROOT / "docs/images/dog.jpg").read_bytes()
@@ -146,7 +149,7 @@ KINDS = {
     "wide": ((37, 800), browsing.as_file),
     "turned": ((300, 207), turned),
     "tiny": ((5, 7), browsing.as_file),
-    "large": ((600, 900), browsing.as_file),
+    "large": ((530, 880), browsing.as_file),
 }
 
 
@@ -179,7 +182,7 @@ def test_everything_is_found_shown_and_selected(visitor):
     visitor.page.select_option("#density", "8")
     visitor.page.click("#everything")
     visitor.page.wait_for_selector("#progress:not([hidden])")
-    visitor.page.wait_for_selector("#everything-said:not([hidden])")
+    visitor.page.wait_for_selector("#everything-said:not([hidden])", timeout=5 * browsing.WAIT)  # it is compiled first
     shown = (visitor.seen(341, 512) != before).any(-1)
     assert shown.mean() > 0.2
     rows, columns = np.nonzero(shown)
@@ -254,8 +257,27 @@ def test_samples_fit_a_telephone_and_fingers(browser, url, sample):
     assert visitor.errors == []
 
 
-def test_it_is_quick(visitor, capsys):
-    """3 s to the first mask, 50 ms a preview, where nothing else runs. Here others may be at work."""
+def native_milliseconds(url):
+    """What the decoder takes in onnxruntime outside of browsers, with two threads: median."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = onnxruntime.InferenceSession(httpx.get(f"{url}/v1/model/decoder.onnx", trust_env=False).content, options)
+    numbers = np.random.default_rng(0)
+    given = {
+        one.name: numbers.random([2 if isinstance(n, str) else n for n in one.shape]) for one in session.get_inputs()
+    }
+    given["orig_im_size"] = np.array([341, 512])
+    given = {name: value.astype(np.float32) for name, value in given.items()}
+    times = []
+    for _ in range(25):
+        start = time.perf_counter()
+        session.run(["masks", "iou_predictions"], given)
+        times.append(1000 * (time.perf_counter() - start))
+    return browsing.median(times)
+
+
+def test_it_is_quick(visitor, url, capsys):
+    """Whatever else the machine does: so many times what the same decoder takes natively."""
     image = cropped((1000, 1500))
     first = visitor.open(browsing.as_file(image, "JPEG", quality=90), "large.jpg")
     box = visitor.page.locator("#stage").bounding_box()
@@ -265,10 +287,11 @@ def test_it_is_quick(visitor, capsys):
         visitor.page.wait_for_timeout(150)
         if text := visitor.page.get_attribute("#latency", "data-milliseconds"):
             previews.append(float(text))
+    native, preview = native_milliseconds(url), browsing.median(previews)
     with capsys.disabled():
-        print(f"\nimage ready in {first:.2f} s; a preview takes {browsing.median(previews):.0f} ms (median)")
+        print(f"\nimage ready in {first:.2f} s; a preview takes {preview:.0f} ms (median), natively {native:.0f} ms")
     assert first < 30
-    assert browsing.median(previews) < 500
+    assert preview < max(100, 20 * native)
 
 
 def test_the_page_is_small():

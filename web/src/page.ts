@@ -65,7 +65,7 @@ async function open(file: Blob, name: string): Promise<void> {
     if (number !== opening) return opened.close();
     session = opened;
     tray.reset(name, opened.size);
-    work.begin(performance.now() - start);
+    work.begin(name, performance.now() - start);
     if (decoder !== used) await opened.use(await decoder); // it became ready meanwhile
   } catch (error) {
     if (number !== opening) return;
@@ -100,7 +100,6 @@ function reason(error: unknown): string {
 }
 
 function fail(error: unknown): void {
-  const text = reason(error);
-  find("error").querySelector("span")!.textContent = text.charAt(0).toUpperCase() + text.slice(1);
+  find("error").querySelector("span")!.textContent = reason(error);
   toggle("error", true);
 }

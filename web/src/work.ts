@@ -57,7 +57,8 @@ export class Work {
     this.stage.show({ image, size: [image.height, image.width], layers: [], points: [], box: null, cursor: null }, true);
   }
 
-  begin(milliseconds: number): void {
+  begin(name: string, milliseconds: number): void {
+    find("title").textContent = `Masks of ${name}`;
     toggle("wait", false);
     this.encoding = `Image ready in ${seconds(milliseconds)}`;
     find("stage").focus({ preventScroll: true });
