@@ -242,7 +242,7 @@ def best(predicted):
     return predicted.masks[predicted.iou_predictions.argmax()]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_tiny_sam_finds_shapes_by_their_names(tmp_path, monkeypatch):
     """It is trained with embeddings of crops alone; names come from the text tower for the first time at the end."""
     one = jax.local_devices()[:1]

@@ -156,7 +156,7 @@ def test_a_model_with_details_trains_and_finds_masks(composite_file, root, monke
     assert (masks.shape, ious.shape) == ((3, 60, 90), (3,))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_processes_that_make_composites_change_no_step(composite_file, root, monkeypatch):
     """The curve and the weights of a run are the same bit by bit with two of them and with none."""
     one_chip = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
