@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from sam_jax.ops.rle import decode_mask
 from sam_jax.serving.app import STATIC
@@ -34,6 +33,8 @@ def check_page_is_built():
 
 @contextlib.contextmanager
 def chromium():
+    from playwright.sync_api import sync_playwright  # of the extra `browser`
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=_CHROMIUM, args=[f"--{switch}" for switch in (*_SWITCHES, "no-first-run")]

@@ -6,6 +6,7 @@ import pytest
 
 from sam_jax.config import ServingConfig
 from sam_jax.models.sam import Sam
+from tests.serving.browsing import chromium
 from tests.serving.running import running
 from tests.tiny import TINY
 
@@ -33,7 +34,5 @@ def client(server):
 @pytest.fixture(scope="session")
 def browser():
     """Chromium, for the tests of the page."""
-    from tests.serving.browsing import chromium  # needs the extra `browser`
-
     with chromium() as browser:
         yield browser

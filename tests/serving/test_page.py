@@ -13,10 +13,9 @@ from sam_jax.checkpoint import load_model
 from sam_jax.inference.images import decode_image
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.ops.rle import decode_mask
+from tests.serving import browsing
 
 pytestmark = pytest.mark.browser
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `browser`")
-browsing = pytest.importorskip("tests.serving.browsing", reason="needs the extra `browser`", exc_type=ImportError)
 
 DOG = (browsing.ROOT / "docs/images/dog.jpg").read_bytes()
 WIDE = {"width": 1280, "height": 800}
@@ -259,6 +258,8 @@ def test_samples_fit_a_telephone_and_fingers(browser, url, sample):
 
 def native_milliseconds(url):
     """What the decoder takes in onnxruntime outside of browsers, with two threads: median."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     session = onnxruntime.InferenceSession(httpx.get(f"{url}/v1/model/decoder.onnx", trust_env=False).content, options)

@@ -7,10 +7,10 @@ from sam_jax.config import ServingConfig
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.serving.model_files import READY, ModelFiles
 from tests.predicting import H, W, make_image
+from tests.serving import browsing
 from tests.serving.running import png, running
 
 pytestmark = pytest.mark.browser
-browsing = pytest.importorskip("tests.serving.browsing", reason="needs the extra `browser`", exc_type=ImportError)
 
 CONFIG = ServingConfig(port=0, max_batch=2)
 IMAGE = make_image(H, W)
