@@ -277,6 +277,7 @@ def native_milliseconds(url):
     return browsing.median(times)
 
 
+@pytest.mark.slow  # measures time: on a machine that others do not use
 def test_it_is_quick(visitor, url, capsys):
     """Whatever else the machine does: so many times what the same decoder takes natively."""
     image = cropped((1000, 1500))
