@@ -279,7 +279,7 @@ def native_milliseconds(url):
 
 @pytest.mark.slow  # measures time: on a machine that others do not use
 def test_it_is_quick(visitor, url, capsys):
-    """Whatever else the machine does: so many times what the same decoder takes natively."""
+    """The first image within 3 s; a preview within 50 ms, or so many times what the same decoder takes natively."""
     image = cropped((1000, 1500))
     first = visitor.open(browsing.as_file(image, "JPEG", quality=90), "large.jpg")
     box = visitor.page.locator("#stage").bounding_box()
@@ -292,8 +292,8 @@ def test_it_is_quick(visitor, url, capsys):
     native, preview = native_milliseconds(url), browsing.median(previews)
     with capsys.disabled():
         print(f"\nimage ready in {first:.2f} s; a preview takes {preview:.0f} ms (median), natively {native:.0f} ms")
-    assert first < 30
-    assert preview < max(100, 20 * native)
+    assert first < 3
+    assert preview < max(50, 6 * native)
 
 
 def test_the_page_is_small():

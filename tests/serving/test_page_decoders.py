@@ -62,18 +62,21 @@ def test_without_onnx_files_the_server_decodes(server, visit, predictor):
     assert browsing.iou(mask, best(predictor)) > 0.999
 
 
-def test_a_box_on_the_server_has_one_mask_and_three(server, visit, predictor):
+def test_the_server_has_one_mask_and_three_for_what_is_clearer(server, visit, predictor):
     visitor = visit(server)
     visitor.open(png(IMAGE))
     visitor.actual_size(H, W)
-    visitor.drag(10, 10, 70, 50, wait_for="#candidates button:last-child:nth-child(4)")
+    visitor.click(10, 10)
+    visitor.page.mouse.click(*visitor.at(80, 50), button="right")
+    visitor.wait_for_mask("#candidates button:last-child:nth-child(4)")
     labels = [button.get_attribute("aria-label") for button in visitor.page.locator("#candidates button").all()]
-    box = np.array([10, 10, 70, 50])
-    masks = [*predictor.predict(box=box, multimask_output=False).masks, *predictor.predict(box=box).masks]
-    assert [int(label.split()[2]) for label in labels] == [mask.sum() for mask in masks]
-    visitor.page.keyboard.press("2")
+    points = {"point_coords": np.array([[10, 10], [80, 50]]), "point_labels": np.array([1, 0])}
+    (single,) = predictor.predict(**points, multimask_output=False).masks
+    masks = [single, *predictor.predict(**points).masks]
+    # Decoded in another batch, a pixel or two at the threshold may turn.
+    np.testing.assert_allclose([int(label.split()[2]) for label in labels], [mask.sum() for mask in masks], atol=3)
     visitor.keep()
-    np.testing.assert_array_equal(visitor.kept_mask(), masks[1])
+    assert browsing.iou(visitor.kept_mask(), single) > 0.9
 
 
 def test_the_browser_refines_edges(crf_model, variables, checkpoint, visit, predictor, tmp_path):

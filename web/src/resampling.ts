@@ -69,6 +69,12 @@ export function inputFrame(rgba: Uint8ClampedArray, [height, width]: Size, inner
   return frame;
 }
 
+export function bitsAbove(logits: Float32Array, threshold: number): Uint8Array {
+  const bits = new Uint8Array(logits.length);
+  for (let at = 0; at < logits.length; at++) bits[at] = +(logits[at] > threshold);
+  return bits;
+}
+
 /** Logits (h, w) -> bits (H, W): bilinear, pixels at their middles, no smoothing; 1 where above the threshold. */
 export function enlargedBits(logits: Float32Array, [height, width]: Size, outer: Size, threshold: number): Uint8Array {
   const [outHeight, outWidth] = outer;

@@ -3,7 +3,7 @@
 import { MUCH, type Place, type View, centered, fit, panned, toImage, toScreen, zoomed } from "./geometry";
 import type { Size } from "./masks";
 import type { Box, Point } from "./prompts";
-import { contextOf } from "./painting";
+import { canvasOf, contextOf } from "./painting";
 
 /** What to draw. Layers cover the whole image, whatever resolution they have. */
 export interface Scene {
@@ -22,6 +22,7 @@ export class Stage {
   view: View = { scale: 1, left: 0, top: 0 };
   private scene: Scene | null = null;
   private drawing = false;
+  private resized: { image: ImageBitmap; view: string; canvas: HTMLCanvasElement } | null = null;
   private fitted = true;
 
   constructor(readonly canvas: HTMLCanvasElement) {
@@ -96,15 +97,15 @@ export class Stage {
 
   private draw(): void {
     const context = contextOf(this.canvas);
-    context.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
-    context.clearRect(0, 0, ...([...this.room()].reverse() as [number, number]));
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     if (!this.scene) return;
     const { image, size, layers, points, box, cursor } = this.scene;
     const { scale, left, top } = this.view;
     const rectangle = [left, top, size[1] * scale, size[0] * scale] as const;
+    context.drawImage(this.imageAt(image, rectangle), 0, 0);
+    context.scale(devicePixelRatio, devicePixelRatio);
     context.imageSmoothingEnabled = scale < MUCH;
-    context.imageSmoothingQuality = "high";
-    context.drawImage(image, ...rectangle);
     for (const { canvas, opacity } of layers) {
       context.globalAlpha = opacity;
       context.drawImage(canvas, ...rectangle);
@@ -113,6 +114,21 @@ export class Stage {
     if (box) this.drawBox(context, box);
     for (const point of points) this.drawPoint(context, point);
     if (cursor) this.drawCursor(context, cursor);
+  }
+
+  /** The image alone, as the canvas shows it. Resizing it well takes long: it is done once for each view. */
+  private imageAt(image: ImageBitmap, rectangle: readonly [number, number, number, number]): HTMLCanvasElement {
+    const { width, height } = this.canvas;
+    const view = [width, height, devicePixelRatio, ...rectangle].join();
+    if (this.resized?.image === image && this.resized.view === view) return this.resized.canvas;
+    const canvas = canvasOf(width, height);
+    const context = contextOf(canvas);
+    context.scale(devicePixelRatio, devicePixelRatio);
+    context.imageSmoothingEnabled = this.view.scale < MUCH;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(image, ...rectangle);
+    this.resized = { image, view, canvas };
+    return canvas;
   }
 
   private drawBox(context: CanvasRenderingContext2D, [x0, y0, x1, y1]: Box): void {

@@ -3,7 +3,7 @@
 import * as ort from "onnxruntime-web/wasm";
 import { type Mask, type Size, maskOfBits } from "./masks";
 import { type Found, type Prompts, decoderPoints, offered } from "./prompts";
-import { enlargedBits, halfToFloat, inputFrame } from "./resampling";
+import { bitsAbove, enlargedBits, halfToFloat, inputFrame } from "./resampling";
 import type { EncodedImage, ModelInfo } from "./server";
 
 export type Task =
@@ -72,7 +72,7 @@ class Decoder {
     const start = performance.now();
     const { masks, ious } = await this.run(prompts);
     const { indices, best } = offered(prompts, ious);
-    const bits = Uint8Array.from(this.logits(masks, indices[best]), (value) => +(value > this.model.mask_threshold));
+    const bits = bitsAbove(this.logits(masks, indices[best]), this.model.mask_threshold);
     return { bits, size: this.inputSize, milliseconds: performance.now() - start };
   }
 
