@@ -100,7 +100,7 @@ class FileFrames:
         self._index = {time: index for index, time in enumerate(self._times)}
         self._kept: dict[int, np.ndarray] = {}
         self._stream: Iterator[tuple[int, np.ndarray]] = iter(())
-        self._next = -1
+        self._next = -_KEPT  # nothing is decoded yet
         self.size: tuple[int, int] = self._seek_and_read(0).shape[:2]
 
     def read(self, index: int) -> np.ndarray:
