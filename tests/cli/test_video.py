@@ -14,7 +14,7 @@ from sam_jax.video.label_images import read_labels
 from sam_jax.video.prompts import FramePrompt
 from sam_jax.video.results import VideoResults
 
-BOXES = ["--box", "10,8,50,40", "--box", "55,5,75,30@2:4"]
+BOXES = ["--box", "10,8,50,40", "--box", "50,30,79,47@2:4"]
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def test_results(call, frames, tmp_path):
         labels = read_labels(out / "masks" / f"{row['frame']}.png")
         assert labels.shape == (48, 80)
         assert (labels == row["object"]).sum() == row["area"] == int(line["area"])
+    assert any(row["area"] > 0 for row in rows if not row["prompted"])
     assert call(frames, *BOXES)[1][0] == "5 frames were finished already"
     # Scored against themselves.
     code, printed, _ = call(frames, *BOXES, "--truth", out / "masks")
