@@ -2,42 +2,34 @@
 
 import re
 import shlex
-from pathlib import Path
 
-import jax
 import pytest
 
 from sam_jax.cli import infer
+from tests.guides import ROOT, blocks, commands, enter_like_the_root
 
-ROOT = Path(__file__).parents[1]
-GUIDE = (ROOT / "docs" / "inference.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+PAGE = "inference.md"
+GUIDE = (ROOT / "docs" / PAGE).read_text()
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     """A directory that looks like the repository's root, where things may be written."""
-    (tmp_path / "docs").symlink_to(ROOT / "docs")
-    (prompts,) = blocks("json")
+    enter_like_the_root(tmp_path, monkeypatch)
+    (prompts,) = blocks(PAGE, "json")
     (tmp_path / "prompts.json").write_text(prompts)
-    monkeypatch.chdir(tmp_path)
-    one = jax.local_devices()[:1]
-    monkeypatch.setattr(jax, "local_devices", lambda: one)  # each device compiles for itself, which takes time
     return tmp_path
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("block", blocks("python"))
+@pytest.mark.parametrize("block", blocks(PAGE))
 def test_python_blocks_run(block, capsys):
     exec(compile(block, "inference.md", "exec"), {})
     assert "Error" not in capsys.readouterr().out
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("command", [line for block in blocks("bash") for line in block.splitlines()])
+@pytest.mark.parametrize("command", commands(PAGE))
 def test_commands_run(command, here, capsys):
     words = shlex.split(command)
     assert words[:2] == ["sam-jax", "infer"]

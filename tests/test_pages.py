@@ -2,23 +2,13 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sam_jax.cli import main
 from sam_jax.config import ImageEncoderConfig, SamConfig
-
-ROOT = Path(__file__).parents[1]
-
-
-def blocks(page, language="python"):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
-
-
-def commands(page):
-    return [line for block in blocks(page, "bash") for line in block.splitlines()]
+from tests.guides import ROOT, blocks, commands
 
 
 @pytest.fixture(autouse=True)

@@ -3,44 +3,36 @@
 import json
 import re
 import shlex
-from pathlib import Path
 
-import jax
 import pytest
 
 from sam_jax.cli import infer, main
+from tests.guides import ROOT, blocks, commands, enter_like_the_root
 from tests.tiny_towers import save_colour_towers
 
-ROOT = Path(__file__).parents[1]
-GUIDE = (ROOT / "docs" / "text.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+PAGE = "text.md"
+GUIDE = (ROOT / "docs" / PAGE).read_text()
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     """A directory that looks like the repository's root, with a text model, where things may be written."""
-    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    enter_like_the_root(tmp_path, monkeypatch)
     (tmp_path / "checkpoints").mkdir()
     save_colour_towers(tmp_path / "checkpoints" / "clip_vit_b_32")
-    (prompts,) = blocks("json")
+    (prompts,) = blocks(PAGE, "json")
     (tmp_path / "phrases.json").write_text(prompts)
-    monkeypatch.chdir(tmp_path)
-    one = jax.local_devices()[:1]
-    monkeypatch.setattr(jax, "local_devices", lambda: one)  # each device compiles for itself, which takes time
     return tmp_path
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("block", blocks("python"))
+@pytest.mark.parametrize("block", blocks(PAGE))
 def test_python_blocks_run(block):
     exec(compile(block, "text.md", "exec"), {})
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("command", [line for block in blocks("bash") for line in block.splitlines()])
+@pytest.mark.parametrize("command", commands(PAGE))
 def test_commands_run(command, here, capsys):
     words = shlex.split(command)
     assert words[:2] == ["sam-jax", "infer"]

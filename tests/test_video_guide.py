@@ -1,8 +1,6 @@
 """What docs/video.md says can be run, runs, and the model that ships follows what moves."""
 
-import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +13,11 @@ from sam_jax.ops.masks import mask_to_box
 from sam_jax.video.label_images import write_labels
 from sam_jax.video.prompts import FramePrompt
 from sam_jax.video.propagation import VideoPropagator
+from tests.guides import ROOT, blocks
 from tests.video.moving_cutouts import ClipFrames, make_clip
 
-ROOT = Path(__file__).parents[1]
-GUIDE = (ROOT / "docs" / "video.md").read_text()
+PAGE = "video.md"
 IMAGES = ROOT / "tests" / "devset_mini"
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
 
 
 @pytest.fixture
@@ -40,7 +34,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("line", blocks("bash")[0].splitlines())
+@pytest.mark.parametrize("line", blocks(PAGE, "bash")[0].splitlines())
 def test_commands_run(line, here, capsys):
     words = shlex.split(line)
     assert main.main(words[1:]) == 0, capsys.readouterr().err
@@ -49,7 +43,7 @@ def test_commands_run(line, here, capsys):
 
 @pytest.mark.long
 def test_python_blocks_run(here, capsys):
-    exec(compile(blocks("python")[0], "video.md", "exec"), {})
+    exec(compile(blocks(PAGE)[0], "video.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 7
 
 

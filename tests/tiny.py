@@ -33,6 +33,12 @@ SMALLEST = dataclasses.replace(
 )
 
 
+def official_part(config):
+    """The same without what the official code has no layers for."""
+    decoder = dataclasses.replace(config.mask_decoder, iou_times_stability=False)
+    return dataclasses.replace(config, details=0, mask_decoder=decoder)
+
+
 def as_hq(config, **changes):
     """The same with HQ-SAM's mask decoder."""
     decoder = HqMaskDecoderConfig(**dataclasses.asdict(config.mask_decoder) | changes)

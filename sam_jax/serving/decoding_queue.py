@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sam_jax.inference.predictor import POINT_BUCKETS
 from sam_jax.models.sam import Sam
 from sam_jax.structs import MaskPredictions, Prompts
 
@@ -108,11 +107,6 @@ class DecodingQueue:
         found = _decode(self._model, self._variables, tuple(job.image_embeddings for job in filled), prompts)
         low_res, iou = np.asarray(found.low_res_masks), np.asarray(found.iou_predictions)
         return [MaskPredictions(low_res[number, 0], iou[number, 0]) for number in range(len(jobs))]
-
-
-def bucket(points: int) -> int:
-    """Slots that so many points get, so that few programs serve all."""
-    return next((slots for slots in POINT_BUCKETS if slots >= points), points)
 
 
 def _with_slots(prompts: Prompts, slots: int) -> Prompts:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sam_jax.inference.predictor import SamPredictor
+from sam_jax.inference.buckets import bucket_size
+from sam_jax.inference.predictor import POINT_BUCKETS, SamPredictor
 from sam_jax.models.sam import Sam
 from sam_jax.ops.masks import axis_matrix
-from sam_jax.serving.decoding_queue import DecodingQueue, bucket
+from sam_jax.serving.decoding_queue import DecodingQueue
 from sam_jax.serving.image_store import StoredImage
 from sam_jax.structs import MaskPredictions, Prompts
 
@@ -69,7 +70,7 @@ class StoredPredictor(SamPredictor):
             empty = np.zeros(self._mask_shape, np.float32)
             prompts = prompts.replace(mask_inputs=empty, mask_valid=np.zeros(1, bool))  # type: ignore[attr-defined]
         points = prompts.point_labels.shape[1]  # type: ignore[union-attr]
-        spare = [(0, 0), (0, bucket(points) - points)]
+        spare = [(0, 0), (0, bucket_size(points, POINT_BUCKETS) - points)]
         prompts = prompts.replace(  # type: ignore[attr-defined]
             point_coords=np.pad(prompts.point_coords, [*spare, (0, 0)]),  # type: ignore[arg-type]
             point_labels=np.pad(prompts.point_labels, spare, constant_values=-1),  # type: ignore[arg-type]

@@ -19,12 +19,13 @@ from sam_jax.config import ServingConfig
 from sam_jax.inference.automatic_mask_generator import Record, SamAutomaticMaskGenerator
 from sam_jax.inference.encoding import encode_and_wait
 from sam_jax.inference.images import ImageError, decode_image
+from sam_jax.inference.predictor import POINT_BUCKETS
 from sam_jax.models.sam import Sam, inference_variables
 from sam_jax.ops.boxes import xyxy_to_xywh
 from sam_jax.ops.masks import mask_to_box
 from sam_jax.ops.rle import encode_mask
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side
-from sam_jax.serving.decoding_queue import DecodingQueue, bucket
+from sam_jax.serving.decoding_queue import DecodingQueue
 from sam_jax.serving.image_store import ImageStore, StoredImage
 from sam_jax.serving.metrics import Metrics
 from sam_jax.serving.refusals import Refusal
@@ -77,7 +78,7 @@ class SegmentationService:
         Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(content, "PNG")
         name = self.add_image(content.getvalue())
         predictor = self._predictor(self.images.get(name))
-        for points in (1, bucket(1) + 1):
+        for points in (1, POINT_BUCKETS[0] + 1):
             one = ObjectPrompt(np.zeros((points, 2)), np.ones(points), None, None)
             ((prompts, _),) = predictor.submit([one])
             self._decoding.compile(self.images.get(name).encoded.embeddings, prompts)

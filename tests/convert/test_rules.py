@@ -19,7 +19,7 @@ from sam_jax.convert.errors import ConversionError
 from sam_jax.convert.rules import UNUSED, expected_leaves, official_key, official_name
 from sam_jax.convert.sizes import infer_config
 from tests.golden.make_key_lists import read_key_list, tiny_config
-from tests.tiny import as_hq
+from tests.tiny import as_hq, official_part
 
 UNUSUAL = SamConfig(
     image_encoder=ImageEncoderConfig(
@@ -30,12 +30,7 @@ UNUSUAL = SamConfig(
     ),
     prompt_embed_dim=64,
 )
-# The bundled model without what the official code has no layers for.
-OFFICIAL_TINY = dataclasses.replace(
-    vit_tiny(),
-    details=0,
-    mask_decoder=dataclasses.replace(vit_tiny().mask_decoder, iou_times_stability=False),
-)
+OFFICIAL_TINY = official_part(vit_tiny())
 ODD_MOBILE = SamConfig(
     image_encoder=TinyVitConfig(
         widths=(16, 24, 36), depths=(3, 1, 2), num_heads=(2, 3), window_sizes=(5, 4), mlp_ratio=3.0, expand_ratio=2.5

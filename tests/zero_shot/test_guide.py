@@ -2,15 +2,16 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 from sam_jax.cli import main, parsing
 from sam_jax.cli.zero_shot import TASKS
+from tests.guides import ROOT, commands
 
-GUIDE = (Path(__file__).parents[2] / "docs/zero_shot.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL) for line in block.splitlines()]
+PAGE = "zero_shot.md"
+GUIDE = (ROOT / "docs" / PAGE).read_text()
+COMMANDS = commands(PAGE)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
