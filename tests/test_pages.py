@@ -86,6 +86,7 @@ def test_serving(here, capsys):
         names = {}
         for block in blocks("serving.md"):
             run(block.replace("http://127.0.0.1:8000", server.url), names)
+        names["server"].close()
     assert names["image"]["size"] == [341, 512]
     assert len(names["answer"]["objects"]) == 2
     assert len(names["data"]["masks"]) > 0

@@ -29,9 +29,9 @@ class Running(NamedTuple):
 @contextlib.contextmanager
 def running(model, variables, config, **app_options):
     service = SegmentationService(model, variables, "tiny", config)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(service, **app_options), port=config.port, log_level="warning", ws="none")
-    )
+    # Uvicorn would set logging up anew, whereupon absl's handler closes the stream in which pytest captures.
+    options = {"port": config.port, "log_level": "warning", "log_config": None, "ws": "none"}
+    server = uvicorn.Server(uvicorn.Config(create_app(service, **app_options), **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
