@@ -274,7 +274,7 @@ def _find(connection: sqlite3.Connection, key: str) -> sqlite3.Row | None:
 
 
 def _mask(row: sqlite3.Row) -> MaskRow:
-    values = {name: row[name] for name in row.keys() if name not in _OWN}  # noqa: SIM118: a Row iterates over values
+    values = {name: value for name, value in dict(row).items() if name not in _OWN}
     size = [row["height"], row["width"]]
     values["from_model"] = bool(row["from_model"])
     values["segmentation"] = {"size": size, "counts": row["counts"]}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sam_jax.engine.database import Database
 from sam_jax.engine.rows import CHECKS, CLAIMED, DONE, OPEN, REPEAT, NotFound, NotHeld, Task
 
 LEASE_SECONDS = 600.0
-# Tasks that may be handed out: of no image that another annotator works on, and no second one of an image to one person.
+# May be handed out: no image that another annotator works on, and nobody's own image to be labelled once more.
 _FREE = """NOT EXISTS (SELECT 1 FROM tasks AS other WHERE other.image_id = tasks.image_id AND other.id != tasks.id
     AND other.state = 'claimed' AND other.annotator != :annotator AND other.lease_until >= :now)
     AND (stage != 'repeat' OR NOT EXISTS (SELECT 1 FROM tasks AS other WHERE other.image_id = tasks.image_id
@@ -135,7 +136,7 @@ def masks_of(task: Task) -> str:
     return "task_id = :task" if task.stage in CHECKS else "stage NOT IN ('repeat', 'audit')"
 
 
-def _find_free(connection: sqlite3.Connection, wanted: dict[str, object]) -> Task | None:
+def _find_free(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> Task | None:
     """Their own, else the oldest open one, else one whose lease has run out longest ago."""
     # Conditions that are not asked for stay away, so that SQLite finds the index for those that are.
     limits = {"stage": "AND stage = :stage", "image": "AND image_id = :image"}
