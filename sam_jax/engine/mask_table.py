@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from sam_jax.engine.rows import (
     NotFound,
     Task,
     VersionConflict,
+    checked_key,
 )
 from sam_jax.engine.run_lengths import MeasuredMask, iou_of, measure_mask
 from sam_jax.engine.task_table import find_task, held_task, masks_of
@@ -202,14 +202,6 @@ class MaskTable(ImageTable):
         if row is None:
             raise NotFound(f"there is no image {image_id}")
         return row["height"], row["width"]
-
-
-def checked_key(key: Any) -> str:
-    """A mask's key as it is stored. Raises ValueError if it is no UUID."""
-    try:
-        return str(uuid.UUID(key))
-    except (ValueError, TypeError, AttributeError):
-        raise ValueError(f"the key {key!r} is no UUID; make one for each new mask") from None
 
 
 def _open_for_proposals(connection: sqlite3.Connection, image_id: int) -> bool:
