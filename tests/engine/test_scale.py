@@ -49,7 +49,8 @@ def make_large(directory, images, masks, done=0.5):
         connection.executemany(
             """INSERT INTO masks (key, image_id, task_id, stage, state, from_model, author, model_version, counts, area,
                 bbox, corrections, seconds, proposal, proposal_iou, created_at, updated_at)
-                VALUES (?, ?, ?, 'assisted-manual', 'accepted', 0, 'ada', 1, ?, 9000, '[5, 5, 9, 9]', 1, 9.5, ?, 0.9, 0, 0)""",
+                VALUES (?, ?, ?, 'assisted-manual', 'accepted', 0, 'ada', 1, ?, 9000, '[5, 5, 9, 9]', 1, 9.5, ?, 0.9,
+                0, 0)""",
             (
                 (str(uuid.UUID(int=n << 32 | m)), n, n, counts[(n + m) % 50], counts[m % 50])
                 for n in range(1, images + 1)
