@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from sam_jax import __version__
 from sam_jax.serving.everything import EverythingRuns, Find
 from sam_jax.serving.guards import Guards
 from sam_jax.serving.model_files import ABSENT, ModelFiles
-from sam_jax.serving.refusals import Refusal, one_line
-from sam_jax.serving.schemas import Error, EverythingIn, Health, ImageOut, MasksIn, MasksOut, ModelOut, TextIn, as_json
+from sam_jax.serving.refusals import Error, Refusal, one_line
+from sam_jax.serving.schemas import EverythingIn, Health, ImageOut, MasksIn, MasksOut, ModelOut, TextIn, as_json
 from sam_jax.serving.service import SegmentationService
 
 STATIC = Path(__file__).parent / "static"
@@ -40,12 +40,18 @@ then start the server again. Programs find the interface in <a href="/v1/openapi
 T = TypeVar("T")
 
 
-def create_app(service: SegmentationService, files: ModelFiles | None = None, static: Path = STATIC) -> FastAPI:
+def create_app(
+    service: SegmentationService,
+    files: ModelFiles | None = None,
+    static: Path = STATIC,
+    routers: Sequence[APIRouter] = (),
+) -> FastAPI:
     """The application of a service.
 
     Args:
       files: the model as ONNX; None has none.
       static: a page to serve at /, where it has an index.html.
+      routers: further routes, behind the same guards.
     """
 
     @contextlib.asynccontextmanager
@@ -67,7 +73,8 @@ def create_app(service: SegmentationService, files: ModelFiles | None = None, st
         redirect_slashes=False,
     )
     app.state.service, app.state.files, app.state.runs = service, files, EverythingRuns(service)
-    app.include_router(routes)
+    for router in (routes, *routers):
+        app.include_router(router)
     _add_page(app, static)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -77,7 +84,7 @@ def create_app(service: SegmentationService, files: ModelFiles | None = None, st
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(service.config.cors),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Accept"],
             expose_headers=["Location", "Retry-After", "X-Embedding-Shape", "X-Image-Id", "X-Input-Size", "X-Size"],
         )

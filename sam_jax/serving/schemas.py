@@ -145,12 +145,6 @@ class Health(BaseModel):
     requests: int = Field(description="that are being worked on")
 
 
-class Error(BaseModel):
-    """Why a request was not done, in one line."""
-
-    error: str
-
-
 def object_prompt(given: ObjectIn, low: int, text_embedding: np.ndarray | None = None) -> ObjectPrompt:
     """Arrays of an object; `low` is the side of a mask input. Raises Refusal (422)."""
     if all(part is None for part in (given.point_coords, given.box, given.mask_input, given.text)):
