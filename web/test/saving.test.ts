@@ -156,3 +156,38 @@ test("a browser without room is told of", async () => {
   outbox.add(write("b", "two"));
   assert.equal(outbox.warning, "");
 });
+
+test("a mask that the server never heard of is deleted here alone", async () => {
+  const { drawer, line, outbox } = begun();
+  line.errors.push(AWAY());
+  outbox.add(write("a", "one"));
+  await settled();
+  outbox.add(write("b", "two"));
+  outbox.add({ ...write("b", ""), body: null });
+  assert.equal(drawer.length, 1);
+  await settled();
+  assert.deepEqual(line.sent.map((one) => one.write.key), ["a", "a"]);
+});
+
+test("a deleted mask comes back over its newest version", async () => {
+  const { line, outbox } = begun();
+  outbox.add({ ...write("a", "", 4), body: null });
+  await settled();
+  outbox.add(write("a", "again", 4));
+  await settled();
+  assert.deepEqual(line.sent.map(({ version }) => version), [4, 5]);
+});
+
+test("who waits for a task's masks is told when they are there", async () => {
+  const { line, outbox } = begun();
+  const order: string[] = [];
+  line.errors.push(AWAY());
+  outbox.add(write("a", "one"));
+  void outbox.drained(1).then(() => order.push("one"));
+  void outbox.drained(2).then(() => order.push("two"));
+  await settled();
+  assert.deepEqual(order, ["two"]);
+  line.waits[0].act();
+  await settled();
+  assert.deepEqual(order, ["two", "one"]);
+});

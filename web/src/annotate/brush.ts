@@ -3,9 +3,7 @@
 
 import type { Place } from "../geometry";
 import type { Size } from "../masks";
-
-/** x, y, width, height */
-export type Part = readonly [number, number, number, number];
+import type { Part } from "../painting";
 
 /** Radii to choose from, in pixels of the image. The least reaches the pixel under it from wherever in that pixel. */
 export const RADII = [0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256] as const;

@@ -5,8 +5,9 @@ import type { Place } from "../geometry";
 import * as history from "../history";
 import { type Mask, type Size, maskOfBits } from "../masks";
 import type { OpenedImage } from "../opened_image";
+import type { Part } from "../painting";
 import { type Box, type Found, isEmpty } from "../prompts";
-import { type Part, paintSegment, rounded } from "./brush";
+import { paintSegment, paintStroke, rounded } from "./brush";
 import * as drafts from "./draft";
 import type { Draft } from "./draft";
 
@@ -17,16 +18,17 @@ export interface Work {
   steps: history.History<Draft>;
   /** The first mask that the model offered for it. */
   proposal: Mask | null;
-  /** Spent on it before. */
+  /** Spent on it, until it was put aside. */
   seconds: number;
+  name: string;
 }
 
 export class Editor {
   preview: Preview | null = null;
   milliseconds: number | null = null;
   private readonly found = new WeakMap<object, Found>();
-  private readonly results = new WeakMap<Draft, Uint8Array>();
-  private stroke: { points: Place[]; readonly radius: number; readonly on: boolean } | null = null;
+  private result: { readonly draft: Draft; readonly bits: Uint8Array } | null = null;
+  private stroke: { bits: Uint8Array; readonly points: Place[]; readonly radius: number; readonly on: boolean } | null = null;
   private hovered: Place | null = null;
   private hovering = false;
 
@@ -78,10 +80,10 @@ export class Editor {
   /** (H, W) bytes of 0 and 1; not to be changed. */
   get bits(): Uint8Array {
     const { draft } = this;
-    const known = this.results.get(draft);
-    if (known) return known;
+    if (this.stroke) return this.stroke.bits;
+    if (this.result?.draft === draft) return this.result.bits;
     const bits = drafts.pixelsOf(draft, this.size, this.candidates);
-    if (!this.isWaiting) this.remember(draft, bits);
+    this.result = { draft, bits };
     return bits;
   }
 
@@ -145,9 +147,7 @@ export class Editor {
   /** A brush is set down. Its line is drawn as it moves and is one step to undo. */
   beginStroke(place: Place, radius: number, on: boolean): void {
     this.preview = null;
-    const bits = this.bits.slice();
-    this.results.set(this.draft, bits); // until the stroke ends
-    this.stroke = { points: [], radius, on };
+    this.stroke = { bits: this.bits.slice(), points: [], radius, on };
     this.drawTo([place]);
   }
 
@@ -158,7 +158,7 @@ export class Editor {
       const before = stroke.points[stroke.points.length - 1] ?? place;
       if (stroke.points.length > 0 && before.x === place.x && before.y === place.y) continue;
       stroke.points.push(place);
-      this.onPaint(paintSegment(this.bits, this.size, before, place, stroke.radius, stroke.on));
+      this.onPaint(paintSegment(stroke.bits, this.size, before, place, stroke.radius, stroke.on));
     }
   }
 
@@ -167,13 +167,13 @@ export class Editor {
   }
 
   endStroke(keep = true): void {
-    const { stroke, bits, draft } = this;
+    const { stroke, draft } = this;
     if (!stroke) return;
     this.stroke = null;
-    this.results.delete(draft); // the stroke was drawn into it
     if (!keep) return this.onChange();
-    const next = drafts.addEdit(draft, { kind: "stroke", ...stroke });
-    if (!this.isWaiting) this.remember(next, bits);
+    const { bits, ...line } = stroke;
+    const next = drafts.addEdit(draft, { kind: "stroke", ...line });
+    this.result = { draft: next, bits };
     this.go(next);
   }
 
@@ -185,10 +185,6 @@ export class Editor {
       this.preview = null;
       this.onChange();
     }
-  }
-
-  private remember(draft: Draft, bits: Uint8Array): void {
-    this.results.set(draft, bits);
   }
 
   private move(steps: history.History<Draft>): void {
@@ -211,12 +207,19 @@ export class Editor {
       const found = await this.image.decode(drafts.modelPrompts(draft));
       this.found.set(draft.prompts, found);
       this.milliseconds = found.milliseconds;
-      if (work === this.work) this.results.delete(this.draft);
       work.proposal ??= found.masks[found.best];
+      this.result = null;
+      if (this.stroke) this.repaint(this.stroke);
     } catch (error) {
       this.onError(error);
     }
     this.onChange();
+  }
+
+  /** The model answered under a stroke. */
+  private repaint(stroke: NonNullable<Editor["stroke"]>): void {
+    stroke.bits = drafts.pixelsOf(this.draft, this.size, this.candidates);
+    paintStroke(stroke.bits, this.size, stroke.points, stroke.radius, stroke.on);
   }
 
   /** One at a time; where the cursor was meanwhile is of no interest. */

@@ -2,7 +2,10 @@
 
 import { type Mask, countsToText, maskOfCounts, textToCounts } from "../masks";
 import type { Prompts } from "../prompts";
-import type { Server } from "../server";
+import { type Server, ServerError } from "../server";
+import type { Write } from "./saving";
+
+const LONGEST_SILENCE = 30_000; // milliseconds
 
 export interface Segmentation {
   readonly size: readonly [number, number];
@@ -84,15 +87,22 @@ export class Engine {
     return (await (await this.server.post(`/v1/engine/tasks/${task}/renew`, { annotator })).json()).lease_seconds;
   }
 
-  async save(task: number, key: string, version: number, body: MaskBody): Promise<StoredMask> {
-    const headers = { "Content-Type": "application/json" };
-    const content = JSON.stringify({ ...body, version });
-    return (await this.server.send(`/v1/engine/tasks/${task}/masks/${key}`, { method: "PUT", body: content, headers })).json();
-  }
-
-  async remove(task: number, key: string, version: number, annotator: string): Promise<void> {
-    const query = new URLSearchParams({ annotator, version: String(version) });
-    await this.server.send(`/v1/engine/tasks/${task}/masks/${key}?${query}`, { method: "DELETE" });
+  /** Writes a mask, or deletes it; null is one that is not there any more. */
+  async deliver({ task, key, body, annotator }: Write, version: number): Promise<StoredMask | null> {
+    const path = `/v1/engine/tasks/${task}/masks/${key}`;
+    const signal = AbortSignal.timeout(LONGEST_SILENCE);
+    try {
+      if (body) {
+        const headers = { "Content-Type": "application/json" };
+        return await (await this.server.send(path, { method: "PUT", body: JSON.stringify({ ...body, version }), headers, signal })).json();
+      }
+      const query = new URLSearchParams({ annotator, version: String(version) });
+      await this.server.send(`${path}?${query}`, { method: "DELETE", signal });
+    } catch (error) {
+      if (signal.aborted) throw new ServerError("the server does not answer", 0);
+      if (body || !(error instanceof ServerError) || error.status !== 404) throw error;
+    }
+    return null;
   }
 
   async finish(task: number, annotator: string, seconds: number, order: readonly string[]): Promise<EngineInfo> {

@@ -57,6 +57,7 @@ export class Outbox {
   private readonly tried = new Set<string>();
   private readonly refusals = new Map<string, Refusal>();
   private waiting: { readonly why: string; readonly seconds: number } | null = null;
+  private waiters: { readonly task: number; readonly resolve: () => void }[] = [];
   private waits = 0;
   private running = false;
   private count = 0;
@@ -88,10 +89,20 @@ export class Outbox {
     return this.writes.filter((write) => write.task === task);
   }
 
+  /** Once all that was written for a task has arrived. */
+  drained(task: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.waiters.push({ task, resolve });
+      this.tell();
+    });
+  }
+
   /** Of writes for one mask that were not sent yet, only the last is. */
   add(write: Omit<Write, "id">): void {
     const former = this.writes.find((other) => other.key === write.key && !this.tried.has(other.id));
     if (former) this.drop(former);
+    const isUnknown = write.version === 0 && !this.writes.some((other) => other.key === write.key);
+    if (!write.body && isUnknown) return this.tell(); // the server never heard of it
     const id = `${String(this.time()).padStart(15, "0")}.${String(this.count++).padStart(6, "0")}.${write.key}`;
     const kept = { ...write, id };
     this.writes.push(kept);
@@ -115,14 +126,14 @@ export class Outbox {
   giveUp({ key }: Write): void {
     for (const write of this.writes.filter((other) => other.key === key)) this.drop(write);
     this.refusals.delete(key);
-    this.onChange();
+    this.tell();
   }
 
   private async run(): Promise<void> {
     this.running = true;
     this.waiting = null;
     for (let write = this.following(); write; write = this.following()) {
-      this.onChange();
+      this.tell();
       this.tried.add(write.id);
       try {
         await this.deliver(write);
@@ -132,7 +143,7 @@ export class Outbox {
       }
     }
     this.running = false;
-    this.onChange();
+    this.tell();
   }
 
   private following(): Write | undefined {
@@ -143,7 +154,7 @@ export class Outbox {
     const version = Math.max(this.versions.get(write.key) ?? 0, write.version);
     const mask = await this.connection.send(write, version);
     this.waits = 0;
-    if (mask) this.versions.set(write.key, mask.version);
+    this.versions.set(write.key, mask?.version ?? version + 1); // a deleted mask has a version, too
     this.drop(write);
     this.onSaved(write, mask);
   }
@@ -159,6 +170,13 @@ export class Outbox {
     }
     const theirs = (known?.answer as { mask?: StoredMask } | null | undefined)?.mask ?? null;
     this.refusals.set(write.key, { why, write, theirs });
+  }
+
+  private tell(): void {
+    const done = this.waiters.filter(({ task }) => this.pending(task).length === 0);
+    this.waiters = this.waiters.filter((waiter) => !done.includes(waiter));
+    for (const { resolve } of done) resolve();
+    this.onChange();
   }
 
   private keep(write: Write): void {
