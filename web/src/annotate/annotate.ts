@@ -13,6 +13,7 @@ import { TaskSession } from "./task_session";
 import { watchTime } from "./watch_time";
 
 const NAME = "sam_jax.annotator";
+const MOST_PASSED = 1000;
 
 const server = new Server(askToken);
 const engine = new Engine(server);
@@ -23,6 +24,8 @@ const outbox = new Outbox(localStorage, {
 });
 let session: TaskSession | null = null;
 let busy = false;
+/** Ids of images that were skipped, and shall not come again at once. */
+const passed: number[] = [];
 let warned = "";
 let renewing: ReturnType<typeof setInterval> | undefined;
 
@@ -83,8 +86,8 @@ async function open(): Promise<void> {
   find("annotator").textContent = annotator();
   toggle("annotator", true);
   try {
-    const task = await engine.next(annotator(), skipped());
-    if (!task) return rest("All images are done", "Thank you. There is nothing left to annotate for now.");
+    const task = await engine.next(annotator(), passed.slice(-MOST_PASSED));
+    if (!task) return restAtTheEnd();
     const { file_name: name, id } = task.image;
     const file = await engine.file(id);
     const bitmap = await readImage(file, name);
@@ -121,7 +124,7 @@ async function leave(how: "done" | "release", onwards = true): Promise<boolean> 
     const order = labels.list.filter(({ state }) => state === "accepted").map(({ key }) => key);
     if (how === "done") show(await engine.finish(task.task_id, now.annotator, Math.round(10 * imageTimer.seconds) / 10, order));
     else await engine.release(task.task_id, now.annotator);
-    if (how === "release") skip(task.image.id);
+    if (how === "release") passed.push(task.image.id);
     close(how === "done");
   } catch (error) {
     fail(error);
@@ -159,6 +162,12 @@ async function renew(): Promise<void> {
     // Where the server is away, saving says so.
     if (error instanceof ServerError && error.status === 409) fail(error);
   }
+}
+
+function restAtTheEnd(): void {
+  const skipped = passed.splice(0).length;
+  if (skipped > 0) rest("No other images are left", "Those that you skipped may be.");
+  else rest("All images are done", "Thank you. There is nothing left to annotate for now.");
 }
 
 function rest(title: string, why: string): void {

@@ -73,9 +73,9 @@ export class Engine {
     return (await this.server.send("/v1/engine")).json();
   }
 
-  /** An image to annotate: the next one, or that of an id. null: nothing is left. */
-  async next(annotator: string, imageId?: number): Promise<EngineTask | null> {
-    const answer = await this.server.post("/v1/engine/next", { annotator, ...(imageId === undefined ? {} : { image_id: imageId }) });
+  /** An image to annotate: the one that was begun, else the next, but for those that were passed. null: nothing is left. */
+  async next(annotator: string, passed: readonly number[]): Promise<EngineTask | null> {
+    const answer = await this.server.post("/v1/engine/next", { annotator, passed });
     return answer.status === 204 ? null : answer.json();
   }
 

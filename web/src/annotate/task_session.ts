@@ -108,7 +108,7 @@ export class TaskSession {
       author: this.annotator,
       name: name.trim() || null,
       predictedIou: isAsProposed ? label.predictedIou : editor.predictedIou,
-      proposal: label ? label.proposal : now.proposal && segmentationOf(now.proposal),
+      proposal: label ? label.proposal : now.proposal?.area ? segmentationOf(now.proposal) : null,
       prompts: promptsJson(draft.prompts) ?? label?.prompts ?? null,
       corrections: countCorrections(draft, label?.corrections ?? 0),
       seconds: this.maskTimer.seconds,
