@@ -30,6 +30,8 @@ export function ask(dialogId: string, fieldId: string, before = ""): Promise<str
   const field = find(fieldId) as HTMLInputElement;
   field.value = before;
   dialog.returnValue = "";
+  // No submit button: Enter would press the first one.
+  (dialog.querySelector(".cancel") as HTMLElement).onclick = () => dialog.close();
   dialog.showModal();
   return new Promise((resolve) =>
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "given" ? field.value : null), { once: true }),

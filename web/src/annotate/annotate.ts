@@ -14,6 +14,7 @@ import { watchTime } from "./watch_time";
 
 const NAME = "sam_jax.annotator";
 const MOST_PASSED = 1000;
+const REFRESH = 1000; // milliseconds
 
 const server = new Server(askToken);
 const engine = new Engine(server);
@@ -24,6 +25,7 @@ const outbox = new Outbox(localStorage, {
 });
 let session: TaskSession | null = null;
 let busy = false;
+let refreshing = false;
 /** Ids of images that were skipped, and shall not come again at once. */
 const passed: number[] = [];
 let warned = "";
@@ -38,7 +40,10 @@ void start();
 async function start(): Promise<void> {
   listenToFrame();
   outbox.onChange = () => saves.update();
-  outbox.onSaved = (write, mask) => session?.saved(write, mask);
+  outbox.onSaved = (write, mask) => {
+    session?.saved(write, mask);
+    void refresh();
+  };
   addEventListener("online", () => outbox.start());
   addEventListener("beforeunload", (event) => {
     if (outbox.warning && outbox.state.kind !== "saved") event.preventDefault();
@@ -176,6 +181,15 @@ function rest(title: string, why: string): void {
   find("start-said").textContent = why;
   find("begin").textContent = "Look again";
   toggle("begin", true);
+}
+
+/** The figures, a moment after masks were saved. */
+async function refresh(): Promise<void> {
+  if (refreshing) return;
+  refreshing = true;
+  await new Promise((resolve) => setTimeout(resolve, REFRESH));
+  refreshing = false;
+  await engine.info().then(show, () => undefined); // where the server is away, saving says so
 }
 
 function show({ done, images, masks, statistics, hint_seconds }: EngineInfo): void {
