@@ -75,6 +75,16 @@ class Database:
             connection.rollback()
             raise
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What this thread reads inside is the store as it was at the first read, whatever others write meanwhile."""
+        connection = self._connection()
+        connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            connection.rollback()
+
     def select(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         """All rows of a query that has few."""
         return self._connection().execute(sql, values).fetchall()

@@ -21,8 +21,8 @@ from sam_jax import __version__
 from sam_jax.serving.everything import EverythingRuns
 from sam_jax.serving.guards import Guards
 from sam_jax.serving.model_files import ABSENT, ModelFiles
-from sam_jax.serving.refusals import Refusal, one_line
-from sam_jax.serving.schemas import Error, EverythingIn, Health, ImageOut, MasksIn, MasksOut, ModelOut, as_json
+from sam_jax.serving.refusals import Error, Refusal, one_line
+from sam_jax.serving.schemas import EverythingIn, Health, ImageOut, MasksIn, MasksOut, ModelOut, as_json
 from sam_jax.serving.service import SegmentationService
 
 STATIC = Path(__file__).parent / "static"

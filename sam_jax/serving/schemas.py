@@ -126,12 +126,6 @@ class Health(BaseModel):
     requests: int = Field(description="that are being worked on")
 
 
-class Error(BaseModel):
-    """Why a request was not done, in one line."""
-
-    error: str
-
-
 def object_prompt(given: ObjectIn, low: int) -> ObjectPrompt:
     """Arrays of an object; `low` is the side of a mask input. Raises Refusal (422)."""
     if given.point_coords is None and given.box is None and given.mask_input is None:
