@@ -2,11 +2,20 @@
 
 import numpy as np
 
+from sam_jax.ops.rle import decode_mask
 from tests.predicting import H, W
 from tests.serving import browsing
 
 SAVED = "#saving[data-state=saved]"
 MARGIN = 16  # of the page, around the image
+WIDE = {"width": 1280, "height": 800}
+LINE = [(20.3, 10.2), (31.7, 18.4), (44, 15), (44, 40)]
+TRIANGLE = [(60, 8), (90.5, 20.25), (66, 48)]
+
+
+def pixels(mask):
+    """(H, W) bool of a mask of the store."""
+    return decode_mask(mask.segmentation)
 
 
 def hundredths(value):
@@ -74,7 +83,7 @@ class Annotator:
         ]
 
     def at(self, x, y):
-        """Where a place of the image is on the page: on whole pixels of the screen, so that it is known to the last bit."""
+        """Where a place of the image is on the page: on whole pixels of the screen, so that it is known for sure."""
         return tuple(np.round(corner + self.scale * value) for corner, value in zip(self.corner, (x, y), strict=True))
 
     def places(self, points):

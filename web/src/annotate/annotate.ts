@@ -4,6 +4,7 @@ import { DecoderChoice } from "../decoder_choice";
 import { find, onClick, toggle } from "../dom";
 import { ask, askToken, fail, listenToFrame, reasonOf, say } from "../frame";
 import { OpenedImage, readImage } from "../opened_image";
+import type { Part } from "../painting";
 import { Server, ServerError } from "../server";
 import { Desk } from "./desk";
 import { Engine, type EngineInfo } from "./engine";
@@ -91,6 +92,7 @@ async function open(): Promise<void> {
   find("annotator").textContent = annotator();
   toggle("annotator", true);
   try {
+    const writes = outbox.pending;
     const task = await engine.next(annotator(), passed.slice(-MOST_PASSED));
     if (!task) return restAtTheEnd();
     const { file_name: name, id } = task.image;
@@ -100,11 +102,8 @@ async function open(): Promise<void> {
     const used = decoders.now;
     const image = await OpenedImage.open(file, name, bitmap, server, used);
     if (decoders.now !== used) await image.use(await decoders.now);
-    session = new TaskSession(task, image, annotator(), outbox, localStorage, {
-      onChange: () => desk.update(),
-      onPaint: (part) => desk.repaint(part),
-      onError: fail,
-    });
+    const watch = { onChange: () => desk.update(), onPaint: (part: Part) => desk.repaint(part), onError: fail };
+    session = new TaskSession(task, image, annotator(), outbox, localStorage, watch, writes);
     const seconds = task.lease_seconds / 3;
     renewing = setInterval(() => void renew(), 1000 * seconds);
     desk.begin(session);

@@ -13,6 +13,7 @@ export interface ListIntents {
 
 export class MaskList {
   private focused = "";
+  private place = 0;
   private dragged = "";
 
   constructor(
@@ -33,7 +34,10 @@ export class MaskList {
     const labels = this.labels()?.list ?? [];
     const inside = this.list.contains(document.activeElement);
     const part = (document.activeElement as HTMLElement | null)?.className ?? "open";
-    if (!labels.some(({ key }) => key === this.focused)) this.focused = labels[0]?.key ?? "";
+    const at = labels.findIndex(({ key }) => key === this.focused);
+    // Where the one in focus is deleted, the next takes its place.
+    if (at < 0) this.focused = labels[Math.min(this.place, labels.length - 1)]?.key ?? "";
+    else this.place = at;
     const rows = labels.map((label, index) => this.row(label, index, label.key === current, unaccepted(label.key)));
     this.list.replaceChildren(...rows);
     if (inside) this.focus(part);
@@ -59,13 +63,9 @@ export class MaskList {
     const swatch = document.createElement("i");
     swatch.style.setProperty("--swatch", `rgb(${label.color.join(" ")})`);
     eye.append(swatch);
-    const said = [title, `${label.mask.area} pixels`, state].filter(Boolean).join(", ");
-    const open = this.button("open", said, label.key, () => this.intents.select(label.key));
+    const open = this.button("open", "", label.key, () => this.intents.select(label.key));
     if (current) open.setAttribute("aria-current", "true");
-    const [name, note] = [document.createElement("b"), document.createElement("small")];
-    name.textContent = title;
-    note.textContent = state;
-    open.append(name, note);
+    open.append(textIn("b", title), " ", textIn("small", state), " ", textIn("span", `${label.mask.area} pixels`, "only-heard"));
     const remove = this.button("delete", `Delete ${title}`, label.key, () => this.intents.remove(label.key));
     remove.textContent = "×";
     row.append(eye, open, remove);
@@ -76,7 +76,7 @@ export class MaskList {
     const made = document.createElement("button");
     made.type = "button";
     made.className = kind;
-    made.setAttribute("aria-label", name);
+    if (name) made.setAttribute("aria-label", name);
     made.tabIndex = key === this.focused ? 0 : -1;
     made.addEventListener("click", act);
     return made;
@@ -84,6 +84,7 @@ export class MaskList {
 
   private onFocus(target: HTMLElement): void {
     this.focused = rowOf(target)?.dataset.key ?? this.focused;
+    this.place = this.labels()?.list.findIndex(({ key }) => key === this.focused) ?? 0;
     for (const row of this.list.children) {
       const tabIndex = (row as HTMLElement).dataset.key === this.focused ? 0 : -1;
       for (const one of row.querySelectorAll("button")) one.tabIndex = tabIndex;
@@ -164,6 +165,13 @@ export class MaskList {
 /** What a mask is called: its name, or its place. */
 export function titleOf({ name }: Label, index: number): string {
   return name ? `${index + 1}. ${name}` : `${index + 1}. Mask`;
+}
+
+function textIn(kind: string, text: string, style = ""): HTMLElement {
+  const made = document.createElement(kind);
+  made.textContent = text;
+  made.className = style;
+  return made;
 }
 
 function rowOf(element: HTMLElement | null): HTMLElement | null {

@@ -85,8 +85,9 @@ export class Outbox {
     return this.unkept;
   }
 
-  pending(task: number): readonly Write[] {
-    return this.writes.filter((write) => write.task === task);
+  /** What has not arrived, as far as is known. */
+  get pending(): readonly Write[] {
+    return this.writes;
   }
 
   /** Once all that was written for a task has arrived. */
@@ -105,7 +106,7 @@ export class Outbox {
     if (!write.body && isUnknown) return this.tell(); // the server never heard of it
     const id = `${String(this.time()).padStart(15, "0")}.${String(this.count++).padStart(6, "0")}.${write.key}`;
     const kept = { ...write, id };
-    this.writes.push(kept);
+    this.writes = [...this.writes, kept];
     this.keep(kept);
     this.start();
   }
@@ -173,7 +174,7 @@ export class Outbox {
   }
 
   private tell(): void {
-    const done = this.waiters.filter(({ task }) => this.pending(task).length === 0);
+    const done = this.waiters.filter(({ task }) => !this.writes.some((write) => write.task === task));
     this.waiters = this.waiters.filter((waiter) => !done.includes(waiter));
     for (const { resolve } of done) resolve();
     this.onChange();

@@ -34,9 +34,12 @@ export class TaskSession {
     private readonly outbox: Outbox,
     private readonly shelf: Shelf,
     private readonly watch: Watch,
+    /** What was on its way to the store before the task was asked for: the task may not have it. */
+    writes: readonly Write[],
   ) {
     const page = readPage(shelf, task.task_id);
-    this.labels.load(task.masks, outbox.pending(task.task_id), page?.order ?? []);
+    const own = writes.filter((write) => write.task === task.task_id);
+    this.labels.load(task.masks, own, page?.order ?? []);
     for (const work of page?.works ?? []) this.works.set(work.key, work);
     const current = page ? this.works.get(page.current) : undefined;
     const work = current ?? newWork();
