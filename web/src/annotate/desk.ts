@@ -68,6 +68,7 @@ export class Desk {
     find("title").textContent = `Masks of ${session.image.name}`;
     this.stage.show(this.scene(session), true);
     this.update();
+    scrollTo({ top: 0 });
     find("stage").focus({ preventScroll: true });
   }
 
