@@ -15,7 +15,8 @@ LEASE_SECONDS = 600.0
 # May be handed out: no image that another annotator works on, and nobody's own image to be labelled once more.
 _FREE = """NOT EXISTS (SELECT 1 FROM tasks AS other WHERE other.image_id = tasks.image_id AND other.id != tasks.id
     AND other.state = 'claimed' AND other.annotator != :annotator AND other.lease_until >= :now)
-    AND image_id NOT IN (SELECT value FROM json_each(:passed)) AND (stage != 'repeat' OR NOT EXISTS (SELECT 1 FROM tasks AS other WHERE other.image_id = tasks.image_id
+    AND image_id NOT IN (SELECT value FROM json_each(:passed))
+    AND (stage != 'repeat' OR NOT EXISTS (SELECT 1 FROM tasks AS other WHERE other.image_id = tasks.image_id
         AND other.id != tasks.id AND other.annotator = :annotator))"""
 
 
@@ -46,7 +47,13 @@ class TaskTable(Database):
           NotFound: there is no such image.
         """
         now = self.clock()
-        wanted = {"annotator": annotator, "stage": stage, "image": image_id, "now": now, "passed": json.dumps([*passed])}
+        wanted = {
+            "annotator": annotator,
+            "stage": stage,
+            "image": image_id,
+            "now": now,
+            "passed": json.dumps([*passed]),
+        }
         with self.transaction() as connection:
             if shared and image_id is not None:
                 task = _repeat(connection, annotator, image_id)

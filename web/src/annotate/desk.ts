@@ -106,6 +106,7 @@ export class Desk {
     if (!accepted) return say(session.obstacle);
     const index = session.labels.list.findIndex(({ key }) => key === accepted.key);
     this.tools.reset();
+    this.deleted = null;
     say(`${titleOf(accepted, index)} accepted, ${accepted.mask.area} pixels`);
     this.update();
   }
