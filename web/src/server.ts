@@ -37,6 +37,8 @@ export class ServerError extends Error {
   constructor(
     message: string,
     readonly status: number,
+    /** What the server sent beside the reason. */
+    readonly answer: unknown = null,
   ) {
     super(message);
   }
@@ -58,6 +60,14 @@ export class Server {
 
   async model(): Promise<ModelInfo> {
     return (await this.send("/v1/model")).json();
+  }
+
+  /** Whether images are annotated here, see docs/engine.md. */
+  async hasEngine(): Promise<boolean> {
+    return this.send("/v1/engine").then(
+      () => true,
+      () => false,
+    );
   }
 
   async decoderFile(): Promise<ArrayBuffer> {
@@ -101,12 +111,12 @@ export class Server {
     }
   }
 
-  private post(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
+  post(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
     const headers = { "Content-Type": "application/json" };
     return this.send(path, { method: "POST", body: JSON.stringify(body), headers, signal });
   }
 
-  private async send(path: string, init: RequestInit = {}): Promise<Response> {
+  async send(path: string, init: RequestInit = {}): Promise<Response> {
     for (;;) {
       const token = sessionStorage.getItem(TOKEN);
       const headers = { ...init.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
@@ -125,15 +135,18 @@ export class Server {
           continue;
         }
       }
-      throw new ServerError(await reasonOf(answer), answer.status);
+      const [reason, said] = await reasonOf(answer);
+      throw new ServerError(reason, answer.status, said);
     }
   }
 }
 
-async function reasonOf(answer: Response): Promise<string> {
+async function reasonOf(answer: Response): Promise<[string, unknown]> {
+  const otherwise = `the server answered ${answer.status}`;
   try {
-    return (await answer.json()).error;
+    const said = await answer.json();
+    return [said.error ?? otherwise, said];
   } catch {
-    return `the server answered ${answer.status}`;
+    return [otherwise, null];
   }
 }
