@@ -71,6 +71,7 @@ BAD = {
     },
     "AugmentConfig": {"mirror": [-0.1, 1.1], "recolour": [-0.1, 1.1]},
     "CompositeDataConfig": {"pool": ["", " "], "num_workers": [-1], "reuse": [0], "buffer_gib": [0.0, -1.0]},
+    "EngineConfig": {"hold_out": [-0.1, 1.0], "lease_seconds": [0.0], "hint_seconds": [0.0, -1.0]},
     "FinetuneConfig": {
         "frozen": [("image_encoder/(",)],
         "lora_rank": [-1],

@@ -5,6 +5,7 @@ This room imports the standard library only.
 
 from sam_jax.config.amg import AmgConfig
 from sam_jax.config.data import CompositeConfig, CompositeDataConfig, RecordDataConfig
+from sam_jax.config.engine import EngineConfig
 from sam_jax.config.model import (
     ATTENTION,
     COMPUTE_DTYPES,
@@ -66,6 +67,7 @@ __all__ = [
     "AugmentConfig",
     "CompositeConfig",
     "CompositeDataConfig",
+    "EngineConfig",
     "FinetuneConfig",
     "HqMaskDecoderConfig",
     "ImageEncoderConfig",
