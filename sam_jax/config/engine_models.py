@@ -14,9 +14,7 @@ def sa1b_settings() -> AmgConfig:
     """Everything mode as SA-1B was made with it, at the thresholds of the model in use (SAM paper, appendix B): 32 x 32
     points on the image, 16 x 16 on each of 2 x 2 crops and 8 x 8 on each of 4 x 4; islands and holes below 100 pixels
     go, and masks of 95 % of the image."""
-    return AmgConfig(
-        crop_n_layers=2, crop_n_points_downscale_factor=2, min_mask_region_area=100, max_mask_cover=0.95
-    )
+    return AmgConfig(crop_n_layers=2, crop_n_points_downscale_factor=2, min_mask_region_area=100, max_mask_cover=0.95)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Stage 2, semi-automatic: confident masks of a model are proposed; annotators accept or correct them, and add the rest.
+"""Stage 2, semi-automatic: a model proposes confident masks; annotators accept or correct them, and add the rest.
 
 SAM paper, section 4: annotators are to spend their time on objects that stand out less. The paper detects confident
 masks with a box detector; here they are those of everything mode, far above the thresholds of the model in use.

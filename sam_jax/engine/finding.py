@@ -82,8 +82,8 @@ def find_in_images(
 
 
 def image_file(store: Store, image: ImageRow) -> ImageFile:
-    """An image of a store as `batch` takes it. Results of cat.jpg are called cat, those of cat.png cat.png, since a store
-    may have both."""
+    """An image of a store as `batch` takes it. Results of cat.jpg are called cat, those of cat.png cat.png, since a
+    store may have both."""
     name = PurePosixPath(image.file_name)
     result = name.stem if name.suffix.lower() == ".jpg" else name.name
     return ImageFile(str(store.image_path(image)), image.file_name, result, image.id)

@@ -1,7 +1,7 @@
 """Whether a new model is better than the present one: both are measured on the same held-out images.
 
-Three figures, mean IoUs over masks by the paper's protocol (`evaluation.protocol`): the mask of a tight box, that of one
-click with the highest predicted IoU, and the best of a click's three masks.
+Three figures, mean IoUs over masks by the paper's protocol (`evaluation.protocol`): the mask of a tight box, that of
+one click with the highest predicted IoU, and the best of a click's three masks.
 """
 
 from __future__ import annotations
