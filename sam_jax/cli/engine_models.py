@@ -109,8 +109,8 @@ class Retrain:
 
     It begins from the present model. With few images the mask decoder alone learns, on embeddings that are computed
     once; from --whole-model-images on, the whole model. Present and new model are compared on the held-out images: mean
-    IoU of a box, of one click, and of the best of a click's three masks. Every version stays in DIR/models. Run the same
-    command again to go on after it was stopped.
+    IoU of a box, of one click, and of the best of a click's three masks. Every version stays in DIR/models. Run the
+    same command again to go on after it was stopped.
 
     Examples:
         sam-jax engine retrain cells

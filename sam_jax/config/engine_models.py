@@ -105,11 +105,11 @@ class RetrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("steps", "steps_per_image", "minutes", "learning_rate", "whole_learning_rate")
-        positive += ("batch_size", "masks_per_image", "held_out_masks", "whole_model_images")
+        rates = ("learning_rate", "whole_learning_rate", "steps_per_image", "minutes")
+        counts = ("steps", "batch_size", "masks_per_image", "held_out_masks", "whole_model_images")
         check_fields(
             self,
-            **dict.fromkeys(positive, POSITIVE),
+            **dict.fromkeys((*rates, *counts), POSITIVE),
             margin=NOT_NEGATIVE,
             max_loss=NOT_NEGATIVE,
             seed=Range(lambda x: 0 <= x < 2**32, "from 0 to 2**32 - 1"),
