@@ -141,7 +141,7 @@ THIRD_PARTY = {
     "zero_shot": _ARRAYS | _HOST | {"skimage", "faster_coco_eval"},
     # PyAV is optional, imported where a video file is read or written.
     "video": _ARRAYS | _HOST | {"av"},
-    "engine": _ARRAYS | _HOST,
+    "engine": _ARRAYS | _HOST | {"fastapi", "starlette", "pydantic"},
     "sam_jax": set(),
     "convert": {"jax", "numpy", "flax", "etils", "torch", "safetensors", "jax2onnx", "onnx", "onnxruntime"},
     "cli": {"jax", "numpy", "tyro"},

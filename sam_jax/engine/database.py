@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Database:
         if not self._file.is_file():
             raise StoreError(f"{directory} has no {FILE}; make one with: sam-jax engine init {directory}")
         self._local, self._lock = threading.local(), threading.Lock()
-        self._connections: list[sqlite3.Connection] = []
+        self._open: weakref.WeakSet[_Open] = weakref.WeakSet()
         try:
             migrate(self._connection(), str(self._file))
         except BaseException as error:
@@ -51,9 +52,9 @@ class Database:
     def close(self) -> None:
         """Closes the connections of all threads."""
         with self._lock:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
+            for opened in list(self._open):
+                opened.close()
+            self._open.clear()
             self._local = threading.local()
 
     def __enter__(self) -> Any:
@@ -73,6 +74,16 @@ class Database:
         except BaseException:
             connection.rollback()
             raise
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What this thread reads inside is the store as it was at the first read, whatever others write meanwhile."""
+        connection = self._connection()
+        connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            connection.rollback()
 
     def select(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         """All rows of a query that has few."""
@@ -102,13 +113,20 @@ class Database:
         return value
 
     def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = _connect(self._file)
+        opened: _Open | None = getattr(self._local, "opened", None)
+        if opened is None:
+            opened = self._local.opened = _Open(self._file)
             with self._lock:
-                self._connections.append(connection)
-            self._local.connection = connection
-        return connection
+                self._open.add(opened)
+        return opened.connection
+
+
+class _Open:
+    """The connection of one thread; closed when the thread ends, as its thread-local values go then."""
+
+    def __init__(self, file: Path) -> None:
+        self.connection = _connect(file)
+        self.close = weakref.finalize(self, self.connection.close)
 
 
 def _connect(file: Path) -> sqlite3.Connection:

@@ -82,6 +82,24 @@ class ImageTable(Database):
         """The file of an image."""
         return self.directory / IMAGES / image.file_name
 
+    def find_image(self, file_name: str) -> ImageRow | None:
+        """The image of a file name, or None."""
+        row = self.select_one("SELECT * FROM images WHERE file_name = ?", file_name)
+        return None if row is None else _image(row)
+
+    def result_name(self, image: ImageRow) -> str:
+        """What files about an image are called, without a suffix: as the image, which keeps its suffix where another
+        image differs in the suffix alone."""
+        stem = os.path.splitext(image.file_name)[0]
+        begin = f"{stem}."
+        same = self.select(  # "/" follows "."
+            "SELECT file_name FROM images WHERE file_name >= ? AND file_name < ? AND id != ?",
+            begin,
+            f"{stem}/",
+            image.id,
+        )
+        return image.file_name if any(os.path.splitext(row["file_name"])[0] == stem for row in same) else stem
+
     def _known(self, sha256: str) -> ImageRow | None:
         row = self.select_one("SELECT * FROM images WHERE sha256 = ?", sha256)
         return None if row is None else _image(row)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sam_jax.engine.image_table import ImageTable
 from sam_jax.engine.rows import (
     ACCEPTED,
+    AUTOMATIC,
     DELETED,
     PROPOSED,
     SEMI_AUTOMATIC,
@@ -21,6 +21,7 @@ from sam_jax.engine.rows import (
     NotFound,
     Task,
     VersionConflict,
+    checked_key,
 )
 from sam_jax.engine.run_lengths import MeasuredMask, iou_of, measure_mask
 from sam_jax.engine.task_table import find_task, held_task, masks_of
@@ -137,6 +138,31 @@ class MaskTable(ImageTable):
             connection.execute("INSERT INTO fills VALUES (?, ?, ?, ?, ?)", (*done, len(drafts), now))
         return True
 
+    def add_masks(self, image_id: int, groups: Mapping[tuple[str, str], Sequence[MaskDraft]]) -> int:
+        """Takes in accepted masks that were made elsewhere, all or none; how many are new. Keys that the store has are
+        left as they are there.
+
+        Args:
+          groups: masks by (stage, author).
+
+        Raises:
+          NotFound: there is no such image.
+          ValueError: as `save_mask`.
+        """
+        size, rows = self._image_size(image_id), dict[str, dict[str, Any]]()
+        for (stage, author), drafts in groups.items():
+            for draft in drafts:
+                values = _drafted(draft) | _measured(measure_mask(draft.segmentation, size))
+                values |= {"key": checked_key(draft.key), "image_id": image_id, "stage": stage, "state": ACCEPTED}
+                values |= {"from_model": int(stage == AUTOMATIC), "author": author, "version": 1}
+                rows[values["key"]] = values
+        with self.transaction() as connection:
+            now = {"created_at": self.clock(), "updated_at": self.clock()}
+            new = [values for key, values in rows.items() if _find(connection, key) is None]
+            for values in new:
+                _insert(connection, values | now)
+        return len(new)
+
     def is_filled(self, image_id: int, stage: str, model_version: int) -> bool:
         """Whether a model version has been through an image in a stage."""
         sql = "SELECT 1 FROM fills WHERE image_id = ? AND stage = ? AND model_version = ?"
@@ -202,14 +228,6 @@ class MaskTable(ImageTable):
         if row is None:
             raise NotFound(f"there is no image {image_id}")
         return row["height"], row["width"]
-
-
-def checked_key(key: Any) -> str:
-    """A mask's key as it is stored. Raises ValueError if it is no UUID."""
-    try:
-        return str(uuid.UUID(key))
-    except (ValueError, TypeError, AttributeError):
-        raise ValueError(f"the key {key!r} is no UUID; make one for each new mask") from None
 
 
 def _open_for_proposals(connection: sqlite3.Connection, image_id: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from typing import Any
 
 from sam_jax.engine.schema import StoreError
@@ -176,3 +177,11 @@ class VersionConflict(StoreError):
         now = "has not been saved yet" if present is None else f"has version {present.version}, by {present.author}"
         super().__init__(f"mask {key} {now}; expected version {expected}: read it again, then decide")
         self.present = present
+
+
+def checked_key(key: Any) -> str:
+    """A mask's key as it is stored. Raises ValueError if it is no UUID."""
+    try:
+        return str(uuid.UUID(key))
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(f"the key {key!r} is no UUID; make one for each new mask") from None

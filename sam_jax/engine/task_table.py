@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sam_jax.engine.database import Database
-from sam_jax.engine.rows import CHECKS, CLAIMED, DONE, OPEN, REPEAT, NotFound, NotHeld, Task
+from sam_jax.engine.rows import CHECKS, CLAIMED, DONE, OPEN, REPEAT, NotFound, NotHeld, Task, checked_key
 
 LEASE_SECONDS = 600.0
 # May be handed out: no image that another annotator works on, and nobody's own image to be labelled once more.
@@ -86,6 +86,7 @@ class TaskTable(Database):
 
         Raises:
           NotHeld: it is not theirs.
+          ValueError: a key is no UUID.
         """
         with self.transaction() as connection:
             task = find_task(connection, task_id)
@@ -94,7 +95,7 @@ class TaskTable(Database):
             task = held_task(connection, task_id, annotator)
             connection.executemany(
                 "UPDATE masks SET prominence = ? WHERE key = ? AND image_id = ?",
-                [(rank, key, task.image_id) for rank, key in enumerate(order)],
+                [(rank, checked_key(key), task.image_id) for rank, key in enumerate(order)],
             )
             count = connection.execute(
                 f"SELECT count(*) FROM masks WHERE image_id = :image AND state = 'accepted' AND {masks_of(task)}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,12 +39,18 @@ then start the server again. Programs find the interface in <a href="/v1/openapi
 T = TypeVar("T")
 
 
-def create_app(service: SegmentationService, files: ModelFiles | None = None, static: Path = STATIC) -> FastAPI:
+def create_app(
+    service: SegmentationService,
+    files: ModelFiles | None = None,
+    static: Path = STATIC,
+    routers: Sequence[APIRouter] = (),
+) -> FastAPI:
     """The application of a service.
 
     Args:
       files: the model as ONNX; None has none.
       static: a page to serve at /, where it has an index.html.
+      routers: further routes, behind the same guards.
     """
 
     @contextlib.asynccontextmanager
@@ -66,7 +72,8 @@ def create_app(service: SegmentationService, files: ModelFiles | None = None, st
         redirect_slashes=False,
     )
     app.state.service, app.state.files, app.state.runs = service, files, EverythingRuns(service)
-    app.include_router(routes)
+    for router in (routes, *routers):
+        app.include_router(router)
     _add_page(app, static)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -76,7 +83,7 @@ def create_app(service: SegmentationService, files: ModelFiles | None = None, st
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(service.config.cors),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Accept"],
             expose_headers=["Location", "Retry-After", "X-Embedding-Shape", "X-Image-Id", "X-Input-Size", "X-Size"],
         )

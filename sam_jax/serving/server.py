@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Sequence
 
 import uvicorn
+from fastapi import APIRouter
 
 from sam_jax.checkpoint import load_model, model_path
 from sam_jax.config import ServingConfig
@@ -22,12 +24,14 @@ def serve(
     dtype: str | None = None,
     crf: bool | None = None,
     onnx: bool = True,
+    routers: Sequence[APIRouter] = (),
 ) -> None:
     """Serves a model until SIGTERM or SIGINT; requests that have begun are answered.
 
     Args:
       checkpoint, dtype, crf: as `load_model` takes them.
       onnx: offer the model as ONNX files, where the extra is installed.
+      routers: as `create_app` takes them.
     """
     # By force: what reads checkpoints has set up the log for warnings alone.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
@@ -39,7 +43,7 @@ def serve(
     service.warm_up()
     files = ModelFiles(checkpoint, model.config.crf) if onnx else None
     listener = uvicorn.Config(
-        create_app(service, files),
+        create_app(service, files, routers=routers),
         host=config.host,
         port=config.port,
         log_config=None,
