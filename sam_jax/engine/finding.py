@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -82,11 +81,8 @@ def find_in_images(
 
 
 def image_file(store: Store, image: ImageRow) -> ImageFile:
-    """An image of a store as `batch` takes it. Results of cat.jpg are called cat, those of cat.png cat.png, since a
-    store may have both."""
-    name = PurePosixPath(image.file_name)
-    result = name.stem if name.suffix.lower() == ".jpg" else name.name
-    return ImageFile(str(store.image_path(image)), image.file_name, result, image.id)
+    """An image of a store as `batch` takes it."""
+    return ImageFile(str(store.image_path(image)), image.file_name, store.result_name(image), image.id)
 
 
 def new_records(records: Sequence[Record], known: Sequence[dict[str, Any]], max_overlap: float) -> list[Record]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from sam_jax.engine.exports import sa1b_record
 from sam_jax.engine.rows import ASSISTED, AUTOMATIC, SEMI_AUTOMATIC, ImageRow, MaskRow
 from sam_jax.engine.schema import StoreError
 from sam_jax.engine.store import Store
@@ -58,14 +59,15 @@ def labelled(store: Store, held_out: bool, automatic: bool) -> Iterator[tuple[Im
 def count_masks(store: Store, automatic: bool) -> Counts:
     """What there is to train on and to be judged by."""
     digest, numbers = hashlib.sha256(), []
-    for held_out in (False, True):
-        images = masks = 0
-        for _, found in labelled(store, held_out, automatic):
-            images, masks = images + 1, masks + len(found)
-            if not held_out:
-                for mask in found:
-                    digest.update(f"{mask.key} {mask.version}\n".encode())
-        numbers += [images, masks]
+    with store.snapshot():
+        for held_out in (False, True):
+            images = masks = 0
+            for _, found in labelled(store, held_out, automatic):
+                images, masks = images + 1, masks + len(found)
+                if not held_out:
+                    for mask in found:
+                        digest.update(f"{mask.key} {mask.version}\n".encode())
+            numbers += [images, masks]
     return Counts(*numbers, digest.hexdigest()[:16])
 
 
@@ -87,22 +89,19 @@ def write_sets(store: Store, directory: Path, automatic: bool) -> None:
     """Writes both sets. The directory appears under its name only when it is complete."""
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    for name, held_out in ((TRAIN, False), (HELD_OUT, True)):
-        folder = unfinished / name
-        folder.mkdir(parents=True)
-        for image, masks in tqdm(labelled(store, held_out, automatic), desc=name, unit="image", disable=None):
-            _write_pair(store, folder, image, masks)
+    with store.snapshot():
+        for name, held_out in ((TRAIN, False), (HELD_OUT, True)):
+            folder = unfinished / name
+            folder.mkdir(parents=True)
+            for image, masks in tqdm(labelled(store, held_out, automatic), desc=name, unit="image", disable=None):
+                _write_pair(store, folder, image, masks)
     os.rename(unfinished, directory)
 
 
 def _write_pair(store: Store, folder: Path, image: ImageRow, masks: list[MaskRow]) -> None:
     stem = f"sa_{image.id}"
     _place_image(store.image_path(image), folder / f"{stem}.jpg")
-    records = [
-        {"segmentation": mask.segmentation, "area": mask.area, "bbox": mask.bbox, "predicted_iou": mask.predicted_iou}
-        for mask in masks
-    ]
-    content = to_sa1b(records, image.size, f"{stem}.jpg", image.id)
+    content = to_sa1b(map(sa1b_record, masks), image.size, f"{stem}.jpg", image.id)
     (folder / f"{stem}.json").write_text(json.dumps(content))
 
 

@@ -54,7 +54,7 @@ def test_images_that_nobody_has_labelled_get_masks_and_files(tmp_path, finds):
         ]
         mask = store.masks(free.id)[0]
         assert (mask.stage, mask.state, mask.author) == (AUTOMATIC, ACCEPTED, "vit_tiny")
-        content = json.loads((tmp_path / "out" / f"{free.file_name}.json").read_text())
+        content = json.loads((tmp_path / "out" / f"{store.result_name(free)}.json").read_text())
         assert content["image"] == {"image_id": free.id, "width": 40, "height": 30, "file_name": free.file_name}
         written = [decode_mask(annotation["segmentation"]) for annotation in content["annotations"]]
         np.testing.assert_array_equal(written, [LARGE, SMALL])
@@ -103,8 +103,8 @@ def test_a_kill_between_filling_and_deleting_leaves_nothing_twice(tmp_path, find
 def test_a_file_of_another_program_stops_it_before_it_begins(tmp_path, finds):
     with make_store(tmp_path, 2) as store:
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "image_1.png.json").write_text('{"mine": 1}')
-        with pytest.raises(ValueError, match=r"image_1\.png\.json exists and was not written by this program"):
+        (tmp_path / "out" / "image_1.json").write_text('{"mine": 1}')
+        with pytest.raises(ValueError, match=r"image_1\.json exists and was not written by this program"):
             automatic.annotate(store, present(store), tmp_path / "out")
         assert finds.images == 0
 
@@ -132,6 +132,6 @@ def test_a_network_annotates_in_sa1b_s_format(tmp_path, variables):
         found = automatic.annotate(store, loaded, tmp_path / "out", AutomaticConfig(amg))
         masks = store.masks(image.id)
         assert found.masks == len(masks) > 0
-        (tmp_path / "out" / "image_0.png.jpg").write_bytes(store.image_path(image).read_bytes())
+        (tmp_path / "out" / "image_0.jpg").write_bytes(store.image_path(image).read_bytes())
         record = open_records(tmp_path / "out")[0]
         assert [rle["counts"] for rle in record.segmentations] == [mask.segmentation["counts"] for mask in masks]
