@@ -101,9 +101,7 @@ def test_from_the_first_click_to_stage_3(tmp_path, full_speed):
         found = fill(store, load(store), FillConfig(AmgConfig(points_per_side=12)))
         assert found.images == 8
         assert fill(store, load(store)).images == 0
-        print(
-            f"\nstage 2 proposes {found.masks} masks; for an object, IoU, shown: {quality(store, truth, SEMI_AUTOMATIC)}"
-        )
+        print(f"\nstage 2: {found.masks} masks; for an object, IoU, shown: {quality(store, truth, SEMI_AUTOMATIC)}")
         with annotator(store, truth) as ada:
             assert ada.label_all(store) == 8
         assert store.statistics().masks == sum(map(len, truth.values()))
@@ -116,7 +114,7 @@ def test_from_the_first_click_to_stage_3(tmp_path, full_speed):
         found = annotate(store, load(store), tmp_path / "out", config)
         assert found.images == 20
         assert len(list((tmp_path / "out").glob("*.json"))) == 20
-        print(f"\nstage 3 accepts {found.masks} masks; for an object, IoU, shown: {quality(store, truth, AUTOMATIC)}")
+        print(f"\nstage 3: {found.masks} masks; for an object, IoU, shown: {quality(store, truth, AUTOMATIC)}")
         assert {row.stage for row in store.round_statistics()} == {ASSISTED, SEMI_AUTOMATIC, AUTOMATIC}
         print(*store.round_statistics(), sep="\n")
         print(f"mean change of the figures: {first.gain:+.4f}, {second.gain:+.4f}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_jax.checkpoint import load_config
+from sam_jax.checkpoint import load_config, model_path
 from sam_jax.config import RetrainConfig, TrainConfig, vit_tiny
 from sam_jax.engine import retraining
 from sam_jax.engine.judging import FIGURES, Comparison
@@ -30,8 +30,9 @@ def comparison(gain):
 
 
 @pytest.fixture
-def world(monkeypatch, checkpoint, tmp_path):
+def world(monkeypatch):
     """Stand-ins, what they were called with, and how much better the next model is."""
+    config_json = (Path(str(model_path(None))) / "config.json").read_text()
 
     class World:
         gain, trained, measured = 0.05, [], []
@@ -41,16 +42,20 @@ def world(monkeypatch, checkpoint, tmp_path):
     def train(config):
         assert len(list(Path(config.data.path).glob("*.json"))) > 0
         World.trained.append(config)
-        return shutil.copytree(checkpoint, Path(config.workdir) / "model")
+        model = Path(config.workdir) / "model"
+        model.mkdir(parents=True, exist_ok=True)
+        (model / "config.json").write_text(config_json)
+        return model
 
     def measure(present, candidate, held_out, config):
         assert len(list(held_out.glob("*.json"))) > 0
-        assert load_config(candidate) == load_config(checkpoint)
+        assert load_config(candidate) == vit_tiny()
         World.measured.append((present, candidate))
         return comparison(World.gain)
 
     monkeypatch.setattr(retraining, "train", train)
     monkeypatch.setattr(retraining, "compare_models", measure)
+    monkeypatch.setattr(retraining, "load_model", lambda path: (None, {"params": {"image_encoder": path}}))
     monkeypatch.setattr(retraining, "fingerprint", lambda params: "encoder")
     return World
 
