@@ -75,11 +75,11 @@ def compare_models(present: Path | None, candidate: Path, held_out: Path, config
 
 def compare(present: EvaluationResult, candidate: EvaluationResult) -> Comparison:
     """The comparison of two results for the same masks."""
-    means = [{name: result.miou(column) for name, column in FIGURES.items()} for result in (present, candidate)]
+    one, other = ({name: result.miou(column) for name, column in FIGURES.items()} for result in (present, candidate))
     places = [present.columns.index(column) for column in FIGURES.values()]
     change = (candidate.iou - present.iou)[:, places].mean(axis=1, keepdims=True)
     low, high = interval(bootstrap_means(change, present.image_of))[:, 0].tolist()
-    return Comparison(*means, float(np.mean(change)), (low, high), len(present.images), len(present.iou))
+    return Comparison(one, other, float(np.mean(change)), (low, high), len(present.images), len(present.iou))
 
 
 def _measure(path: Path | None, held_out: Path, config: RetrainConfig) -> EvaluationResult:

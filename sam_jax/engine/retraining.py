@@ -172,7 +172,7 @@ def recipe(
       present: the model to begin from; None is the bundled one. images: to train on.
       data: the set to train on. cache: of embeddings; None trains the whole model.
     """
-    sam: SamConfig = load_config(present)  # type: ignore[arg-type]
+    sam: SamConfig = load_config(present)
     steps, alone = config.num_steps(images), cache is not None
     rate = config.learning_rate if alone else config.whole_learning_rate
     return TrainConfig(

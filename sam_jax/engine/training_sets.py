@@ -58,17 +58,16 @@ def labelled(store: Store, held_out: bool, automatic: bool) -> Iterator[tuple[Im
 
 def count_masks(store: Store, automatic: bool) -> Counts:
     """What there is to train on and to be judged by."""
-    digest, numbers = hashlib.sha256(), []
+    digest = hashlib.sha256()
+    images, masks = [0, 0], [0, 0]
     with store.snapshot():
         for held_out in (False, True):
-            images = masks = 0
             for _, found in labelled(store, held_out, automatic):
-                images, masks = images + 1, masks + len(found)
-                if not held_out:
-                    for mask in found:
-                        digest.update(f"{mask.key} {mask.version}\n".encode())
-            numbers += [images, masks]
-    return Counts(*numbers, digest.hexdigest()[:16])
+                images[held_out] += 1
+                masks[held_out] += len(found)
+                for mask in () if held_out else found:
+                    digest.update(f"{mask.key} {mask.version}\n".encode())
+    return Counts(images[0], masks[0], images[1], masks[1], digest.hexdigest()[:16])
 
 
 def check_counts(counts: Counts, hold_out: float) -> None:

@@ -60,7 +60,7 @@ def test_masks_of_stage_3_count_when_asked_and_never_judge(tmp_path):
         assert count_masks(store, automatic=False).images == 0
         everything = count_masks(store, automatic=True)
         assert (everything.images, everything.held_out_images) == (store.count_images(False), 0)
-        with pytest.raises(StoreError, match=r"no image that may be trained on .* --automatic"):
+        with pytest.raises(StoreError, match=r"no image that may be trained on .*--automatic"):
             check_counts(count_masks(store, automatic=False), 0.5)
         with pytest.raises(StoreError, match=r"no held-out image has a mask .* 50% of all images are held out"):
             check_counts(everything, 0.5)
