@@ -17,6 +17,7 @@ COMMANDS = {
     "zero-shot": "edges, object proposals and instances, as in the SAM paper",
     "convert": "convert weights from and to PyTorch, and models to ONNX",
     "serve": "serve a model to many users over HTTP",
+    "engine": "label images by hand and by model, round after round",
     "data": "prepare, check and describe training data",
 }
 _LINES = "\n".join(f"  sam-jax {name:<9} {text}" for name, text in COMMANDS.items())

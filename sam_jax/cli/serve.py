@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 from tyro.conf import UseAppendAction, arg
@@ -16,20 +17,10 @@ _DEFAULT = ServingConfig()
 TOKEN_VARIABLE = "SAM_JAX_TOKEN"
 
 
-@dataclasses.dataclass(frozen=True)
-class Serve:
-    """Serve a model over HTTP: images and prompts in, masks out. docs/serving.md describes the interface.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """What all servers have in common."""
 
-    Examples:
-        sam-jax serve
-        sam-jax serve --checkpoint checkpoints/sam_vit_b --port 9000 --cors https://example.org
-
-    It listens on this machine alone unless --host says otherwise; then set a token, by the environment variable
-    SAM_JAX_TOKEN rather than --token, which other users of the machine can see. SIGTERM ends it when all that runs is
-    answered. Needs pip install "sam_jax[serve]".
-    """
-
-    checkpoint: parsing.Checkpoint = None
     dtype: parsing.Dtype = None
     crf: parsing.Crf = False
     no_crf: parsing.NoCrf = False
@@ -53,24 +44,51 @@ class Serve:
     max_batch: Annotated[int, arg(help="prompts that the decoder works on at once")] = _DEFAULT.max_batch
     no_onnx: Annotated[bool, arg(help="do not offer the model as ONNX files")] = False
 
+    def config(self) -> ServingConfig:
+        """The settings of the server. Raises ValueError."""
+        own = {field.name for field in dataclasses.fields(ServingConfig)}
+        said = {name: value for name, value in vars(self).items() if name in own}
+        return ServingConfig(**said | {"token": self.token or os.environ.get(TOKEN_VARIABLE) or None})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serve(ServerOptions):
+    """Serve a model over HTTP: images and prompts in, masks out. docs/serving.md describes the interface.
+
+    Examples:
+        sam-jax serve
+        sam-jax serve --checkpoint checkpoints/sam_vit_b --port 9000 --cors https://example.org
+
+    It listens on this machine alone unless --host says otherwise; then set a token, by the environment variable
+    SAM_JAX_TOKEN rather than --token, which other users of the machine can see. SIGTERM ends it when all that runs is
+    answered. Needs pip install "sam_jax[serve]".
+    """
+
+    checkpoint: parsing.Checkpoint = None
+
     def run(self) -> None:
         """Serves."""
-        try:
+        with needs_server("serve"):
             from sam_jax.serving.server import serve
-        except ModuleNotFoundError as error:
-            if error.name not in ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic"):
-                raise
-            raise ValueError(
-                f"{error.name} is not installed; the server needs it: pip install 'sam_jax[serve]'"
-            ) from None
         from sam_jax.runtime import use_compilation_cache
 
         refinement = parsing.edge_refinement(self.crf, self.no_crf)
-        own = {field.name for field in dataclasses.fields(ServingConfig)}
-        said = {name: value for name, value in vars(self).items() if name in own}
-        config = ServingConfig(**said | {"token": self.token or os.environ.get(TOKEN_VARIABLE) or None})
+        config = self.config()
         use_compilation_cache()
         serve(config, self.checkpoint, self.dtype, refinement, not self.no_onnx)
+
+
+@contextlib.contextmanager
+def needs_server(extra: str) -> Iterator[None]:
+    """Says which extra to install where the libraries of the server are missing. Raises ValueError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic"):
+            raise
+        raise ValueError(
+            f"{error.name} is not installed; the server needs it: pip install 'sam_jax[{extra}]'"
+        ) from None
 
 
 def main(argv: Sequence[str] | None = None, program: str = "sam-jax serve") -> int:

@@ -8,10 +8,12 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from etils import epath
+
 from sam_jax.engine.database import IMAGES, Database
 from sam_jax.engine.rows import ASSISTED, ImageRow, NotFound
 from sam_jax.files import write_atomically
-from sam_jax.inference.images import decode_image
+from sam_jax.inference.images import ImageError, decode_image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # those that the server takes
 
@@ -24,10 +26,11 @@ def is_held_out(sha256: str, share: float) -> bool:
 class ImageTable(Database):
     """Adds and finds images."""
 
-    def add_image(self, path: str | Path, link: bool = False) -> tuple[ImageRow, bool]:
+    def add_image(self, path: epath.PathLike, link: bool = False) -> tuple[ImageRow, bool]:
         """Takes in an image, with a task to label it by hand.
 
         Args:
+          path: local or gs://.
           link: link to the file rather than copy it; it then has to stay where it is.
 
         Returns:
@@ -37,7 +40,9 @@ class ImageTable(Database):
           ImageError: the file is no image that can be used.
           OSError: it cannot be read or copied.
         """
-        source = Path(path)
+        source = epath.Path(path)
+        if link and "://" in str(source):
+            raise ImageError(f"{source} is not a local file, which could be linked to; copy it")
         content = source.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         known = self._known(sha256)
@@ -112,12 +117,12 @@ class ImageTable(Database):
         return f"{stem}-{sha256[:12]}{suffix}" if taken else name
 
 
-def _place(source: Path, content: bytes, target: Path, link: bool) -> None:
+def _place(source: epath.Path, content: bytes, target: Path, link: bool) -> None:
     if not link:
         write_atomically(target, content)
         return
     target.unlink(missing_ok=True)  # of an add that was killed before its row was written
-    target.symlink_to(source.resolve())
+    target.symlink_to(os.path.realpath(source))
 
 
 def _image(row: sqlite3.Row) -> ImageRow:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from sam_jax.engine.database import Database
 from sam_jax.engine.rows import CANDIDATE, PROMOTED, REJECTED, RETIRED, ModelVersion, NotFound, StoreError
@@ -29,9 +30,11 @@ class ModelTable(Database):
         """All of them, the first first."""
         return [_version(row) for row in self.select("SELECT * FROM model_versions ORDER BY id")]
 
-    def model_path(self, version: ModelVersion) -> Path | None:
-        """The directory of a version, None for the bundled model."""
-        return None if version.path is None else self.directory / version.path
+    def model_path(self, version: ModelVersion) -> epath.Path | None:
+        """The directory of a version, local or gs://; None for the bundled model."""
+        if version.path is None:
+            return None
+        return epath.Path(version.path) if "://" in version.path else epath.Path(self.directory / version.path)
 
     def add_candidate(
         self, name: str, path: str | None, parent: int, metrics: dict[str, Any] | None = None

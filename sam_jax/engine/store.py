@@ -14,17 +14,19 @@ import time
 from pathlib import Path
 
 from sam_jax.config.engine import EngineConfig
+from sam_jax.engine.audit_table import AuditTable
 from sam_jax.engine.database import FILE, IMAGES, MODELS
 from sam_jax.engine.mask_table import MaskTable
 from sam_jax.engine.model_table import ModelTable, add_first
 from sam_jax.engine.schema import StoreError, migrate
 from sam_jax.engine.statistics import StatisticsTable
 from sam_jax.engine.task_table import TaskTable
+from sam_jax.files import absolute
 
 BUNDLED = "vit_tiny"
 
 
-class Store(TaskTable, MaskTable, ModelTable, StatisticsTable):
+class Store(TaskTable, MaskTable, ModelTable, AuditTable, StatisticsTable):
     """An open store: see the classes that it joins for its methods. Safe for threads and for several processes.
 
     with Store(directory) as store:
@@ -55,8 +57,9 @@ def init_store(directory: str | Path, config: EngineConfig | None = None, checkp
         (root / name).mkdir(parents=True, exist_ok=True)
     unfinished = root / f".{FILE}.unfinished"
     unfinished.unlink(missing_ok=True)
-    path = None if checkpoint is None else str(Path(checkpoint).resolve())
-    name = BUNDLED if checkpoint is None else Path(checkpoint).name
+    bundled = checkpoint is None or (checkpoint == BUNDLED and not Path(checkpoint).exists())
+    path = None if checkpoint is None or bundled else absolute(checkpoint)
+    name = path.rpartition("/")[-1] if path else BUNDLED
     connection = sqlite3.connect(unfinished, isolation_level=None)
     try:
         migrate(connection, str(unfinished))

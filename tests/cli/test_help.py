@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_jax.cli import convert, data, main, train, zero_shot
+from sam_jax.cli import convert, data, engine, main, train, zero_shot
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
@@ -19,6 +19,7 @@ COMMANDS = [
     *(["train", name] for name in train.recipes()),
     *(["convert", name] for name in convert.COMMANDS),
     *(["data", name] for name in data.COMMANDS),
+    *(["engine", name] for name in engine.COMMANDS),
     *(["zero-shot", name] for name in zero_shot.TASKS),
 ]
 
@@ -55,7 +56,7 @@ def without_help(arguments):
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_argument_has_help(words, capsys):
     arguments = list(arguments_of(help_of(words, capsys)))
-    assert len(arguments) > (100 if words[0] == "train" else 1)
+    assert len(arguments) > (100 if words[0] == "train" else 0 if words == ["engine", "status"] else 1)
     assert without_help(arguments) == []
 
 
@@ -93,12 +94,12 @@ def test_options_of_training_are_all_there(capsys):
     } <= names
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["convert"], ["data"], ["zero-shot"]], ids=" ".join)
+@pytest.mark.parametrize("words", [[], ["train"], ["convert"], ["data"], ["engine"], ["zero-shot"]], ids=" ".join)
 def test_help_of_several_names_each(words, capsys):
     assert main.main([*words, "--help"]) == 0
     text = capsys.readouterr().out
     names = {(): main.COMMANDS, ("train",): train.recipes(), ("convert",): convert.COMMANDS, ("data",): data.COMMANDS}
-    names[("zero-shot",)] = zero_shot.TASKS
+    names |= {("zero-shot",): zero_shot.TASKS, ("engine",): engine.COMMANDS}
     assert all(name in text for name in names[tuple(words)])
     assert main.main(words) == 2  # nothing was asked for
 
@@ -119,7 +120,9 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"sam_jax {sam_jax.__version__}\n"
 
 
-@pytest.mark.parametrize("words", [[], ["infer"], ["train", "bundled"], ["evaluate"], ["data", "check"]], ids=str)
+@pytest.mark.parametrize(
+    "words", [[], ["infer"], ["train", "bundled"], ["evaluate"], ["data", "check"], ["engine", "add"]], ids=str
+)
 def test_help_does_not_load_jax(words):
     code = (
         "import sys, contextlib, time, io\n"
