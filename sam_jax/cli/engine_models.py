@@ -7,16 +7,16 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from sam_jax.cli import parsing
+from sam_jax.cli.engine_store import Directory
 from sam_jax.config.engine_models import AutomaticConfig, FillConfig, RetrainConfig
 
 if TYPE_CHECKING:
     from sam_jax.engine.finding import Found, LoadedVersion
     from sam_jax.engine.store import Store
 
-_Directory = Annotated[Positional[Path], arg(metavar="DIR", help="directory of the store, from sam-jax engine init")]
 _Limit = Annotated[int | None, arg(help="go through so many images at most; None means all")]
 _Points = Annotated[int, arg(help="points along each side of the grid over the image")]
 _FILL, _AUTO, _ROUND = FillConfig(), AutomaticConfig(), RetrainConfig()
@@ -36,7 +36,7 @@ class Fill:
         sam-jax engine fill cells
     """
 
-    directory: _Directory
+    directory: Directory
     confidence: Annotated[
         float, arg(help="how sure a mask has to be: a share of the way from the model's thresholds to 1")
     ] = _FILL.confidence
@@ -72,7 +72,7 @@ class Auto:
         sam-jax engine auto cells --out masks --crop-layers 0     four times as fast; fewer small objects
     """
 
-    directory: _Directory
+    directory: Directory
     out: Annotated[
         Path | None, arg(metavar="OUT", help="directory for NAME.json of each image; None is DIR/automatic")
     ] = None
@@ -99,7 +99,7 @@ class Auto:
         amg = dataclasses.replace(_AUTO.amg, points_per_side=self.points_per_side, crop_n_layers=self.crop_layers)
         config = AutomaticConfig(amg, self.max_overlap, self.everything, self.again)
         with Store(self.directory) as store:
-            out = self.out or self.directory / "automatic"
+            out = self.out or Path(self.directory) / "automatic"
             return _report(annotate(store, _load(store, self.dtype), out, config, self.limit), "accepted")
 
 
@@ -120,7 +120,7 @@ class Retrain:
     stopped from outside with its state saved: run it again.
     """
 
-    directory: _Directory
+    directory: Directory
     steps: Annotated[int | None, arg(help="training steps; None takes --steps-per-image, from 40 to 2000")] = None
     steps_per_image: Annotated[float, arg(help="training steps for each image, without --steps and --minutes")] = (
         _ROUND.steps_per_image
@@ -176,7 +176,7 @@ class RollBack:
         sam-jax engine roll-back cells --to 0    to the model that the store began with
     """
 
-    directory: _Directory
+    directory: Directory
     to: Annotated[str | None, arg(metavar="N", help="number or name of the version; None is the parent")] = None
 
     def run(self) -> int:

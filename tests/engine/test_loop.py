@@ -9,13 +9,14 @@ import pytest
 
 import sam_jax
 from sam_jax.config import AmgConfig, AutomaticConfig, EngineConfig, FillConfig, RetrainConfig, ServingConfig
+from sam_jax.engine.audit import read_audit
 from sam_jax.engine.automatic import annotate
 from sam_jax.engine.filling import fill
 from sam_jax.engine.finding import LoadedVersion
 from sam_jax.engine.judging import FIGURES
 from sam_jax.engine.retraining import retrain
 from sam_jax.engine.routes import EngineService, create_router
-from sam_jax.engine.rows import ASSISTED, AUTOMATIC, PROMOTED, REJECTED, SEMI_AUTOMATIC
+from sam_jax.engine.rows import ASSISTED, AUDIT, AUTOMATIC, PROMOTED, REJECTED, SEMI_AUTOMATIC
 from sam_jax.engine.store import init_store
 from sam_jax.evaluation.metrics import mask_iou
 from sam_jax.ops.rle import decode_mask
@@ -42,10 +43,10 @@ def load(store):
 
 
 @contextlib.contextmanager
-def annotator(store, truth):
+def annotator(store, truth, stage=None):
     """The server with the present model, and somebody at it."""
     loaded = load(store)
-    engine = EngineService(store, loaded.version)
+    engine = EngineService(store, loaded.version, stage)
     model = loaded.model, loaded.variables
     with running(*model, ServingConfig(port=0), routers=[create_router(engine)]) as server, server.client() as client:
         yield ScriptedAnnotator(client, sam_jax.SamPredictor(*model), truth)
@@ -116,6 +117,14 @@ def test_from_the_first_click_to_stage_3(tmp_path, full_speed):
         assert len(list((tmp_path / "out").glob("*.json"))) == 20
         print(f"\nstage 3: {found.masks} masks; for an object, IoU, shown: {quality(store, truth, AUTOMATIC)}")
         assert {row.stage for row in store.round_statistics()} == {ASSISTED, SEMI_AUTOMATIC, AUTOMATIC}
-        print(*store.round_statistics(), sep="\n")
+
+        store.open_checks(AUDIT, 6)
+        with annotator(store, truth, AUDIT) as ada:
+            assert ada.label_all(store) == 6
+        audit = read_audit(store)
+        assert audit.images == 6
+        assert audit.pairs + audit.deleted > 0
+        assert audit.undecided == 0
+        print(f"\n{audit}", *store.round_statistics(), sep="\n")
         print(f"mean change of the figures: {first.gain:+.4f}, {second.gain:+.4f}")
         assert store.present().round >= 1
