@@ -28,9 +28,9 @@ _NOT_FINITE = 3
 class Fill:
     """Stage 2: propose confident masks in the images that wait for annotators.
 
-    They accept or correct them and add the rest. The present model goes once through each image; masks that people have
-    made, and deleted, stay as they are. Run it again after images were added or a better model was trained, or to go on
-    after it was stopped.
+    They accept or correct them and add the rest. The present model goes once through each image that is not held out;
+    masks that people have made, and deleted, stay as they are. Run it again after images were added or a better model
+    was trained, or to go on after it was stopped.
 
     Example:
         sam-jax engine fill cells

@@ -78,7 +78,7 @@ class RetrainConfig:
         embeddings that are computed once and kept, which few images cannot spoil.
       learning_rate: of the mask decoder alone. The whole model is trained with `whole_learning_rate`.
       whole_learning_rate: see there.
-      batch_size: images in each step.
+      batch_size: images in each step; rounded up to a multiple of the devices.
       masks_per_image: masks of each image in a step, at most, drawn at random.
       margin: how much the mean of the three figures has to rise for a model to be promoted.
       max_loss: how much a single figure may fall then.

@@ -17,9 +17,10 @@ from sam_jax.engine.store import Store
 
 
 def fill(store: Store, loaded: LoadedVersion, config: FillConfig | None = None, limit: int | None = None) -> Found:
-    """Proposes masks in all images that wait for an annotator, each once per model version.
+    """Proposes masks in the images that wait for an annotator, each once per model version.
 
-    A run that ends early, for any reason, goes on where it stopped when it is started again.
+    Held-out images get none: masks that the present model has proposed would speak for it when it is compared with
+    another. A run that ends early, for any reason, goes on where it stopped when it is started again.
 
     Args:
       limit: go through so many images at most; those that come first for annotators.
@@ -38,9 +39,11 @@ def fill(store: Store, loaded: LoadedVersion, config: FillConfig | None = None, 
 
 
 def waiting_images(store: Store, version: int) -> list[ImageRow]:
-    """Images with an open task that a model version has not filled, in the order in which annotators get them."""
+    """Images to train on with an open task that a model version has not filled, in the order in which annotators get
+    them."""
     sql = "SELECT image_id FROM fills WHERE stage = ? AND model_version = ?"
-    filled = {row["image_id"] for row in store.select(sql, SEMI_AUTOMATIC, version)}
+    skipped = {row["image_id"] for row in store.select(sql, SEMI_AUTOMATIC, version)}
+    skipped |= {image.id for image in store.images(held_out=True)}
     tasks = (task for stage in (ASSISTED, SEMI_AUTOMATIC) for task in store.tasks(stage, OPEN))
-    wanted = sorted((task.id, task.image_id) for task in tasks if task.image_id not in filled)
+    wanted = sorted((task.id, task.image_id) for task in tasks if task.image_id not in skipped)
     return [store.image(image_id) for _, image_id in wanted]

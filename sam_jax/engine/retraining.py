@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from sam_jax.checkpoint import load_config, load_model
 from sam_jax.config import (
     FinetuneConfig,
@@ -174,11 +176,13 @@ def recipe(
     """
     sam: SamConfig = load_config(present)
     steps, alone = config.num_steps(images), cache is not None
+    devices = jax.device_count()
+    batch_size = -(-config.batch_size // devices) * devices  # each has as many images
     rate = config.learning_rate if alone else config.whole_learning_rate
     return TrainConfig(
         sam=sam,
-        stages=(StageConfig(sam.image_encoder.image_size, config.batch_size, config.masks_per_image, num_steps=steps),),
-        data=RecordDataConfig(path=str(data), hold_out=0.0, max_bad_share=0.2),
+        stages=(StageConfig(sam.image_encoder.image_size, batch_size, config.masks_per_image, num_steps=steps),),
+        data=RecordDataConfig(path=str(data), hold_out=0.0),
         interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
         loss=LossConfig(focal_alpha=0.75, supervise_all_iou=True, supervise_all_outputs=True),
         optim=OptimConfig(

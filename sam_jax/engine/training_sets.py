@@ -110,7 +110,7 @@ def _place_image(source: Path, target: Path) -> None:
     with Image.open(source) as opened:
         upright = opened.getexif().get(_ORIENTATION, 1) == 1
     if upright:
-        target.symlink_to(source.resolve())
+        target.symlink_to(os.path.relpath(source, target.parent))
         return
     buffer = io.BytesIO()
     Image.fromarray(read_image(source)).save(buffer, "PNG")  # PIL goes by the content, whatever the name

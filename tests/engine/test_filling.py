@@ -96,6 +96,12 @@ def test_a_limit_takes_what_annotators_get_first(tmp_path, finds):
         assert store.claim_next("ada").stage == SEMI_AUTOMATIC
 
 
+def test_held_out_images_get_none(tmp_path, finds):
+    with make_store(tmp_path, 6, hold_out=0.5) as store:
+        assert filling.fill(store, present(store)).images == store.count_images(held_out=False)
+        assert [mask for image in store.images(held_out=True) for mask in store.masks(image.id, state=None)] == []
+
+
 def test_confident_is_half_way_from_the_thresholds_of_the_model_to_one(finds, tmp_path):
     for sam, thresholds in ((vit_b(), (0.94, 0.975)), (vit_tiny(), (0.7, 0.75))):
         amg = FillConfig().of_model(sam)

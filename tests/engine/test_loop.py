@@ -2,19 +2,21 @@
 brush, train, have masks proposed, label, train, have the rest annotated."""
 
 import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 import sam_jax
-from sam_jax.config import AmgConfig, AutomaticConfig, EngineConfig, FillConfig, RetrainConfig, ServingConfig
+from sam_jax.config import EngineConfig, RetrainConfig, ServingConfig
 from sam_jax.engine.audit import read_audit
-from sam_jax.engine.automatic import annotate
-from sam_jax.engine.filling import fill
 from sam_jax.engine.finding import LoadedVersion
-from sam_jax.engine.judging import FIGURES
-from sam_jax.engine.retraining import retrain
+from sam_jax.engine.judging import FIGURES, from_json
 from sam_jax.engine.routes import EngineService, create_router
 from sam_jax.engine.rows import ASSISTED, AUDIT, AUTOMATIC, PROMOTED, REJECTED, SEMI_AUTOMATIC
 from sam_jax.engine.store import init_store
@@ -25,7 +27,8 @@ from tests.engine.scripted import ScriptedAnnotator
 from tests.serving.running import running
 
 HOLD_OUT = 0.3
-ROUND = RetrainConfig(steps=40, batch_size=4, masks_per_image=6)
+STEPS = 40
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -35,6 +38,17 @@ def full_speed():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+def command(store, name, *words):
+    """Runs a command of `sam-jax engine` as people do: in a process of its own, with one device."""
+    line = [sys.executable, "-m", "sam_jax", "engine", name, str(store.directory), *map(str, words)]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    began = time.monotonic()
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    print(f"\n{name}, {time.monotonic() - began:.0f} s: {done.stdout}")
+    return done.stdout
 
 
 def load(store):
@@ -61,14 +75,15 @@ def add(store, scenes):
 def train(store):
     """A round of training: what is promoted follows the rule, and the present model is never a worse one."""
     before = store.present()
-    outcome = retrain(store, ROUND)
-    found = outcome.comparison
-    print(f"\n{found.table()}\nmodel {outcome.version.name} is {outcome.version.state}: {outcome.reason}")
-    better = found.gain >= ROUND.margin and all(
-        found.present[name] - found.candidate[name] <= ROUND.max_loss for name in FIGURES
+    command(store, "retrain", "--steps", STEPS, "--batch-size", 2, "--masks-per-image", 6)
+    version, rule = store.model_versions()[-1], RetrainConfig()
+    found = from_json(version.metrics["comparison"])
+    assert version.parent == before.id
+    better = found.gain >= rule.margin and all(
+        found.present[name] - found.candidate[name] <= rule.max_loss for name in FIGURES
     )
-    assert outcome.version.state == (PROMOTED if better else REJECTED)
-    assert store.present().name == (outcome.version.name if better else before.name)
+    assert version.state == (PROMOTED if better else REJECTED)
+    assert store.present().name == (version.name if better else before.name)
     return found
 
 
@@ -99,10 +114,9 @@ def test_from_the_first_click_to_stage_3(tmp_path, full_speed):
         first = train(store)
 
         truth |= add(store, write_scenes(tmp_path / "two", 8, held_out=3, share=HOLD_OUT, seed=1000))
-        found = fill(store, load(store), FillConfig(AmgConfig(points_per_side=12)))
-        assert found.images == 8
-        assert fill(store, load(store)).images == 0
-        print(f"\nstage 2: {found.masks} masks; for an object, IoU, shown: {quality(store, truth, SEMI_AUTOMATIC)}")
+        assert "in 5 images" in command(store, "fill", "--points-per-side", 12)
+        assert "in 0 images" in command(store, "fill", "--points-per-side", 12)
+        print(f"\nstage 2: masks for an object, their IoU, objects shown: {quality(store, truth, SEMI_AUTOMATIC)}")
         with annotator(store, truth) as ada:
             assert ada.label_all(store) == 8
         assert store.statistics().masks == sum(map(len, truth.values()))
@@ -111,11 +125,9 @@ def test_from_the_first_click_to_stage_3(tmp_path, full_speed):
         second = train(store)
 
         truth |= add(store, write_scenes(tmp_path / "three", 20, held_out=6, share=HOLD_OUT, seed=2000))
-        config = AutomaticConfig(AmgConfig(points_per_side=12, min_mask_region_area=20, max_mask_cover=0.95))
-        found = annotate(store, load(store), tmp_path / "out", config)
-        assert found.images == 20
-        assert len(list((tmp_path / "out").glob("*.json"))) == 20
-        print(f"\nstage 3: {found.masks} masks; for an object, IoU, shown: {quality(store, truth, AUTOMATIC)}")
+        assert "in 20 images" in command(store, "auto", "--points-per-side", 12, "--crop-layers", 0)
+        assert len(list((store.directory / "automatic").glob("*.json"))) == 20
+        print(f"\nstage 3: masks for an object, their IoU, objects shown: {quality(store, truth, AUTOMATIC)}")
         assert {row.stage for row in store.round_statistics()} == {ASSISTED, SEMI_AUTOMATIC, AUTOMATIC}
 
         store.open_checks(AUDIT, 6)
