@@ -92,7 +92,7 @@ ALLOWED = {
     "evaluation": _BASE | {"inference", "data", "runtime", "text"},
     # It takes candidates from everything mode and masks from the predictor.
     "text": _BASE | {"inference"},
-    "serving": _BASE | {"sam_jax", "inference"},
+    "serving": _BASE | {"sam_jax", "inference", "text"},
     # The paper's tasks: runs of batch/, scored and shown as evaluation/ does.
     "zero_shot": _BASE | {"inference", "batch", "data", "evaluation"},
     # It walks through frames with the image predictor.

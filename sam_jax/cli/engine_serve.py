@@ -39,5 +39,5 @@ class Serve(ServerOptions):
         refinement = parsing.edge_refinement(self.crf, self.no_crf)
         config = self.config()
         use_compilation_cache()
-        serve_store(self.directory, config, self.stage, self.dtype, refinement, not self.no_onnx)
+        serve_store(self.directory, config, self.stage, self.dtype, refinement, not self.no_onnx, self.text_model)
         return 0

@@ -42,6 +42,9 @@ class ServerOptions:
         _DEFAULT.max_requests_per_client
     )
     max_batch: Annotated[int, arg(help="prompts that the decoder works on at once")] = _DEFAULT.max_batch
+    text_model: Annotated[
+        str | None, arg(metavar="DIR", help="CLIP or SigLIP 2, as `sam-jax convert from-clip` writes it, for phrases")
+    ] = None
     no_onnx: Annotated[bool, arg(help="do not offer the model as ONNX files")] = False
 
     def config(self) -> ServingConfig:
@@ -58,6 +61,7 @@ class Serve(ServerOptions):
     Examples:
         sam-jax serve
         sam-jax serve --checkpoint checkpoints/sam_vit_b --port 9000 --cors https://example.org
+        sam-jax serve --text-model checkpoints/clip_vit_b_32
 
     It listens on this machine alone unless --host says otherwise; then set a token, by the environment variable
     SAM_JAX_TOKEN rather than --token, which other users of the machine can see. SIGTERM ends it when all that runs is
@@ -75,7 +79,7 @@ class Serve(ServerOptions):
         refinement = parsing.edge_refinement(self.crf, self.no_crf)
         config = self.config()
         use_compilation_cache()
-        serve(config, self.checkpoint, self.dtype, refinement, not self.no_onnx)
+        serve(config, self.checkpoint, self.dtype, refinement, not self.no_onnx, self.text_model)
 
 
 @contextlib.contextmanager

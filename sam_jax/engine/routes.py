@@ -45,8 +45,7 @@ from sam_jax.engine.messages import (
 )
 from sam_jax.engine.rows import ModelVersion, NotFound, NotHeld, VersionConflict
 from sam_jax.engine.store import Store
-from sam_jax.serving.refusals import Refusal
-from sam_jax.serving.schemas import Error
+from sam_jax.serving.refusals import Error, Refusal
 
 THREADS = 4
 _REFUSALS: dict[int | str, dict[str, Any]] = {

@@ -18,12 +18,13 @@ def serve_store(
     dtype: str | None = None,
     crf: bool | None = None,
     onnx: bool = True,
+    text_model: str | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT. A model that is promoted meanwhile is used from the next start on.
 
     Args:
       stage: hand out tasks of this stage alone; None hands out all.
-      dtype, crf, onnx: as `serving.server.serve` takes them.
+      dtype, crf, onnx, text_model: as `serving.server.serve` takes them.
 
     Raises:
       StoreError: the directory has no store that can be used.
@@ -33,6 +34,7 @@ def serve_store(
         path = store.model_path(present)
         engine = EngineService(store, present, stage)
         try:
-            serve(config, None if path is None else os.fspath(path), dtype, crf, onnx, [create_router(engine)])
+            checkpoint = None if path is None else os.fspath(path)
+            serve(config, checkpoint, dtype, crf, onnx, text_model, [create_router(engine)])
         finally:
             engine.close()

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 MAX_REASON = 300  # characters
+
+
+class Error(BaseModel):
+    """Why a request was not done, in one line."""
+
+    error: str
 
 
 class Refusal(HTTPException):
