@@ -21,16 +21,15 @@ from tests.tiny import SMALLEST, random_variables
 ROOT = Path(__file__).parents[2]
 SIZE = (60, 80)
 KILLS = 10  # of each
-AUTO = "Auto({directory!r}, points_per_side=8, crop_layers=1)"
-RETRAIN = "Retrain({directory!r}, steps=12, batch_size=2, masks_per_image=2, margin=0.0, max_loss=1.0)"
+AUTO = "auto", "--points-per-side", "8", "--crop-layers", "1"
+RETRAIN = "retrain", "--steps", "12", "--batch-size", "2", "--masks-per-image", "2", "--margin", "0", "--max-loss", "1"
 
 
 def start(command, directory):
     """A process of a command of `sam-jax engine`."""
-    call = command.format(directory=str(directory))
-    code = f"import sys; from sam_jax.cli.engine_models import *; sys.exit({call}.run())"
+    line = [sys.executable, "-m", "sam_jax", "engine", command[0], str(directory), *command[1:]]
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
 
 def run(command, directory):
@@ -116,7 +115,7 @@ def test_a_round_of_training_killed_at_any_moment(directory):
     rng, killed, seen = random.Random(1), 0, []
     assert run(RETRAIN, directory)[0] == 0  # compiles what the others find in the cache
     began = time.monotonic()
-    assert run(f"{RETRAIN[:-1]}, again=True)", directory)[0] == 0
+    assert run((*RETRAIN, "--again"), directory)[0] == 0
     whole = time.monotonic() - began
     with Store(directory) as store:
         models = directory / "models"
