@@ -1,5 +1,6 @@
 """Workers and trainers that are killed at any moment: the store opens, no accepted mask is lost and none is twice."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from tests.tiny import SMALLEST, random_variables
 
 ROOT = Path(__file__).parents[2]
 SIZE = (60, 80)
+IMAGES, LABELLED = 60, 8
 KILLS = 10  # of each
 AUTO = "auto", "--points-per-side", "8", "--crop-layers", "1"
 RETRAIN = "retrain", "--steps", "12", "--batch-size", "2", "--masks-per-image", "2", "--margin", "0", "--max-loss", "1"
@@ -56,13 +58,14 @@ def kill_sometime(command, directory, seconds, is_begun=lambda: True):
 
 @pytest.fixture
 def directory(tmp_path):
-    """A store of a tiny model and 24 images, of which people have labelled eight."""
-    save_model(tmp_path / "model", SMALLEST, random_variables(SMALLEST))
+    """A store of a tiny model, which finds masks in everything, and 60 images, of which people have labelled eight."""
+    sam = dataclasses.replace(SMALLEST, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    save_model(tmp_path / "model", sam, random_variables(sam))
     directory = tmp_path / "store"
     with init_store(directory, EngineConfig(hold_out=0.4), str(tmp_path / "model")) as store:
-        for path in write_images(tmp_path / "images", 24, SIZE):
+        for path in write_images(tmp_path / "images", IMAGES, SIZE):
             store.add_image(path)
-        for image in list(store.images())[:8]:
+        for image in list(store.images())[:LABELLED]:
             label(store, image, [rectangle(4, 4, 30, 40, SIZE), rectangle(32, 8, 56, 70, SIZE)])
     return directory
 
@@ -101,11 +104,12 @@ def test_stage_3_killed_at_any_moment(directory, tmp_path):
         code, said = run(AUTO, directory)
         assert code == 0, said
         check(store, expected)
-        assert filled() == 16
-        assert len(list((directory / "automatic").glob("*.json"))) == 16
-        for image in list(store.images())[8:]:
+        assert filled() == IMAGES - LABELLED
+        assert len(list((directory / "automatic").glob("*.json"))) == IMAGES - LABELLED
+        for image in list(store.images())[LABELLED:]:
             (count,) = store.select_one("SELECT masks FROM fills WHERE image_id = ?", image.id)
             assert len(store.masks(image.id, stage=AUTOMATIC)) == count
+        assert len(list(store.stream_masks(stage=AUTOMATIC))) > IMAGES
     print(f"\nkilled {killed} of {KILLS} times while at work; images done after each: {seen}")
     assert killed >= 3
 
