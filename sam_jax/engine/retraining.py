@@ -183,7 +183,7 @@ def recipe(
         sam=sam,
         stages=(StageConfig(sam.image_encoder.image_size, batch_size, config.masks_per_image, num_steps=steps),),
         data=RecordDataConfig(path=str(data), hold_out=0.0),
-        # Boxes of people are nearly tight. With the noise of the paper's training a small model loses its trust in them.
+        # Boxes of people are nearly tight; with the noise of the paper a small model loses its trust in them.
         interaction=InteractionConfig(num_points=1, num_mask_only_steps=0, box_noise=0.04, box_noise_max=8.0),
         loss=LossConfig(focal_alpha=0.6, supervise_all_iou=True, supervise_all_outputs=True),
         optim=OptimConfig(

@@ -123,6 +123,7 @@ def test_the_settings_are_those_of_sa1b(finds, tmp_path):
     assert generator.count_points((1500, 2250)) == 32 * 32 + 4 * 16 * 16 + 16 * 8 * 8
 
 
+@pytest.mark.long
 def test_a_network_annotates_in_sa1b_s_format(tmp_path, variables):
     """The whole way with a real, if random, model."""
     amg = AmgConfig(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0, min_mask_region_area=5)

@@ -112,6 +112,7 @@ def test_confident_is_half_way_from_the_thresholds_of_the_model_to_one(finds, tm
     assert AmgConfig(**finds.options) == FillConfig().of_model(vit_tiny())
 
 
+@pytest.mark.long
 def test_a_network_proposes_masks(tmp_path, variables):
     """The whole way with a real, if random, model."""
     amg = AmgConfig(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def full_speed():
     """Undoes what makes tiny models compile faster: the bundled model would run several times as long."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
