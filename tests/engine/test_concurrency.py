@@ -29,13 +29,16 @@ def label_all(store, annotator, masks=2):
     return done
 
 
-def add_up(store, task_id, times):
-    """Adds 1 to the number that is a mask's name; whoever loses a race reads again."""
+def add_up(store, task_id, times, own):
+    """Adds 1 to the number that is a mask's name; whoever loses a race reads again.
+
+    `own` is a number that tells these saves from equal ones of others, which would count as the same save sent twice.
+    """
     for _ in range(times):
         while True:
             mask = store.mask(KEY)
             try:
-                store.save_mask(task_id, "ada", draft(key=KEY, name=str(int(mask.name) + 1)), mask.version)
+                store.save_mask(task_id, "ada", draft(key=KEY, name=str(int(mask.name) + 1), seconds=own), mask.version)
                 break
             except VersionConflict:
                 continue
@@ -54,7 +57,7 @@ def test_no_update_is_lost_among_threads(tmp_path):
     with make_store(tmp_path, 1) as store, ThreadPoolExecutor(4) as pool:
         task = store.claim_next("ada")
         store.save_mask(task.id, "ada", draft(key=KEY, name="0"), 0)
-        list(pool.map(lambda _: add_up(store, task.id, 12), range(4)))
+        list(pool.map(lambda own: add_up(store, task.id, 12, own), range(4)))
         mask = store.mask(KEY)
         assert (mask.name, mask.version) == ("48", 49)
 
@@ -87,7 +90,7 @@ def test_two_processes(tmp_path):
     with make_store(tmp_path, 17) as store:
         task = store.claim_next("ada")
         store.save_mask(task.id, "ada", draft(key=KEY, name="0"), 0)
-        code = f"add_up(store, {task.id}, 15); print(*label_all(store, str(os.getpid())))"
+        code = f"add_up(store, {task.id}, 15, os.getpid()); print(*label_all(store, str(os.getpid())))"
         processes = [start(store.directory, code) for _ in range(2)]
         parts = [process.communicate(timeout=120)[0].split() for process in processes]
         assert [process.returncode for process in processes] == [0, 0]
