@@ -123,7 +123,8 @@ THIRD_PARTY = {
     "files": {"etils"},
     "rgb": {"numpy", "PIL"},
     "inference": _ARRAYS | _HOST,
-    "batch": _ARRAYS | _HOST,
+    # Ray is optional, imported where a cluster is asked for.
+    "batch": _ARRAYS | _HOST | {"ray"},
     "plotting": {"numpy", "PIL", "matplotlib"},
     "training": _ARRAYS | {"flax", "optax", "etils", "tqdm", "PIL", "tensorboardX"},
     "training/loop": _ARRAYS | {"flax", "optax", "etils", "tqdm"},

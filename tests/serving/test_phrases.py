@@ -70,6 +70,7 @@ def test_what_is_no_phrase_is_refused(client, phrases, said):
     assert client.post("/v1/images/nothing/text", json={"phrases": ["red"]}).status_code == 404
 
 
+@pytest.mark.long
 def test_a_text_is_a_prompt_of_a_model_that_knows_texts(towers):
     variables = random_variables(KNOWING)
     predictor = SamPredictor(Sam(KNOWING), variables)
