@@ -34,13 +34,14 @@ WIDEST_GRID = WIDEST_HEAD = 128
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """An h x w grid of tokens with `heads` heads of `dim` channels; a program computes `block` queries of a head."""
+    """An h x w grid of tokens with `heads` heads of `dim` channels; `warps` of 32 threads compute `block` queries of a head."""
 
     h: int
     w: int
     heads: int
     dim: int
     block: int
+    warps: int
 
     @property
     def tokens(self) -> int:
@@ -81,8 +82,9 @@ def blocks_for(h: int, w: int, heads: int, dim: int, dtype: Any) -> Blocks:
         raise ValueError(f"the grid is {h} x {w}; its width is limited to {WIDEST_GRID}")
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"the dtype is {jnp.dtype(dtype).name}; expected float32 or bfloat16")
-    # float32 takes twice the registers.
-    return Blocks(h, w, heads, dim, 64 if dtype == jnp.bfloat16 else 32)
+    # float32 is multiplied without tensor cores, so everything lies in registers, of which more warps have more.
+    block, warps = (64, 4) if dtype == jnp.bfloat16 else (32, 8)
+    return Blocks(h, w, heads, dim, block, warps)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -137,7 +139,7 @@ def forward(
             jax.ShapeDtypeStruct((batch, s.tokens, s.heads * s.dim), qkv.dtype),
             jax.ShapeDtypeStruct((batch, s.heads, s.tokens), jnp.float32),
         ],
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=s.warps, num_stages=2),
         interpret=interpret,
     )(qkv, qkv, qkv, bias_h, bias_w)
     return found

@@ -60,7 +60,7 @@ def backward(
             query_spec(s),
             query_spec(s),
         ],
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=s.warps, num_stages=2),
         interpret=interpret,
     )
     arguments = (qkv, qkv, qkv, bias_h, bias_w, outer, lse, delta)
