@@ -216,7 +216,9 @@ class Training:
             pe = sam.prompt_encoder.get_dense_pe()
             logits, ious = sam.mask_decoder.predict_masks(embedding, pe, sparse, dense)
             mask_loss, iou = _torch_losses(logits, targets)
-            best = 1 + mask_loss[:, 1:].argmin(dim=1) if turn == 0 else torch.zeros_like(mask_loss[:, 0], dtype=torch.long)
+            best = (
+                1 + mask_loss[:, 1:].argmin(dim=1) if turn == 0 else torch.zeros_like(mask_loss[:, 0], dtype=torch.long)
+            )
             rows = torch.arange(n, device=device)
             total = total + (mask_loss + (ious - iou) ** 2)[rows, best].mean()
             fed_back = logits.detach()[rows, best][:, None]
