@@ -34,8 +34,9 @@ from tyro.conf import Positional, arg
 Kind = Literal["encoder", "blocks", "kernels", "decoder", "edges", "everything", "video"]
 KERNEL = "__gpu$xla.gpu.triton"
 GIB = 2**30
-# Properties that the compiler asks for, by NVIDIA's data sheets and CUDA's tables of compute capabilities: multiprocessors,
-# units for float32 in each, bytes of shared memory (of each, of a block), of L2, of memory, bytes/s, GHz, capability.
+# Properties that the compiler asks for, by NVIDIA's data sheets and CUDA's tables of compute capabilities:
+# multiprocessors, units for float32 in each, bytes of shared memory (of each, of a block), of L2, of memory, bytes/s,
+# GHz, capability.
 CHIPS = {
     "h100": (132, 128, 233472, 232448, 52428800, 84929347584, 3352320000000, 1.98, (9, 0)),
     "a100": (108, 64, 167936, 166912, 41943040, 84987740160, 2039000000000, 1.41, (8, 0)),

@@ -4,17 +4,18 @@
     python benchmarks/gpu_vs_torch.py --tiny                # a dry run with a tiny model, on a CPU too
     python benchmarks/gpu_vs_torch.py --rows encode --sides ours triton --dtypes bfloat16 --batches 1 8 32
 
-Every row is of one side in one dtype; float32 is float32 for all of them (no TF32), bfloat16 is a copy of the whole model
-in it, for training torch's autocast. Errors are those against the official code in float32: of embeddings of order one,
-and of low-resolution masks as the share of pixels that change sides. A row that fails says why, and the next one runs.
+Every row is of one side in one dtype; float32 is float32 for all of them (no TF32), bfloat16 is a copy of the whole
+model in it, for training torch's autocast. Errors are those against the official code in float32: of embeddings, which
+are of order one, and of low-resolution masks as the share of pixels that change sides. A row that fails says why, and
+the next one runs.
 
   encode      images of the model's native size through the image encoder, --batches at once
   decode      1 and 64 prompts of one point, three masks each
   everything  an image of noise of 1500 x 2250, 32 x 32 points, all masks; torch's generator in float32 alone
   train       one optimizer step at 512 px, 8 masks, 11 interactions (see cpu_vs_torch.py)
 
-Sides: `ours` as `load_model` gives it, `triton` with the GPU's attention kernels, `official`, `compiled` (torch.compile of
-the official encoder), `huggingface` (scaled_dot_product_attention). Times are medians; the first call is apart, in
+Sides: `ours` as `load_model` gives it, `triton` with the GPU's attention kernels, `official`, `compiled` (torch.compile
+of the official encoder), `huggingface` (scaled_dot_product_attention). Times are medians; the first call is apart, in
 "first s": it compiles. Peaks of memory are what XLA allocates for a program, and what torch had allocated at most.
 """
 
@@ -244,7 +245,7 @@ def decode_rows(models: Models, args: Options) -> Iterator[Candidate]:
             model, variables = models.ours(side, dtype)
             prompts = Prompts(point_coords=coords[None], point_labels=np.ones((1, len(coords), 1), np.int32))
             decode = partial(model.apply, multimask_output=True, method="decode_masks")
-            return Compiled(lambda *x: decode(*x)[0][0], variables, models.embeddings, prompts)
+            return Compiled(lambda *x: decode(*x).low_res_masks[0], variables, models.embeddings, prompts)
         take = torch_sides.decode_official if side == "official" else torch_sides.decode_hugging_face
         return take(models.torch(side, dtype), models.embeddings, coords, models.device)
 

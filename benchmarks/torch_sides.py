@@ -1,4 +1,4 @@
-"""The sides of gpu_vs_torch.py that are not ours: official code, torch.compile and Hugging Face with the same weights."""
+"""The sides of gpu_vs_torch.py that are not ours: the official code and Hugging Face's model, with the same weights."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ def for_inference(config: SamConfig, dtype: str = "float32", kernels: str = "aut
     Args:
       dtype: one of INFERENCE_DTYPES; "int8" is bfloat16 with `ImageEncoderConfig.int8_mlp`.
       kernels: one of ATTENTION, for the encoder's attention and the mask decoder; see `ImageEncoderConfig.attention`.
-        A TinyViT has no kernels; only the decoder uses it then. With "triton" the decoder, which has no kernels for GPUs,
-        keeps "auto".
+        A TinyViT has no kernels; only the decoder uses it then. With "triton" the decoder keeps "auto": it has no
+        kernels for GPUs.
 
     Raises:
       ValueError: an unknown dtype or kernels, "pallas" for a network with details or HQ-SAM, or "int8" for a TinyViT.

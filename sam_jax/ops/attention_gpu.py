@@ -34,7 +34,10 @@ WIDEST_GRID = WIDEST_HEAD = 128
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """An h x w grid of tokens with `heads` heads of `dim` channels; `warps` of 32 threads compute `block` queries of a head."""
+    """An h x w grid of tokens with `heads` heads of `dim` channels.
+
+    A program computes `block` queries of a head by `warps` of 32 threads.
+    """
 
     h: int
     w: int
@@ -146,7 +149,7 @@ def forward(
 
 
 def head_spec(s: Blocks, part: int = 0) -> pl.BlockSpec:
-    """All tokens of a program's head in arrays (B, tokens, C), or in q, k or v (`part` 0, 1 or 2) of (B, tokens, 3C)."""
+    """All tokens of a program's head, in arrays (B, tokens, C) or q, k or v (`part` 0, 1 or 2) of (B, tokens, 3C)."""
     return pl.BlockSpec((None, s.tokens, s.dim), lambda i, n, b: (b, 0, part * s.heads + n))
 
 
