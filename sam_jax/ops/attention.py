@@ -84,7 +84,7 @@ def _on_gpu(h: int, w: int, heads: int, dim: int, *operands: jax.Array) -> jax.A
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gpu_kernel(blocks: Any, interpret: bool, qkv: jax.Array, table_h: jax.Array, table_w: jax.Array) -> jax.Array:
-    from sam_jax.ops import attention_gpu
+    from sam_jax.ops import attention_gpu_backward
 
     shape = {"h": blocks.h, "w": blocks.w, "t": 3, "n": blocks.heads}
     q = rearrange(qkv, "b (h w) (t n d) -> t b n h w d", **shape)[0]
@@ -92,7 +92,7 @@ def _gpu_kernel(blocks: Any, interpret: bool, qkv: jax.Array, table_h: jax.Array
     # Queries last, so that the kernels read those of a block in one piece.
     bias_h = rearrange(einsum("bnhwd,hkd->bnkhw", q, rel_h), "b n k h w -> b n k (h w)")
     bias_w = rearrange(einsum("bnhwd,wkd->bnkhw", q, rel_w), "b n k h w -> b n k (h w)")
-    out: jax.Array = attention_gpu.attend(blocks, interpret, qkv, bias_h, bias_w)
+    out: jax.Array = attention_gpu_backward.attend(blocks, interpret, qkv, bias_h, bias_w)
     return out
 
 

@@ -4,8 +4,8 @@ A program computes a block of queries of one head, and goes through the keys one
 of a step is one number per query for the row of keys, and one per query and column that stays in registers throughout:
 nothing of size tokens^2 is ever written to memory. Heads are read directly from the projection (B, tokens, 3C).
 
-Logits and softmax are float32; exponentials have base 2, which is what the hardware computes. The backward pass is in
-attention_gpu_backward.py.
+Logits and softmax are float32; exponentials have base 2, which is what the hardware computes. `attend`, which has
+gradients, and the backward pass are in attention_gpu_backward.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from sam_jax.ops.batch_partition import split_over_batch
 from sam_jax.ops.products import dot_general
 
 # Contractions of dot_general: a b^T, a b.
@@ -90,8 +89,9 @@ def blocks_for(h: int, w: int, heads: int, dim: int, dtype: Any) -> Blocks:
     return Blocks(h, w, heads, dim, block, warps)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def attend(s: Blocks, interpret: bool, qkv: jax.Array, bias_h: jax.Array, bias_w: jax.Array) -> jax.Array:
+def forward(
+    s: Blocks, qkv: jax.Array, bias_h: jax.Array, bias_w: jax.Array, interpret: bool
+) -> tuple[jax.Array, jax.Array]:
     """softmax(q k^T / sqrt(D) + bias_h[key row] + bias_w[key column]) v of all heads.
 
     Args:
@@ -100,37 +100,8 @@ def attend(s: Blocks, interpret: bool, qkv: jax.Array, bias_h: jax.Array, bias_w
       interpret: run on any platform, slowly.
 
     Returns:
-      (B, tokens, C) in the dtype of qkv.
+      (B, tokens, C) in the dtype of qkv, and the log-sum-exp of the logits to base 2, (B, heads, tokens) float32.
     """
-    return _forward(s, interpret, qkv, bias_h, bias_w)[0]
-
-
-def _attend_forward(s: Blocks, interpret: bool, *arguments: jax.Array) -> tuple[jax.Array, Any]:
-    out, lse = _forward(s, interpret, *arguments)
-    return out, (*arguments, out, lse)
-
-
-def _attend_backward(s: Blocks, interpret: bool, kept: Any, outer: jax.Array) -> Any:
-    from sam_jax.ops.attention_gpu_backward import backward
-
-    run = functools.partial(backward, s, interpret=interpret)
-    return tuple(split_over_batch(run, (True,) * 6, (True,) * 3)(*kept, outer))
-
-
-attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _forward(s: Blocks, interpret: bool, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    run = functools.partial(forward, s, interpret=interpret)
-    out, lse = split_over_batch(run, (True,) * 3, (True,) * 2)(*arguments)
-    return out, lse
-
-
-def forward(
-    s: Blocks, qkv: jax.Array, bias_h: jax.Array, bias_w: jax.Array, interpret: bool
-) -> tuple[jax.Array, jax.Array]:
-    """The arguments of `attend` -> its result, and the log-sum-exp of the logits to base 2, (B, heads, tokens)
-    float32."""
     batch = len(qkv)
     found: tuple[jax.Array, jax.Array] = pl.pallas_call(
         functools.partial(_forward_kernel, s),

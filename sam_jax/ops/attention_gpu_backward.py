@@ -18,6 +18,7 @@ from sam_jax.ops.attention_gpu import (
     Blocks,
     bias_spec,
     dot,
+    forward,
     head_spec,
     keys_of,
     load_bias_h,
@@ -28,6 +29,32 @@ from sam_jax.ops.attention_gpu import (
     query_spec,
     store_head,
 )
+from sam_jax.ops.batch_partition import split_over_batch
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(s: Blocks, interpret: bool, qkv: jax.Array, bias_h: jax.Array, bias_w: jax.Array) -> jax.Array:
+    """The result (B, tokens, C) of `forward`, split over the batch under a mesh, and with gradients."""
+    return _forward(s, interpret, qkv, bias_h, bias_w)[0]
+
+
+def _attend_forward(s: Blocks, interpret: bool, *arguments: jax.Array) -> tuple[jax.Array, Any]:
+    out, lse = _forward(s, interpret, *arguments)
+    return out, (*arguments, out, lse)
+
+
+def _attend_backward(s: Blocks, interpret: bool, kept: Any, outer: jax.Array) -> Any:
+    run = functools.partial(backward, s, interpret=interpret)
+    return tuple(split_over_batch(run, (True,) * 6, (True,) * 3)(*kept, outer))
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _forward(s: Blocks, interpret: bool, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    run = functools.partial(forward, s, interpret=interpret)
+    out, lse = split_over_batch(run, (True,) * 3, (True,) * 2)(*arguments)
+    return out, lse
 
 
 def backward(
@@ -43,7 +70,7 @@ def backward(
     """Gradients of qkv and both biases, each in the shape and dtype of what it belongs to.
 
     Args:
-      qkv, bias_h, bias_w: the arguments of `attend`.
+      qkv, bias_h, bias_w: the arguments of `forward`.
       out, lse: the results of `forward`.
       outer: gradient of `out`.
     """
