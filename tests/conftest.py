@@ -6,6 +6,7 @@ compiles with few optimisations, and keeps compiled programs in pytest's cache d
 """
 
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,6 +19,7 @@ from tests.tiny import TINY, random_variables
 
 # Markers that run only where `-m` names them.
 OPT_IN = ("oracle", "slow", "long", "libtpu", "browser")
+MOST_MAPS = 25_000
 LONGEST = ("test_distributed.py", "test_loop.py")
 # The last match wins. What others do inside their own packages is theirs.
 WARNINGS = (
@@ -57,6 +59,15 @@ def pytest_collection_modifyitems(config, items):
         items[:] = chosen
     # Files that take minutes come first: at the end one worker would wait for the other.
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """After a file of tests programs go where they are many: a process crashes that has 65,530 maps of memory."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ ALLOWED = {
     "evaluation": _BASE | {"inference", "data", "runtime", "text"},
     # It takes candidates from everything mode and masks from the predictor.
     "text": _BASE | {"inference"},
-    "serving": _BASE | {"sam_jax", "inference"},
+    "serving": _BASE | {"sam_jax", "inference", "text"},
     # The paper's tasks: runs of batch/, scored and shown as evaluation/ does.
     "zero_shot": _BASE | {"inference", "batch", "data", "evaluation"},
     # It walks through frames with the image predictor.
@@ -125,7 +125,8 @@ THIRD_PARTY = {
     "files": {"etils"},
     "rgb": {"numpy", "PIL"},
     "inference": _ARRAYS | _HOST,
-    "batch": _ARRAYS | _HOST,
+    # Ray is optional, imported where a cluster is asked for.
+    "batch": _ARRAYS | _HOST | {"ray"},
     "plotting": {"numpy", "PIL", "matplotlib"},
     "training": _ARRAYS | {"flax", "optax", "etils", "tqdm", "PIL", "tensorboardX"},
     "training/loop": _ARRAYS | {"flax", "optax", "etils", "tqdm"},

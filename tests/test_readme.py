@@ -23,6 +23,7 @@ def test_a_section_holds_one_command_line(title):
     assert len(blocks[0].strip().splitlines()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_python_blocks_run(block, monkeypatch):
     monkeypatch.chdir(ROOT)

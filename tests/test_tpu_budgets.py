@@ -51,6 +51,7 @@ def test_commands_of_the_performance_page_are_understood():
         assert tpu_aot.parse(command).program
 
 
+@pytest.mark.long
 def test_the_same_programs_run_on_the_device_at_hand(tmp_path):
     """Here a CPU: measured, and no estimate."""
     options = ["--prompts", "1", "--dtype", "float32", "--repetitions", "2", "--json", tmp_path / "rows.json"]

@@ -45,12 +45,15 @@ class OutputError(OSError):
 class ResultFiles:
     """The output directory of a run. Several threads may call its methods, each for different images."""
 
-    def __init__(self, out: epath.PathLike, formats: Sequence[str], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, out: epath.PathLike, formats: Sequence[str], settings: dict[str, Any], listing: bool = True
+    ) -> None:
         """Creates the directory.
 
         Args:
           formats: some of `FORMATS`; "json" is always included.
           settings: everything that results depend on, as JSON values. Results with other settings do not count as done.
+          listing: a directory is listed once, at the start; False looks for each file anew, since others may write it.
 
         Raises:
           ValueError: a format is unknown.
@@ -62,7 +65,7 @@ class ResultFiles:
             )
         self.out = epath.Path(out)
         self.formats = sorted({"json", *formats} - {"coco"})
-        self._settings = settings
+        self._settings, self._lists = settings, listing
         self._names: dict[str, set[str]] = {}
         self._lock = threading.Lock()
         with lasting_errors():
@@ -75,7 +78,7 @@ class ResultFiles:
           ValueError: another program's file is in the place of the JSON.
         """
         path = self._path(image_file, "json")
-        if path.name not in self._listing(path.parent):
+        if not self._was_there(path):
             return False
         head, tail = _ends(path)
         info = _info(head)
@@ -187,6 +190,9 @@ class ResultFiles:
     def _path(self, image_file: ImageFile, suffix: str) -> epath.Path:
         return self.out / f"{image_file.name}.{suffix}"
 
+    def _was_there(self, path: epath.Path) -> bool:
+        return path.name in self._listing(path.parent) if self._lists else bool(path.exists())
+
     def _listing(self, directory: epath.Path) -> set[str]:
         """JSON names in a directory at the start: one request for all its images, which saves time on gs://."""
         key = os.fspath(directory)
@@ -212,7 +218,7 @@ class ResultFiles:
     def _remove_earlier(self, image_file: ImageFile) -> None:
         """Removes results of an earlier run, its JSON first, so that it never describes missing files."""
         path = self._path(image_file, "json")
-        was_there = path.name in self._listing(path.parent)
+        was_there = self._was_there(path)
         if was_there:
             path.unlink(missing_ok=True)
             self._path(image_file, "overlay.jpg").unlink(missing_ok=True)

@@ -104,6 +104,24 @@ class Summary:
                 lines.append(f"  and {len(self.failures) - SHOWN_FAILURES} more")
         return "\n".join(lines)
 
+    def count(self, result: ImageResult) -> None:
+        """Adds a result."""
+        if result.error is not None:
+            self.failures.append((result.file, describe(result)))
+        elif result.is_skipped:
+            self.skipped += 1
+        else:
+            self.done += 1
+            self.empty += not result.records
+            self.masks += len(result.records)
+
+    def add(self, other: Summary) -> None:
+        """Adds what another process did."""
+        for name in ("done", "empty", "skipped", "masks"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.failures += other.failures
+        self.timings.merge(other.timings)
+
 
 def _counted(count: int, noun: str, nouns: str = "") -> str:
     return f"{count} {noun if count == 1 else nouns or noun + 's'}"
@@ -135,22 +153,22 @@ def run_images(
         mine,
         segmenter,
         workers=options.workers,
-        devices=_devices(options, len(mine)),
-        hooks=_hooks(files, prompts, options),
+        devices=own_devices(options, len(mine)),
+        hooks=writing_hooks(files, prompts, options),
         timings=summary.timings,
     )
     saved = start
     files.write_failures([], options.failures_file)  # removes those of an earlier run
     try:
         for result in tqdm(results, total=len(mine), unit="image", disable=None, smoothing=0.05):
-            _count(summary, result)
+            summary.count(result)
             if summary.failures and time.perf_counter() - saved > SAVE_SECONDS:
                 files.write_failures(summary.failures, options.failures_file)
                 saved = time.perf_counter()
     finally:
         results.close()  # type: ignore[attr-defined]
         summary.seconds = time.perf_counter() - start
-        _save_failures(files, summary, options)
+        save_failures(files, summary, options)
     return summary
 
 
@@ -164,13 +182,15 @@ def write_coco(files: ResultFiles, images: ImageList, prompts: PromptTable | Non
     return files.write_coco(images, image_id)
 
 
-def _devices(options: RunOptions, images: int) -> Sequence[jax.Device]:
+def own_devices(options: RunOptions, images: int) -> Sequence[jax.Device]:
     """No more devices than images: each costs a copy of the variables and a compilation."""
     devices = jax.local_devices() if options.devices is None else options.devices
     return devices[: max(1, images)]
 
 
-def _hooks(files: ResultFiles, prompts: PromptTable | None, options: RunOptions) -> Hooks:
+def writing_hooks(files: ResultFiles, prompts: PromptTable | None, options: RunOptions) -> Hooks:
+    """Hooks that give prompts, skip finished images and write results."""
+
     def is_finished(image_file: ImageFile, objects: ImageObjects | None) -> bool:
         return files.is_finished(image_file, objects) and not options.overwrite
 
@@ -183,17 +203,6 @@ def _hooks(files: ResultFiles, prompts: PromptTable | None, options: RunOptions)
     return hooks if prompts is None else dataclasses.replace(hooks, prompts=prompts.of)
 
 
-def _count(summary: Summary, result: ImageResult) -> None:
-    if result.error is not None:
-        summary.failures.append((result.file, describe(result)))
-    elif result.is_skipped:
-        summary.skipped += 1
-    else:
-        summary.done += 1
-        summary.empty += not result.records
-        summary.masks += len(result.records)
-
-
 def describe(result: ImageResult) -> str:
     """One line that names the image and says what went wrong with it."""
     error = result.error
@@ -203,7 +212,8 @@ def describe(result: ImageResult) -> str:
     return text if result.file.path in text else f"{result.file.path}: {text}"
 
 
-def _save_failures(files: ResultFiles, summary: Summary, options: RunOptions) -> None:
+def save_failures(files: ResultFiles, summary: Summary, options: RunOptions) -> None:
+    """Writes the list of failed images at the end of a run."""
     try:
         if summary.failures:
             files.write_failures(summary.failures, options.failures_file)

@@ -76,6 +76,21 @@ class Timings:
             self.seconds[stage] += seconds
             self.images[stage] += 1
 
+    def merge(self, other: Timings) -> None:
+        """Adds what another process measured."""
+        with self._lock:
+            for stage in self.seconds:
+                self.seconds[stage] += other.seconds[stage]
+                self.images[stage] += other.images[stage]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without its lock, which cannot go to another process."""
+        return {"seconds": self.seconds, "images": self.images}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.__dict__.update(state)
+
     def table(self) -> str:
         """A table with one line per stage."""
         lines = [f"{'stage':<8}{'images':>9}{'busy s':>10}{'ms/image':>10}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import time
@@ -16,9 +17,11 @@ from sam_jax.cli import parsing, text_prompts
 from sam_jax.config import AmgConfig
 
 if TYPE_CHECKING:
+    from sam_jax.batch.image_list import ImageList
     from sam_jax.batch.one_image import ImagePrompts
     from sam_jax.batch.prompt_files import PromptTable
-    from sam_jax.batch.run import RunOptions
+    from sam_jax.batch.result_files import ResultFiles
+    from sam_jax.batch.run import RunOptions, Summary
     from sam_jax.batch.segmenters import Segmenter
     from sam_jax.models.sam import Sam
 
@@ -27,6 +30,7 @@ _ONE = ("point", "box", "mask_input")
 _TILING = ("tile", "tile_overlap")
 _MANY = ("prompts", "image_ids", "format", "workers", "overwrite", "max_pixels")
 _HOSTS = ("distributed", "coordinator", "num_hosts", "host")
+_RAY = ("ray", "ray_workers", "ray_resources")
 _SOME_FAILED = 1
 
 
@@ -73,6 +77,7 @@ class Infer:
         sam-jax infer images/ --prompts boxes.json        the objects at each image's boxes or points
         sam-jax infer plan.tif --tile 1024                an image too large to be segmented at once
         sam-jax infer gs://BUCKET/images --out gs://BUCKET/masks --distributed    the same command on every host
+        sam-jax infer gs://BUCKET/images --out gs://BUCKET/masks --ray auto    the same on the hosts of a Ray cluster
 
     Coordinates are pixels of the image. Results are written to --out. With --point, --box, --text or --mask-input they
     are IMAGE.masks.json (COCO RLE), a PNG per mask and an overlay. Otherwise they are IMAGE.json in SA-1B's format, in
@@ -135,6 +140,14 @@ class Infer:
     ] = None
     num_hosts: Annotated[int | None, arg(help="number of hosts that share the images")] = None
     host: Annotated[int | None, arg(help="number of this host, from 0")] = None
+    ray: Annotated[
+        str | None, arg(metavar="ADDRESS", help="run on a Ray cluster: auto, HOST:6379, ray://HOST:10001 or local")
+    ] = None
+    ray_workers: Annotated[int | None, arg(help="at most so many workers; None is as many as the hosts hold")] = None
+    ray_resources: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(metavar="NAME=N", help="what a worker takes, such as TPU=4; None is a host's TPUs, else GPUs, else CPUs"),
+    ] = ()
 
     def given(self, *names: str) -> dict[str, Any]:
         """The named options that are not at their defaults."""
@@ -163,7 +176,7 @@ def check(command: Infer) -> None:
         return f"--{name.replace('_', '-')}"
 
     text_prompts.check(command)
-    everything, many = command.given_everything, command.given(*_MANY, *_TILING, *_HOSTS)
+    everything, many = command.given_everything, command.given(*_MANY, *_TILING, *_HOSTS, *_RAY)
     if command.text or command.text_model:
         everything = {}  # where candidates come from
     one = list(command.given(*_ONE))
@@ -175,11 +188,14 @@ def check(command: Infer) -> None:
         raise ValueError(f"{flag(other)} does not go with {flag(one[0])}")
     if "prompts" in many and (other := next(iter([*command.given(*_TILING), *everything]), None)):
         raise ValueError(f"{flag(other)} is for everything mode, which --prompts switches off")
-    for name, needed in (("image_ids", "prompts"), ("coordinator", "distributed")):
+    goes_with = {"image_ids": "prompts", "coordinator": "distributed", "ray_workers": "ray", "ray_resources": "ray"}
+    for name, needed in goes_with.items():
         if name in many and needed not in many:
             raise ValueError(f"{flag(name)} goes with {flag(needed)}")
     if (command.host is None) != (command.num_hosts is None):
         raise ValueError("--host and --num-hosts go together")
+    if command.ray and (other := next(iter(command.given(*_HOSTS)), None)):
+        raise ValueError(f"{flag(other)} does not go with --ray, which finds the hosts")
 
 
 def one_image_prompts(command: Infer) -> ImagePrompts:
@@ -218,6 +234,14 @@ def build_segmenter(command: Infer, model: Sam, variables: Any, prompts: PromptT
     return EverythingSegmenter(model, variables, **command.given(*_TILING), **command.given_everything)
 
 
+def load_segmenter(command: Infer, prompts: PromptTable | None) -> Segmenter:
+    """The same, with the model that the command names."""
+    import sam_jax
+
+    loaded = sam_jax.load_model(command.checkpoint, command.dtype, command.edge_refinement)
+    return build_segmenter(command, *loaded, prompts)
+
+
 def run_options(command: Infer, host: int, hosts: int) -> RunOptions:
     """Options of a run over many images. With tiles, images may be as large as run lengths can count."""
     from sam_jax.batch.run import RunOptions
@@ -247,7 +271,6 @@ def segment_one(command: Infer, prompts: ImagePrompts) -> None:
 
 def segment_many(command: Infer) -> int:
     """Segments all unfinished images; returns the exit code."""
-    import sam_jax
     from sam_jax import runtime
     from sam_jax.batch.image_list import find_images
     from sam_jax.batch.prompt_files import read_prompts
@@ -263,14 +286,51 @@ def segment_many(command: Infer) -> int:
     if command.prompts:
         prompts = read_prompts(command.prompts, command.image_ids)
     files = ResultFiles(command.out, formats, result_settings(command))
-    loaded = sam_jax.load_model(command.checkpoint, command.dtype, command.edge_refinement)
-    summary = run_images(images, build_segmenter(command, *loaded, prompts), files, prompts, options)
+    if command.ray:
+        summary = _run_on_cluster(command, images, files, prompts, options)
+    else:
+        summary = run_images(images, load_segmenter(command, prompts), files, prompts, options)
     print(summary.text(files.out / options.failures_file))
     if command.distributed:
         runtime.wait_for_hosts()
     if "coco" in formats and host == 0 and (hosts == 1 or command.distributed):
         print(f"wrote {write_coco(files, images, prompts)}")
     return _SOME_FAILED if summary.failures else 0
+
+
+def _run_on_cluster(
+    command: Infer, images: ImageList, files: ResultFiles, prompts: PromptTable | None, options: RunOptions
+) -> Summary:
+    """What `run_images` does, on a Ray cluster; paths are made absolute, as workers have directories of their own."""
+    from sam_jax.batch.ray_cluster import ClusterOptions, WorkerJob, run_on_cluster
+    from sam_jax.files import absolute
+
+    cluster = ClusterOptions(str(command.ray), _resources(command.ray_resources), command.ray_workers)
+    moved: dict[str, Any] = {
+        name: absolute(path) for name in ("checkpoint", "text_model") if (path := getattr(command, name))
+    }
+    build = functools.partial(_load_on_worker, dataclasses.replace(command, **moved), prompts)
+    settings, out = result_settings(command), absolute(command.out)
+    job = WorkerJob(build, out, tuple(files.formats), settings, prompts, options)
+    return run_on_cluster(images, job, files, cluster)
+
+
+def _load_on_worker(command: Infer, prompts: PromptTable | None) -> Segmenter:
+    from sam_jax.runtime import use_compilation_cache
+
+    use_compilation_cache()
+    return load_segmenter(command, prompts)
+
+
+def _resources(given: Sequence[str]) -> dict[str, float] | None:
+    """Resources of a worker, of NAME=N; None where none are given."""
+    found = {}
+    for text in given:
+        name, _, count = text.partition("=")
+        if not name or not count:
+            raise ValueError(f"{text!r} is not of the form NAME=N, such as TPU=4")
+        (found[name],) = _numbers(count, (1,), "a number")
+    return found or None
 
 
 def main(argv: Sequence[str] | None = None, program: str = "sam-jax infer") -> int:

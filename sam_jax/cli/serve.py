@@ -23,6 +23,7 @@ class Serve:
     Examples:
         sam-jax serve
         sam-jax serve --checkpoint checkpoints/sam_vit_b --port 9000 --cors https://example.org
+        sam-jax serve --text-model checkpoints/clip_vit_b_32
 
     It listens on this machine alone unless --host says otherwise; then set a token, by the environment variable
     SAM_JAX_TOKEN rather than --token, which other users of the machine can see. SIGTERM ends it when all that runs is
@@ -51,6 +52,9 @@ class Serve:
         _DEFAULT.max_requests_per_client
     )
     max_batch: Annotated[int, arg(help="prompts that the decoder works on at once")] = _DEFAULT.max_batch
+    text_model: Annotated[
+        str | None, arg(metavar="DIR", help="CLIP or SigLIP 2, as `sam-jax convert from-clip` writes it, for phrases")
+    ] = None
     no_onnx: Annotated[bool, arg(help="do not offer the model as ONNX files")] = False
 
     def run(self) -> None:
@@ -70,7 +74,7 @@ class Serve:
         said = {name: value for name, value in vars(self).items() if name in own}
         config = ServingConfig(**said | {"token": self.token or os.environ.get(TOKEN_VARIABLE) or None})
         use_compilation_cache()
-        serve(config, self.checkpoint, self.dtype, refinement, not self.no_onnx)
+        serve(config, self.checkpoint, self.dtype, refinement, not self.no_onnx, self.text_model)
 
 
 def main(argv: Sequence[str] | None = None, program: str = "sam-jax serve") -> int:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +19,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from sam_jax import __version__
-from sam_jax.serving.everything import EverythingRuns
+from sam_jax.serving.everything import EverythingRuns, Find
 from sam_jax.serving.guards import Guards
 from sam_jax.serving.model_files import ABSENT, ModelFiles
 from sam_jax.serving.refusals import Refusal, one_line
-from sam_jax.serving.schemas import Error, EverythingIn, Health, ImageOut, MasksIn, MasksOut, ModelOut, as_json
+from sam_jax.serving.schemas import Error, EverythingIn, Health, ImageOut, MasksIn, MasksOut, ModelOut, TextIn, as_json
 from sam_jax.serving.service import SegmentationService
 
 STATIC = Path(__file__).parent / "static"
@@ -177,7 +178,28 @@ async def find_everything(request: Request, image_id: str, wanted: EverythingIn)
     Events are `progress` with {"done", "total"} points, and last `masks` with {"image_id", "size", "masks"} or `error`
     with {"error"}. To cancel, close the connection.
     """
-    events = request.app.state.runs.start(image_id, wanted, request.is_disconnected)
+    return _events(request, image_id, partial(_service(request).find_everything, image_id, wanted))
+
+
+@routes.post(
+    "/v1/images/{image_id}/text",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def find_phrases(request: Request, image_id: str, wanted: TextIn) -> Response:
+    """What phrases name: events as of /everything; masks have `text` and `score`, phrase by phrase, the best first.
+
+    An image's candidates are kept for a while, so that its next phrase takes no time.
+    """
+    search = _service(request).phrase_search
+    if search is None:
+        raise Refusal(404, "the server has no text model; start it with --text-model DIR")
+    await _in_thread(_service(request).workers, search.check, wanted.phrases)
+    return _events(request, image_id, partial(search.find, image_id, wanted))
+
+
+def _events(request: Request, image_id: str, find: Find) -> Response:
+    events = request.app.state.runs.start(image_id, find, request.is_disconnected)
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
@@ -194,6 +216,8 @@ async def get_model(request: Request) -> ModelOut:
         low_res_size=service.low,
         mask_threshold=config.mask_threshold,
         crf=config.crf,
+        phrases=service.phrase_search is not None,
+        text_prompts=service.phrase_search is not None and config.text_embed_dim > 0,
         onnx=ABSENT if files is None else files.state(),
     )
 

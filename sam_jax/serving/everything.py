@@ -1,4 +1,4 @@
-"""Everything mode as server-sent events: progress, then masks. A client that goes away ends the work."""
+"""Everything mode, and phrases, as server-sent events: progress, then masks. A client that goes away ends the work."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 from sam_jax.inference.exports import Record
 from sam_jax.serving.refusals import Refusal, busy
-from sam_jax.serving.schemas import EverythingIn
 from sam_jax.serving.service import SegmentationService
 
 _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5  # whether the client is still there
+# Finds masks, and tells how many points are done, and of how many: size (H, W) and records.
+Find = Callable[[Callable[[int, int], None]], tuple[tuple[int, int], list[Record]]]
 
 
 class _GoneError(Exception):
@@ -28,16 +29,18 @@ class EverythingRuns:
     def __init__(self, service: SegmentationService) -> None:
         self._service, self._most, self._runs = service, 2 * service.config.everything_runs, 0
 
-    def start(self, name: str, wanted: EverythingIn, has_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
+    def start(self, name: str, find: Find, has_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
         """Begins a run; its events, as the bytes to send. Raises Refusal (404, 503) before there is any.
 
         Args:
+          name: the image's id.
+          find: the work.
           has_gone: whether the client does not listen any more.
         """
         self._service.images.get(name)
         if self._runs >= self._most:
             raise busy("everything mode is at work on other images")
-        loop, run = asyncio.get_running_loop(), _Run(self._service, name, wanted)
+        loop, run = asyncio.get_running_loop(), _Run(name, find)
         self._runs += 1
         loop.run_in_executor(self._service.everything_workers, run.work).add_done_callback(self._ended)
         return run.events(has_gone)
@@ -49,15 +52,15 @@ class EverythingRuns:
 class _Run:
     """One run: `work` in a thread, `events` in the loop that made it."""
 
-    def __init__(self, service: SegmentationService, name: str, wanted: EverythingIn) -> None:
-        self._service, self._name, self._wanted = service, name, wanted
+    def __init__(self, name: str, find: Find) -> None:
+        self._name, self._find = name, find
         self._loop, self._gone = asyncio.get_running_loop(), threading.Event()
         self._told: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
     def work(self) -> None:
         """Finds everything, and tells of it."""
         try:
-            size, records = self._service.find_everything(self._name, self._wanted, self._on_progress)
+            size, records = self._find(self._on_progress)
             masks = [_plain(record) for record in records]
             self._tell("masks", {"image_id": self._name, "size": list(size), "masks": masks})
         except _GoneError:

@@ -12,10 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from sam_jax.serving.refusals import Refusal
 from sam_jax.serving.segmenting import ObjectPrompt
 
-MAX_POINTS, MAX_OBJECTS = 512, 64
+MAX_POINTS, MAX_OBJECTS, MAX_PHRASES = 512, 64, 16
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Point = Annotated[list[Number], Field(min_length=2, max_length=2)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+Phrase = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class _Strict(BaseModel):
@@ -23,7 +26,7 @@ class _Strict(BaseModel):
 
 
 class ObjectIn(_Strict):
-    """One object to segment: points, a box, an earlier mask, or any of them together. In pixels of the image."""
+    """One object to segment: points, a box, an earlier mask, a text, or several of them. In pixels of the image."""
 
     point_coords: Annotated[list[Point], Field(max_length=MAX_POINTS)] | None = Field(
         None, description="[[x, y], ...], upright image, the first pixel's corner at 0"
@@ -35,6 +38,7 @@ class ObjectIn(_Strict):
     mask_input: str | None = Field(
         None, description="a low_res_mask of an earlier answer: base64 of little-endian float32 logits (l, l)"
     )
+    text: Phrase | None = Field(None, description="what it is, for a model with text_prompts; others have /text")
 
 
 class MasksIn(_Strict):
@@ -103,6 +107,19 @@ class EverythingIn(_Strict):
     max_mask_cover: Share = 1.0
 
 
+class TextIn(EverythingIn):
+    """What phrases name, among the masks of everything mode."""
+
+    points_per_side: Annotated[int, Field(ge=1, le=64)] = 16
+    phrases: Annotated[list[Phrase], Field(min_length=1, max_length=MAX_PHRASES)]
+    threshold: Annotated[Number, Field(ge=-1, le=1)] = Field(0.5, description="masks of a lower score are left out")
+    masks_per_phrase: Annotated[int, Field(ge=1)] | None = Field(None, description="the best ones; null has all")
+
+    def everything(self) -> dict[str, Any]:
+        """The options of everything mode."""
+        return self.model_dump(include=set(EverythingIn.model_fields))
+
+
 class ModelOut(BaseModel):
     """The model, and what of it can be fetched."""
 
@@ -113,6 +130,8 @@ class ModelOut(BaseModel):
     low_res_size: int = Field(description="l, side of a low_res_mask")
     mask_threshold: float = Field(description="a pixel is inside where its logit is above")
     crf: bool = Field(description="edge refinement: the ONNX decoder then takes input_image, too")
+    phrases: bool = Field(description="there is a text model: /v1/images/{id}/text finds what phrases name")
+    text_prompts: bool = Field(description="an object of /v1/images/{id}/masks may have a text")
     onnx: str = Field(description="/v1/model/decoder.onnx and encoder.onnx: ready, being made or not available")
 
 
@@ -132,14 +151,15 @@ class Error(BaseModel):
     error: str
 
 
-def object_prompt(given: ObjectIn, low: int) -> ObjectPrompt:
+def object_prompt(given: ObjectIn, low: int, text_embedding: np.ndarray | None = None) -> ObjectPrompt:
     """Arrays of an object; `low` is the side of a mask input. Raises Refusal (422)."""
-    if given.point_coords is None and given.box is None and given.mask_input is None:
+    if all(part is None for part in (given.point_coords, given.box, given.mask_input, given.text)):
         raise Refusal(422, "an object has no prompt; give point_coords with point_labels, a box or a mask_input")
     arrays = (given.point_coords, given.point_labels, given.box)
     coords, labels, box = (None if part is None else np.array(part, np.float64) for part in arrays)
     coords = coords.reshape(-1, 2) if coords is not None else None
-    return ObjectPrompt(coords, labels, box, None if given.mask_input is None else _logits(given.mask_input, low))
+    logits = None if given.mask_input is None else _logits(given.mask_input, low)
+    return ObjectPrompt(coords, labels, box, logits, text_embedding)
 
 
 def _logits(text: str, low: int) -> np.ndarray:

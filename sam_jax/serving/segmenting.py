@@ -26,6 +26,7 @@ class ObjectPrompt(NamedTuple):
     point_labels: np.ndarray | None
     box: np.ndarray | None
     mask_input: np.ndarray | None
+    text_embedding: np.ndarray | None = None
 
 
 class FoundMask(NamedTuple):
@@ -64,8 +65,11 @@ class StoredPredictor(SamPredictor):
             ]
 
     def _of_one(self, one: ObjectPrompt) -> Prompts:
-        coords, labels, box, mask = (None if part is None else part[None] for part in one)
-        prompts = self._collect(coords, labels, box, mask)
+        coords, labels, box, mask, text = (None if part is None else part[None] for part in one)
+        prompts = self._collect(coords, labels, box, mask, text)
+        if width := self.model.config.text_embed_dim:  # one program with or without a text
+            texts = np.zeros((1, width), np.float32) if text is None else prompts.text_embeddings
+            prompts = prompts.replace(text_embeddings=texts, text_valid=np.full(1, text is not None))  # type: ignore[attr-defined]
         if prompts.mask_inputs is None:
             empty = np.zeros(self._mask_shape, np.float32)
             prompts = prompts.replace(mask_inputs=empty, mask_valid=np.zeros(1, bool))  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from sam_jax.config import ServingConfig
 from sam_jax.serving.app import create_app
 from sam_jax.serving.model_files import ModelFiles
 from sam_jax.serving.service import SegmentationService
+from sam_jax.text.loading import load_towers
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,19 +23,22 @@ def serve(
     dtype: str | None = None,
     crf: bool | None = None,
     onnx: bool = True,
+    text_model: str | None = None,
 ) -> None:
     """Serves a model until SIGTERM or SIGINT; requests that have begun are answered.
 
     Args:
       checkpoint, dtype, crf: as `load_model` takes them.
       onnx: offer the model as ONNX files, where the extra is installed.
+      text_model: towers as `load_towers` takes them, for phrases; None serves none.
     """
     # By force: what reads checkpoints has set up the log for warnings alone.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
     model, variables = load_model(checkpoint, dtype, crf)
     name = model_path(checkpoint).name
-    service = SegmentationService(model, variables, name, config)
+    towers = None if text_model is None else load_towers(text_model, model.config.dtype)
+    service = SegmentationService(model, variables, name, config, towers)
     _LOG.info("compiling the programs of %s; the next start finds them on disk", name)
     service.warm_up()
     files = ModelFiles(checkpoint, model.config.crf) if onnx else None

@@ -28,18 +28,21 @@ from sam_jax.ops.transforms import pad_to_square, resize_longest_side
 from sam_jax.serving.decoding_queue import DecodingQueue
 from sam_jax.serving.image_store import ImageStore, StoredImage
 from sam_jax.serving.metrics import Metrics
+from sam_jax.serving.phrases import PhraseSearch
 from sam_jax.serving.refusals import Refusal
 from sam_jax.serving.schemas import (
     EverythingIn,
     MaskOut,
     MasksIn,
     MasksOut,
+    ObjectIn,
     ObjectOut,
     Rle,
     encoded_logits,
     object_prompt,
 )
 from sam_jax.serving.segmenting import FoundMask, ObjectPrompt, StoredPredictor
+from sam_jax.text.embedding import LoadedTowers
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _PNG_LEVEL = 1  # masks are easy: more takes time and saves little
@@ -48,8 +51,19 @@ _PNG_LEVEL = 1  # masks are easy: more takes time and saves little
 class SegmentationService:
     """What the routes call. Close it when done."""
 
-    def __init__(self, model: Sam, variables: dict[str, Any], name: str, config: ServingConfig) -> None:
+    def __init__(
+        self,
+        model: Sam,
+        variables: dict[str, Any],
+        name: str,
+        config: ServingConfig,
+        towers: LoadedTowers | None = None,
+    ) -> None:
         self.model, self.name, self.config = model, name, config
+        self.phrase_search = None if towers is None else PhraseSearch(towers, self.pixels, self.everything)
+        width = model.config.text_embed_dim
+        if towers is not None and width not in (0, towers.embed_dim):
+            raise ValueError(f"the text model gives {towers.embed_dim} numbers, but {name} was trained with {width}")
         self.variables = inference_variables(model.config, variables)
         self.metrics = Metrics()
         self.images = ImageStore(config.cache_megabytes * 1e6)
@@ -94,7 +108,7 @@ class SegmentationService:
 
     def add_image(self, content: bytes) -> str:
         """Encodes an image file; its id. Raises Refusal (4xx) for what is no image that is taken."""
-        image = self._pixels(content)
+        image = self._decoded(content)
         side = self.model.config.image_size
         resized = resize_longest_side(image, side)
         frame = pad_to_square(resized, side)[None]
@@ -112,7 +126,7 @@ class SegmentationService:
         image = self.images.get(name)
         predictor = self._predictor(image)
         try:
-            waiting = predictor.submit([object_prompt(one, self.low) for one in wanted.objects])
+            waiting = predictor.submit([self._object_prompt(one) for one in wanted.objects])
         except ValueError as error:
             raise Refusal(422, str(error)) from error
         objects = [
@@ -129,12 +143,16 @@ class SegmentationService:
         Args:
           on_progress: told how many points are done, and of how many. What it raises ends the work.
         """
-        pixels = self._pixels(self.images.get(name).content)
+        pixels = self.pixels(name)
+        return pixels.shape[:2], self.everything(pixels, wanted.model_dump(), on_progress)
+
+    def everything(
+        self, pixels: np.ndarray, options: dict[str, Any], on_progress: Callable[[int, int], None]
+    ) -> list[Record]:
+        """The records of `find_everything`, of an image (H, W, 3) uint8 and options of everything mode."""
         size = pixels.shape[:2]
         try:
-            generator = SamAutomaticMaskGenerator(
-                self.model, self.variables, output_mode="coco_rle", **wanted.model_dump()
-            )
+            generator = SamAutomaticMaskGenerator(self.model, self.variables, output_mode="coco_rle", **options)
         except ValueError as error:
             raise Refusal(422, str(error)) from error
         done, total = 0, generator.count_points(size)
@@ -146,7 +164,20 @@ class SegmentationService:
 
         found = generator.find(pixels, on_points)
         on_progress(total, total)
-        return size, generator.records(found, size)
+        return generator.records(found, size)
+
+    def pixels(self, name: str) -> np.ndarray:
+        """An image (H, W, 3) uint8. Raises Refusal (404)."""
+        return self._decoded(self.images.get(name).content)
+
+    def _object_prompt(self, given: ObjectIn) -> ObjectPrompt:
+        if given.text is None:
+            return object_prompt(given, self.low)
+        if self.phrase_search is None:
+            raise Refusal(422, "the server has no text model; start it with --text-model DIR")
+        if not self.model.config.text_embed_dim:
+            raise Refusal(422, f"{self.name} was not trained with text prompts; /v1/images/{{id}}/text finds phrases")
+        return object_prompt(given, self.low, self.phrase_search.embed(given.text))
 
     def _predictor(self, image: StoredImage) -> StoredPredictor:
         return StoredPredictor(self.model, self.variables, image, self._decoding)
@@ -157,7 +188,7 @@ class SegmentationService:
         self.metrics.encoder_seconds.observe(time.perf_counter() - start)
         return encoded
 
-    def _pixels(self, content: bytes) -> np.ndarray:
+    def _decoded(self, content: bytes) -> np.ndarray:
         if not content:
             raise Refusal(422, "the request has no image: send the file's bytes as its body")
         try:

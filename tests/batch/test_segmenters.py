@@ -63,6 +63,7 @@ def same(record, mask, iou):
     assert record["area"] == mask.sum()
 
 
+@pytest.mark.long
 def test_prompts_are_what_the_predictor_says(model, variables, image):
     prompts = (
         ObjectPrompt(box=(10.0, 5.0, 50.0, 30.0), extra={"category_id": 3, "score": 0.25}),

@@ -312,6 +312,7 @@ def script(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_as_a_process(checkpoint, image_path, tmp_path):
     done = script(image_path.name, "--point", "50,37", "--checkpoint", checkpoint, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

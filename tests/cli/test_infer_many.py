@@ -42,6 +42,7 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.long
 def test_everything_is_the_default(run, tmp_path, variables):
     save(tmp_path / "p/sub/cat.png", 3)
     code, out, err = run(tmp_path / "p/sub/cat.png")
@@ -88,6 +89,7 @@ def test_all_formats(run, tmp_path):
     assert {result["image_id"] for result in results} == {0, 1, 2}  # p0, p1, p2
 
 
+@pytest.mark.long
 def test_a_second_run_does_what_is_left(run, tmp_path, monkeypatch):
     inputs = folder(tmp_path / "p", 2)
     assert run(inputs)[0] == 0
@@ -241,6 +243,7 @@ def test_tiles(run, tmp_path):
         assert mask.sum() == annotation["area"]
 
 
+@pytest.mark.long
 def test_several_devices_do_what_one_does(run, tmp_path):
     inputs = folder(tmp_path / "p", 12)
     assert run(inputs, "--format", "coco,png", out=tmp_path / "one")[0] == 0

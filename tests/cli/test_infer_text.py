@@ -55,6 +55,7 @@ def run(models, tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.long
 def test_one_image(run, images, tmp_path):
     code, out, err = run(images / "one.png", "--text", "a red ball", "--text", "the dog", *LOOSE)
     assert code == 0, err

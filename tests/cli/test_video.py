@@ -41,6 +41,7 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.long
 def test_results(call, frames, tmp_path):
     code, printed, _ = call(frames, *BOXES)
     assert code == 0

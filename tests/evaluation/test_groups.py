@@ -128,6 +128,7 @@ def test_unknown_images_and_masks(tmp_path):
         read_attributes(tmp_path / "missing.csv")
 
 
+@pytest.mark.long
 def test_the_command(checkpoint, tmp_path, capsys):
     data = write_folder(tmp_path / "data", 3)
     names = sorted(path.stem for path in data.glob("*.jpg"))

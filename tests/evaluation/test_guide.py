@@ -20,6 +20,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL))
 def test_python_blocks_run(block, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)

@@ -49,6 +49,7 @@ def check(scene, variables, predictions, low_res, **prompts):
             assert sure.mean() > 0.99
 
 
+@pytest.mark.long
 def test_clicks_boxes_and_masks_agree_with_the_predictor(scene, variables):
     group, _ = scene
     coords = np.array([[[5.0, 7.0], [20.0, 30.0], [0.0, 0.0]]] * 5)

@@ -81,6 +81,7 @@ def test_agrees_with_the_slow_statement_where_masks_are_taken_to_edges(mini, var
     check_against_statement(config, variables, images, result, stray_pixels=3)
 
 
+@pytest.mark.long
 def test_boundaries_agree_with_the_slow_statement(mini, one_by_one):
     result = one_by_one
     for number in (0, 10, 20, 35):
@@ -125,6 +126,7 @@ def test_portions_do_not_matter(variables):
     assert (results[0].iou[:, 1] >= results[0].iou[:, 0]).all()
 
 
+@pytest.mark.long
 def test_a_right_mask_ends_the_clicking(variables, monkeypatch):
     def perfect(self, low_res_masks, boxes=None):
         return [np.repeat(target.mask[None], low_res_masks.shape[2], axis=0) for target in self.targets]

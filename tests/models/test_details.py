@@ -25,6 +25,7 @@ def _masks(config, variables):
     return jitted(config, "__call__")(variables, IMAGES, PROMPTS).low_res_masks
 
 
+@pytest.mark.long
 def test_fresh_details_change_nothing():
     """Training can begin with the weights of a model that has none."""
     variables = random_variables(TINY)
@@ -96,6 +97,7 @@ def test_a_pixel_moves_the_mask_at_its_own_place_most():
     assert change.max() == 0
 
 
+@pytest.mark.long
 def test_every_parameter_of_the_details_learns():
     variables = random_variables(DETAILED)
 

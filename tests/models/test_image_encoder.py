@@ -90,6 +90,7 @@ def test_windows_split_and_join(grid):
     np.testing.assert_array_equal(np.where(windows.real(), 0, split), 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"remat": True, "token_order": "windows"}])
 def test_a_loop_over_groups_of_blocks_equals_single_blocks(options):
     """Values and gradients, with the same tree of parameters."""
@@ -154,6 +155,7 @@ def test_inference_variables_give_the_same_numbers_from_half_the_bytes(variables
     assert inference_variables(TINY, variables) is variables
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", ["grid", "windows"])
 def test_the_encoder_with_tpu_kernels_equals_the_one_without(order):
     """Kernels interpreted in both kinds of blocks, on a grid of 5 x 7 and windows of 3; values and gradients."""

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sam_jax.models.mask_decoder import stability
 from sam_jax.models.sam import Sam
@@ -18,6 +19,7 @@ PROMPTS = Prompts(
 )
 
 
+@pytest.mark.long
 def test_predicted_ious_are_the_heads_times_the_stability_of_the_masks():
     variables = random_variables(TINY)
     embeddings = jax.random.normal(jax.random.key(0), (1, 4, 4, TINY.prompt_embed_dim))

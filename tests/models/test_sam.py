@@ -119,6 +119,7 @@ def _projected(tokens):
     return 32 * 16 + tokens * 16
 
 
+@pytest.mark.long
 def test_planes_are_the_masks(variables):
     """Fed with planes, and asked for some masks alone: the same masks, split."""
     embeddings, prompts = random_embeddings(0, 2, (3, 6)), mixed_prompts(2, 3, (3, 6))
@@ -163,6 +164,7 @@ def test_bfloat16_masks_are_those_of_float32(variables):
     assert (overlap / union).mean() >= 0.985
 
 
+@pytest.mark.long
 def test_init_makes_every_leaf_and_only_those(variables):
     made = jax.jit(lambda key: init_variables(Sam(TINY), key))(jax.random.key(0))
     assert jax.tree.structure(made) == jax.tree.structure(variables)
@@ -184,6 +186,7 @@ def test_equal_configs_and_shapes_share_one_program(variables):
     assert static._cache_size() == 1
 
 
+@pytest.mark.long
 def test_gradients_are_finite_even_for_empty_prompts():
     variables, embeddings = random_variables(TINY), random_embeddings(0)
     prompts = mixed_prompts(1, 3)

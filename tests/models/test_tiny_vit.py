@@ -43,6 +43,7 @@ def test_images_of_a_batch_are_apart(variables):
     np.testing.assert_allclose(encode(variables, images)[1:], encode(variables, images[1:]), atol=1e-5)
 
 
+@pytest.mark.long
 def test_bfloat16_is_near_and_keeps_small_kernels(variables):
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     few = inference_variables(config, variables)

@@ -49,6 +49,7 @@ def _agree(ours, plain, *args):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("length", "owners"), CASES)
 def test_tokens_read_from_pixels(length, owners):
     tokens, pixels, image_pe = _random(1, B, N, length, C), _random(2, B, owners, C, S), _random(3, 1, 1, C, S)

@@ -141,6 +141,7 @@ def test_columns_and_lanes_are_inverse():
         assert (lanes >= 0).sum() == len(columns) * t.tokens * (t.h + t.w)
 
 
+@pytest.mark.long
 def test_a_mesh_splits_the_batch_and_nothing_else():
     args = _inputs(4, 6, 8, 16, batch=8)
     mesh = sharding.make_mesh(data=2, fsdp=4)

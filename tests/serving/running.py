@@ -27,8 +27,8 @@ class Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(model, variables, config, **app_options):
-    service = SegmentationService(model, variables, "tiny", config)
+def running(model, variables, config, towers=None, **app_options):
+    service = SegmentationService(model, variables, "tiny", config, towers)
     # Uvicorn would set logging up anew, whereupon absl's handler closes the stream in which pytest captures.
     options = {"port": config.port, "log_level": "warning", "log_config": None, "ws": "none"}
     server = uvicorn.Server(uvicorn.Config(create_app(service, **app_options), **options))

@@ -95,6 +95,7 @@ def own(server):
         yield client, add(client)
 
 
+@pytest.mark.long
 @settings(max_examples=350, **SETTINGS)
 @given(body=bodies, route=st.sampled_from(["masks", "everything"]))
 def test_json(own, body, route):

@@ -140,6 +140,7 @@ def process(checkpoint):
         process.kill()
 
 
+@pytest.mark.long
 def test_sigterm_finishes_what_runs(process):
     process, url = process
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:

@@ -17,7 +17,7 @@ from pycocotools import mask as coco
 from sam_jax import sharding
 from sam_jax.checkpoint import load_config, save_model
 from sam_jax.cli import train
-from sam_jax.config import MeshConfig, bare_network, sam_config_from_dict, to_dict
+from sam_jax.config import MeshConfig, bare_network, sam_config_from_dict, to_dict, vit_tiny
 from sam_jax.config.running import NETWORK
 from sam_jax.convert import mae_to_flax, torch_to_flax
 from sam_jax.convert.flax_to_torch import to_state_dict
@@ -81,6 +81,14 @@ def converted(root):
     state = to_state_dict(random_variables(SMALLEST))
     save_model(root / "sam", *torch_to_flax.from_state_dict(state, SMALLEST.mask_decoder.num_heads))
     return root / "sam"
+
+
+@pytest.fixture(scope="module")
+def bundled(root):
+    """A model with details, as the bundled one is."""
+    config = of_smallest_size(vit_tiny())
+    save_model(root / "tiny", config, random_variables(config))
+    return root / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +163,7 @@ STARTS = {
     "bundled.py": (None, "pool"),
     "decoder_only.py": ("converted", "instances"),
     "finetune_coco.py": ("converted", "instances"),
-    "finetune_tiny.py": ("converted", "instances"),
+    "finetune_tiny.py": ("bundled", "instances"),
     "sa1b_vit_b.py": ("encoder", "sa1b"),
     "sa1b_vit_h.py": ("encoder", "sa1b"),
     "sa1b_vit_l.py": ("encoder", "sa1b"),

@@ -73,6 +73,7 @@ def test_encoder_is_frozen():
     assert not encoder_is_frozen(FinetuneConfig(frozen=("image_encoder/.*",), lora_rank=2))
 
 
+@pytest.mark.long
 def test_only_what_may_learn_changes():
     finetune = FinetuneConfig(frozen=("prompt_encoder/.*",), lora_rank=2)
     config = TrainConfig(

@@ -118,6 +118,7 @@ def test_muon_takes_the_kernels_that_are_one_matrix():
     assert not [path for path in flat for word in left.split("|") if word in path]
 
 
+@pytest.mark.long
 def test_muon_is_optaxs_whatever_goes_through_newton_schulz_together():
     rng = np.random.default_rng(0)
     shapes = {"a": (48, 32), "b": (48, 32), "c": (3, 3, 8, 64), "d": (72, 64), "e": (32, 48)}

@@ -130,6 +130,7 @@ def test_finer_targets_are_compared_with_enlarged_logits(fixed):
     np.testing.assert_allclose(scores.loss[1], (parts.mask + parts.iou)[..., 0], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_whole_step_with_masks_at_full_resolution():
     model, variables, batch = Sam(SMALLEST), random_variables(SMALLEST), batch_of()
     fine = batch | {"masks": batch["masks"].repeat(4, axis=2).repeat(4, axis=3)}
@@ -204,6 +205,7 @@ def test_padding_masks_do_not_count():
     assert loss(*args, none, KEY)[0] == 0
 
 
+@pytest.mark.long
 def test_a_tiny_model_learns_one_batch():
     """The prompts differ from step to step, the images do not; the loss is halved within 60 steps."""
     variables, batch = random_variables(SMALLEST), batch_of()

@@ -143,6 +143,7 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.long
 def test_from_images_to_a_report(run, images, tmp_path):
     (images / "bad.png").write_bytes(b"no image")
     for name, size in (("one", (48, 70)), ("two", (66, 40))):

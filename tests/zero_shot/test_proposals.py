@@ -30,6 +30,7 @@ def proposals(variables, image, **options):
     return segmenter.records(segmenter.find(image), SIZE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("thresh", "count"), [(1.0, 75), (0.9, None)])
 def test_ranked_by_the_mean_of_both_scores(variables, image, thresh, count):
     """The same masks as everything mode without filters has, in another order."""
@@ -102,6 +103,7 @@ def write_annotations(path, ids=(7, 8)):
     return path
 
 
+@pytest.mark.long
 def test_the_command(run, tmp_path):
     code, out, err = run("--most", 5)
     assert code == 0, err
