@@ -168,6 +168,7 @@ def test_the_encoder_with_tpu_kernels_equals_the_one_without(order):
     )
 
 
+@pytest.mark.long
 def test_the_encoder_with_gpu_kernels_equals_the_one_without():
     """Kernels interpreted in both kinds of blocks, on a grid of 5 x 7 and windows of 3."""
     wide = {"depth": 2}

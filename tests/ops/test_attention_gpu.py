@@ -43,7 +43,7 @@ def _with_gradients(implementation, heads):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [SHAPES[0], *(pytest.param(shape, marks=pytest.mark.long) for shape in SHAPES[1:])])
 def test_results_and_gradients_equal_those_of_the_xla_form(shape):
     args = _inputs(*shape)
     ours, theirs = (_with_gradients(name, shape[2])(*args) for name in ("triton", "xla"))
@@ -69,6 +69,7 @@ def test_large_logits_do_not_overflow():
     np.testing.assert_allclose(_form("triton", heads)(qkv, *tables), _form("xla", heads)(qkv, *tables), atol=5e-3)
 
 
+@pytest.mark.long
 def test_bfloat16_is_as_close_to_float32_as_the_xla_form():
     """Both round the gradient of the logits to bfloat16, the kernel other intermediate results as well."""
     heads = SHAPES[1][2]
@@ -108,8 +109,10 @@ def test_shapes_that_the_kernels_do_not_take(shape, dtype, reason):
         packed_attention(*args, num_heads=shape[2], implementation="triton")
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("shape", [(14, 14, 12, 64), (64, 64, 12, 64), (64, 64, 16, 80)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((14, 14, 12, 64), jnp.float32), ((64, 64, 12, 64), jnp.bfloat16), ((64, 64, 16, 80), jnp.float32)],
+)
 def test_sizes_of_sam_are_lowered_for_cuda_without_logits_in_memory(shape, dtype):
     args = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _inputs(*shape, batch=1, dtype=dtype)]
     text = _with_gradients("triton", shape[2]).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
