@@ -49,7 +49,7 @@ from benchmarks.cpu_vs_torch import Training, same_model
 from sam_jax import Prompts, Sam, SamAutomaticMaskGenerator, config
 from sam_jax.models.sam import inference_variables
 from tests.oracle import build_generator
-from tests.tiny import TINY
+from tests.tiny import SMALLEST, TINY
 
 Row = Literal["encode", "decode", "everything", "train"]
 Side = Literal["ours", "triton", "official", "compiled", "huggingface"]
@@ -282,12 +282,13 @@ def everything_rows(models: Models, args: Options) -> Iterator[Candidate]:
 
 def train_rows(models: Models, args: Options) -> Iterator[Candidate]:
     """One optimizer step; parameters are float32 on both sides."""
-    side_length = models.config.image_encoder.image_size if args.tiny else 512
+    trained = SMALLEST if args.tiny else models.config  # SMALLEST has one layer of everything, and compiles sooner
+    side_length = trained.image_encoder.image_size if args.tiny else 512
 
     def make(side: str, dtype: str) -> torch_sides.Run:
         attention = "triton" if side == "triton" else "auto"
-        encoder = dataclasses.replace(models.config.vit, image_size=side_length, attention=attention)
-        sam = dataclasses.replace(models.config, image_encoder=encoder, dtype=dtype)
+        encoder = dataclasses.replace(trained.vit, image_size=side_length, attention=attention)
+        sam = dataclasses.replace(trained, image_encoder=encoder, dtype=dtype)
         training = Training(sam, models.device)
         if side != "official":
             return training.ours()
