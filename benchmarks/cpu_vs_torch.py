@@ -67,7 +67,7 @@ def same_model(config: SamConfig) -> tuple[Any, Sam, dict[str, Any]]:
     official = build_official(config)
     with tempfile.TemporaryDirectory() as folder:
         torch.save(official.state_dict(), f"{folder}/sam.pth")
-        found, variables = load_official(f"{folder}/sam.pth")
+        found, variables = load_official(f"{folder}/sam.pth", config.mask_decoder.num_heads)
     return official, Sam(found), variables
 
 
