@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 from xml.etree import ElementTree
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
+from fastapi.concurrency import run_in_threadpool
 
 from sam_jax.engine.brush import encode_brush
 from sam_jax.ops.rle import decode_mask

@@ -18,7 +18,7 @@ from tests.predicting import H, W, make_image
 from tests.serving.running import image_file, running
 from tests.tiny import TINY
 
-INTERFACE = """<View><Image name="img" value="$picture"/>
+INTERFACE = """<View><Image name="img" value="$scene"/>
 <BrushLabels name="brush" toName="img"><Label value="Dog"/></BrushLabels>
 <KeyPointLabels name="click" toName="img" smart="true"><Label value="Dog" smart="true"/></KeyPointLabels>
 <RectangleLabels name="box" toName="img" smart="true"><Label value="Dog" smart="true"/></RectangleLabels></View>"""
@@ -92,7 +92,7 @@ def asked(*drawn, address=ADDRESS, interface=INTERFACE):
     """As Label Studio 1.23 sends it."""
     context = {"result": list(drawn)}
     return {
-        "tasks": [{"id": 7, "data": {"picture": address}, "annotations": [], "predictions": []}],
+        "tasks": [{"id": 7, "data": {"scene": address}, "annotations": [], "predictions": []}],
         "project": "1.1732900000",
         "label_config": interface,
         "params": {"login": None, "password": None, "context": context if drawn else None},
@@ -144,10 +144,10 @@ def test_without_anything_drawn_there_is_no_mask(client):
         ({"address": "http://169.254.169.254/a.png"}, "does not lie in Label Studio"),
         ({"address": "file:///etc/passwd"}, "does not lie in Label Studio"),
         ({"address": "/away"}, "did not give the image /away"),
-        ({"address": 3}, "no 'picture' with the image's address"),
+        ({"address": 3}, "no 'scene' with the image's address"),
         ({"interface": "<View>"}, "not XML"),
         ({"interface": "<!DOCTYPE a [<!ENTITY b 'c'>]><View/>"}, "has a <! in it"),
-        ({"interface": "<View><Image name='img' value='$picture'/></View>"}, "no BrushLabels"),
+        ({"interface": "<View><Image name='img' value='$scene'/></View>"}, "no BrushLabels"),
     ],
 )
 def test_what_cannot_be_done_is_said(client, options, said):
