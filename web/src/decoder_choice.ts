@@ -23,6 +23,8 @@ export class DecoderChoice {
   async choose(): Promise<void> {
     const model = await this.server.model();
     find("model").textContent = model.name;
+    const text = document.getElementById("text"); // annotators' page has none
+    if (text) text.hidden = !model.phrases;
     if (model.onnx === "being made") {
       setTimeout(() => void this.choose().catch(fail), ASK_AGAIN);
       return;

@@ -3,7 +3,7 @@
 import type { Decoder, Preview } from "./decoders";
 import type { Mask, Size } from "./masks";
 import type { Found, Prompts } from "./prompts";
-import { type EncodedImage, type Progress, type Server, ServerError } from "./server";
+import { type EncodedImage, type NamedMask, type Progress, type Server, ServerError } from "./server";
 
 export class OpenedImage {
   private closed = false;
@@ -57,6 +57,10 @@ export class OpenedImage {
 
   everything(pointsPerSide: number, onProgress: (progress: Progress) => void, signal: AbortSignal): Promise<Mask[]> {
     return this.known((id) => this.server.everything(id, pointsPerSide, onProgress, signal));
+  }
+
+  named(phrases: readonly string[], pointsPerSide: number, onProgress: (progress: Progress) => void, signal: AbortSignal): Promise<NamedMask[]> {
+    return this.known((id) => this.server.named(id, phrases, pointsPerSide, onProgress, signal));
   }
 
   /** Asks again where the server has forgotten the image meanwhile. */

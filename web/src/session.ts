@@ -19,6 +19,8 @@ const NOTHING: Step = { prompts: NO_PROMPTS, picked: null };
 export class Session {
   preview: Preview | null = null;
   everything: readonly Mask[] | null = null;
+  /** How many masks each phrase has, where `everything` is what phrases name. */
+  named: readonly { readonly phrase: string; readonly count: number }[] | null = null;
   /** The mask under the cursor, of everything. */
   highlighted: Mask | null = null;
   milliseconds: number | null = null;
@@ -156,11 +158,25 @@ export class Session {
   }
 
   async findEverything(pointsPerSide: number, onProgress: (progress: Progress) => void): Promise<void> {
+    await this.find((signal) => this.image.everything(pointsPerSide, onProgress, signal));
+  }
+
+  /** Finds what phrases name; it takes the place of everything. */
+  async findNamed(phrases: readonly string[], pointsPerSide: number, onProgress: (progress: Progress) => void): Promise<void> {
+    await this.find(async (signal) => {
+      const masks = await this.image.named(phrases, pointsPerSide, onProgress, signal);
+      this.named = phrases.map((phrase) => ({ phrase, count: masks.filter((mask) => mask.text === phrase).length }));
+      return masks;
+    });
+  }
+
+  private async find(ask: (signal: AbortSignal) => Promise<readonly Mask[]>): Promise<void> {
     this.cancel();
+    this.named = null;
     const run = (this.running = new AbortController());
     this.onChange();
     try {
-      const masks = await this.image.everything(pointsPerSide, onProgress, run.signal);
+      const masks = await ask(run.signal);
       if (this.running !== run) return;
       this.preview = null;
       this.everything = masks;
@@ -180,7 +196,7 @@ export class Session {
   }
 
   hideEverything(): void {
-    this.everything = this.highlighted = null;
+    this.everything = this.highlighted = this.named = null;
     if (this.steps.now.picked) this.go(NOTHING);
     this.onChange();
   }
