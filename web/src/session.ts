@@ -6,7 +6,7 @@ import * as history from "./history";
 import { type Mask, type Size, masksAt } from "./masks";
 import type { OpenedImage } from "./opened_image";
 import { type Box, type Found, NO_PROMPTS, type Prompts, isEmpty } from "./prompts";
-import type { Progress } from "./server";
+import type { NamedMask, Progress } from "./server";
 
 /** What is selected: by prompts, or picked out of everything. */
 interface Step {
@@ -163,16 +163,16 @@ export class Session {
 
   /** Finds what phrases name; it takes the place of everything. */
   async findNamed(phrases: readonly string[], pointsPerSide: number, onProgress: (progress: Progress) => void): Promise<void> {
-    await this.find(async (signal) => {
-      const masks = await this.image.named(phrases, pointsPerSide, onProgress, signal);
-      this.named = phrases.map((phrase) => ({ phrase, count: masks.filter((mask) => mask.text === phrase).length }));
-      return masks;
-    });
+    const counted = (masks: readonly NamedMask[]) =>
+      phrases.map((phrase) => ({ phrase, count: masks.filter((mask) => mask.text === phrase).length }));
+    await this.find((signal) => this.image.named(phrases, pointsPerSide, onProgress, signal), counted);
   }
 
-  private async find(ask: (signal: AbortSignal) => Promise<readonly Mask[]>): Promise<void> {
+  private async find<M extends Mask>(
+    ask: (signal: AbortSignal) => Promise<readonly M[]>,
+    counted: (masks: readonly M[]) => Session["named"] = () => null,
+  ): Promise<void> {
     this.cancel();
-    this.named = null;
     const run = (this.running = new AbortController());
     this.onChange();
     try {
@@ -180,6 +180,7 @@ export class Session {
       if (this.running !== run) return;
       this.preview = null;
       this.everything = masks;
+      this.named = counted(masks);
       if (!isEmpty(this.prompts)) this.go(NOTHING);
     } catch (error) {
       if (!run.signal.aborted) this.onError(error);
