@@ -39,7 +39,7 @@ _LIBRARY = _BASE | {
     "engine",
     "video",
 }
-# What networks are made of, and what that is made of on TPUs.
+# What networks are made of, and what that is made of on TPUs and GPUs.
 NETWORK_FILES = {
     "ops/attention",
     "ops/gelu",
@@ -54,6 +54,8 @@ NETWORK_FILES = {
     "ops/sums",
 }
 KERNEL_FILES = {
+    "ops/attention_gpu",
+    "ops/attention_gpu_backward",
     "ops/attention_tiles",
     "ops/attention_tpu",
     "ops/attention_tpu_backward",

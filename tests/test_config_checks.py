@@ -69,9 +69,11 @@ BAD = {
             ),
         )
     },
+    "AutomaticConfig": {"max_overlap": [-0.1, 1.1]},
     "AugmentConfig": {"mirror": [-0.1, 1.1], "recolour": [-0.1, 1.1]},
     "CompositeDataConfig": {"pool": ["", " "], "num_workers": [-1], "reuse": [0], "buffer_gib": [0.0, -1.0]},
     "EngineConfig": {"hold_out": [-0.1, 1.0], "lease_seconds": [0.0], "hint_seconds": [0.0, -1.0]},
+    "FillConfig": {"confidence": [-0.1, 1.1], "max_overlap": [-0.1, 1.1]},
     "FinetuneConfig": {
         "frozen": [("image_encoder/(",)],
         "lora_rank": [-1],
@@ -117,7 +119,7 @@ BAD = {
         "num_multimask_outputs": [0],
         "iou_head_depth": [0],
         "iou_head_hidden_dim": [0],
-        "kernels": ["cuda"],
+        "kernels": ["cuda", "triton"],
     },
     "MeshConfig": {"data": [0, -2], "fsdp": [0, -1]},
     "OptimConfig": {
@@ -143,6 +145,13 @@ BAD = {
         "jitter": [(0.0, 1.0), (2.0, 1.0)],
         "num_workers": [-1],
         "prefetch": [0],
+    },
+    "RetrainConfig": {
+        **{name: [0] for name in ("steps", "batch_size", "masks_per_image", "held_out_masks", "whole_model_images")},
+        **{name: [0.0] for name in ("steps_per_image", "minutes", "learning_rate", "whole_learning_rate")},
+        "margin": [-0.1],
+        "max_loss": [-0.1],
+        "seed": [-1, 2**32],
     },
     "RunOptions": {"profile_steps": [(5, 2), (5, 5), (-1, 3)]},
     "SamConfig": {
@@ -244,13 +253,16 @@ BAD = {
 # numbers that a model may give of any size.
 FREE = {
     "AmgConfig": {"pred_iou_thresh", "stability_score_thresh"},
+    "AutomaticConfig": {"amg", "everything", "again"},
     "CompositeDataConfig": {"composite"},
+    "FillConfig": {"amg"},
     "HqMaskDecoderConfig": {"hq_token_only", "iou_times_stability"},
     "ImageEncoderConfig": {"remat", "scan", "int8_mlp"},
     "InteractionConfig": {"box_noise_uniform", "box_multimask"},
     "MaskDecoderConfig": {"iou_times_stability"},
     "LossConfig": {"supervise_all_iou", "supervise_all_outputs", "sum_interactions"},
     "OptimConfig": {"cosine"},
+    "RetrainConfig": {"automatic", "again"},
     "RunOptions": {"eval_only"},
     "RecordDataConfig": {"scaled_decode"},
     "SamConfig": {
@@ -320,6 +332,8 @@ def test_what_only_together_is_wrong_is_refused():
         LossConfig(focal_weight=0, dice_weight=0, iou_weight=0)
     with pytest.raises(ValueError, match=r"stage image_size \[100\] must be a multiple of patch_size 16"):
         TrainConfig(stages=(StageConfig(image_size=100),))
+    with pytest.raises(ValueError, match=r"steps 10 and minutes 1\.5 exclude each other"):
+        configs.RetrainConfig(steps=10, minutes=1.5)
     with pytest.raises(ValueError, match="reuse 2 needs processes"):
         configs.CompositeDataConfig(num_workers=0, reuse=2)
     with pytest.raises(ValueError, match=r"reuse and stage num_examples \[7\] exclude each other"):

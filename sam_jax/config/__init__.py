@@ -6,6 +6,7 @@ This room imports the standard library only.
 from sam_jax.config.amg import AmgConfig
 from sam_jax.config.data import CompositeConfig, CompositeDataConfig, RecordDataConfig
 from sam_jax.config.engine import EngineConfig
+from sam_jax.config.engine_models import AutomaticConfig, FillConfig, RetrainConfig
 from sam_jax.config.model import (
     ATTENTION,
     COMPUTE_DTYPES,
@@ -65,9 +66,11 @@ __all__ = [
     "INFERENCE_DTYPES",
     "AmgConfig",
     "AugmentConfig",
+    "AutomaticConfig",
     "CompositeConfig",
     "CompositeDataConfig",
     "EngineConfig",
+    "FillConfig",
     "FinetuneConfig",
     "HqMaskDecoderConfig",
     "ImageEncoderConfig",
@@ -78,6 +81,7 @@ __all__ = [
     "OptimConfig",
     "PromptEncoderConfig",
     "RecordDataConfig",
+    "RetrainConfig",
     "SamConfig",
     "ServingConfig",
     "StageConfig",
