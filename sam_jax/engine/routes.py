@@ -1,7 +1,7 @@
 """The store over HTTP, for the page on which people label: added to the server's own routes, behind its guards.
 
 GET    /v1/engine                           where the store stands
-POST   /v1/engine/next                      {annotator, image_id?, shared?, passed?}: an image to label, or 204
+POST   /v1/engine/next                      {annotator, image_id?, shared?, passed?}: an image; 204 when nothing is left
 GET    /v1/engine/images/{id}/file          the image's file
 POST   /v1/engine/tasks/{id}/renew          {annotator}: keep the image for longer
 PUT    /v1/engine/tasks/{id}/masks/{key}    accept a mask; sending the same once more changes nothing

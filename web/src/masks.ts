@@ -52,19 +52,23 @@ export function maskOfCounts(counts: readonly number[], size: Size, predictedIou
 }
 
 export function bitsOf(mask: Mask): Uint8Array {
-  const [height, width] = mask.size;
-  const bits = new Uint8Array(height * width);
+  const bits = new Uint8Array(mask.size[0] * mask.size[1]);
+  fillMask(bits, mask, 1);
+  return bits;
+}
+
+/** Sets the pixels of a mask, (H, W) row by row. */
+export function fillMask(pixels: Uint8Array | Uint16Array, { size: [height, width], counts }: Mask, value: number): void {
   let [x, y] = [0, 0];
-  mask.counts.forEach((run, index) => {
+  counts.forEach((run, index) => {
     for (let left = run; left > 0; ) {
       const rows = Math.min(left, height - y);
-      if (index % 2 === 1) for (let row = y; row < y + rows; row++) bits[row * width + x] = 1;
+      if (index % 2 === 1) for (let row = y; row < y + rows; row++) pixels[row * width + x] = value;
       left -= rows;
       y += rows;
       if (y === height) [x, y] = [x + 1, 0];
     }
   });
-  return bits;
 }
 
 export function contains(mask: Mask, x: number, y: number): boolean {

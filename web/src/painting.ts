@@ -1,6 +1,6 @@
 // Masks as pixels to draw over an image. Where a mask is not, nothing is drawn.
 
-import { type Mask, type Size, bitsOf } from "./masks";
+import { type Mask, type Size, bitsOf, fillMask } from "./masks";
 
 export type Rgb = readonly [number, number, number];
 
@@ -47,7 +47,7 @@ export function colored(
   const [height, width] = size;
   const labels = new Uint16Array(height * width);
   const order = masks.map((_, index) => index).sort((a, b) => masks[b].area - masks[a].area);
-  for (const index of order) paintRuns(masks[index], labels, index + 1);
+  for (const index of order) fillMask(labels, masks[index], index + 1);
   const looks = masks.map((_, index) => look(index));
   const reach = edgeReach(size);
   const stripe = 4 * reach;
@@ -123,17 +123,6 @@ export function layerOf(pixels: ImageData): HTMLCanvasElement {
   const canvas = canvasOf(pixels.width, pixels.height);
   contextOf(canvas).putImageData(pixels, 0, 0);
   return canvas;
-}
-
-function paintRuns(mask: Mask, labels: Uint16Array, label: number): void {
-  const [height, width] = mask.size;
-  let at = 0;
-  mask.counts.forEach((run, index) => {
-    if (index % 2 === 1) {
-      for (let pixel = at; pixel < at + run; pixel++) labels[(pixel % height) * width + Math.floor(pixel / height)] = label;
-    }
-    at += run;
-  });
 }
 
 /** Whether a neighbour, a few pixels away, is not the same or is beyond the image. */

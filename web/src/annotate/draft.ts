@@ -1,7 +1,7 @@
 // An object while it is annotated: what the model was asked, what was done by hand. Drafts are values: none is changed.
 
 import type { Place } from "../geometry";
-import { type Mask, type Size, bitsOf } from "../masks";
+import { type Mask, type Size, bitsOf, fillMask } from "../masks";
 import { type Box, type Found, NO_PROMPTS, type Prompts, isEmpty } from "../prompts";
 import { paintStroke } from "./brush";
 import { fillPolygon } from "./polygon";
@@ -78,12 +78,7 @@ export function chosen({ choice }: Draft, found: Found | null): Mask | null {
 export function pixelsOf(draft: Draft, size: Size, found: Found | null): Uint8Array {
   const region = chosen(draft, found);
   const bits = draft.base ? bitsOf(draft.base) : region ? bitsOf(region) : new Uint8Array(size[0] * size[1]);
-  if (draft.base && region) {
-    const value = +!draft.cutting;
-    bitsOf(region).forEach((bit, at) => {
-      if (bit) bits[at] = value;
-    });
-  }
+  if (draft.base && region) fillMask(bits, region, +!draft.cutting);
   for (const edit of draft.edits) applyEdit(bits, size, edit);
   return bits;
 }
