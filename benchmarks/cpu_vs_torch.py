@@ -67,7 +67,7 @@ def same_model(config: SamConfig) -> tuple[Any, Sam, dict[str, Any]]:
     official = build_official(config)
     with tempfile.TemporaryDirectory() as folder:
         torch.save(official.state_dict(), f"{folder}/sam.pth")
-        found, variables = load_official(f"{folder}/sam.pth")
+        found, variables = load_official(f"{folder}/sam.pth", config.mask_decoder.num_heads)
     return official, Sam(found), variables
 
 
@@ -160,55 +160,66 @@ class Everything:
 
 
 class Training:
-    """One optimizer step of both."""
+    """One optimizer step of both, for models of a config at its native size; torch computes on `device`."""
 
-    SIZE, MASKS = 512, 8
+    MASKS = 8
 
-    def __init__(self) -> None:
-        encoder = dataclasses.replace(vit_b().image_encoder, image_size=self.SIZE)
-        sam = dataclasses.replace(vit_b(), image_encoder=encoder)
+    def __init__(self, sam: SamConfig, device: str = "cpu") -> None:
         self.official, self.model, self.variables = same_model(sam)
+        self.official.to(device)
+        self.device = device
         self.config = TrainConfig(sam=sam, optim=OptimConfig(learning_rate=1e-5))
+        self.size = size = sam.image_encoder.image_size
         rng = np.random.default_rng(0)
-        self.image = rng.integers(0, 256, (1, self.SIZE, self.SIZE, 3), np.uint8)
-        self.masks = np.zeros((1, self.MASKS, self.SIZE // 4, self.SIZE // 4), bool)
-        for n, (y, x) in enumerate(rng.integers(0, self.SIZE // 8, (self.MASKS, 2))):
+        self.image = rng.integers(0, 256, (1, size, size, 3), np.uint8)
+        self.masks = np.zeros((1, self.MASKS, size // 4, size // 4), bool)
+        for n, (y, x) in enumerate(rng.integers(0, size // 8, (self.MASKS, 2))):
             self.masks[0, n, y : y + 40, x : x + 50] = True
 
     def sides(self) -> Sides:
         """Both; each call trains one more step."""
+        return self.ours(), self.theirs()
+
+    def ours(self) -> Callable[[], object]:
+        """Each call trains our model by one more step."""
         optimizer = make_optimizer(self.config.optim, self.config.sam, 1000)
         state = create_state(self.variables, optimizer)
         step = jax.jit(functools.partial(train_step, self.model, self.config, optimizer), donate_argnums=0)
         batch = {
             "image": self.image,
-            "input_size": np.full((1, 2), self.SIZE, np.int32),
+            "input_size": np.full((1, 2), self.size, np.int32),
             "masks": self.masks,
             "mask_valid": np.ones((1, self.MASKS), bool),
         }
 
-        def ours() -> None:
+        def run() -> None:
             nonlocal state
             state, metrics = step(state, batch, jax.random.key(0))
             jax.block_until_ready((state, metrics))
 
-        theirs = torch.optim.AdamW(self.official.train().parameters(), lr=1e-5, weight_decay=0.1)
-        return ours, lambda: self._torch_step(theirs)
+        return run
+
+    def theirs(self) -> Callable[[], object]:
+        """Each call trains the official model by one more step."""
+        optimizer = torch.optim.AdamW(self.official.train().parameters(), lr=1e-5, weight_decay=0.1)
+        return lambda: self._torch_step(optimizer)
 
     def _torch_step(self, optimizer: torch.optim.Optimizer) -> None:
-        sam, n = self.official, self.MASKS
-        targets = torch.from_numpy(self.masks[0])[:, None].float()
-        embedding = sam.image_encoder(sam.preprocess(torch.from_numpy(self.image).permute(0, 3, 1, 2)))
-        coords = torch.rand(n, 9, 2) * self.SIZE
-        labels, total, fed_back = torch.ones(n, 9), torch.zeros(()), None
+        sam, n, device = self.official, self.MASKS, self.device
+        targets = torch.from_numpy(self.masks[0])[:, None].float().to(device)
+        embedding = sam.image_encoder(sam.preprocess(torch.from_numpy(self.image).to(device).permute(0, 3, 1, 2)))
+        coords = torch.rand(n, 9, 2, device=device) * self.size
+        labels, total, fed_back = torch.ones(n, 9, device=device), torch.zeros((), device=device), None
         for turn in range(self.config.interaction.num_steps):
             points = (coords[:, : min(turn + 1, 9)], labels[:, : min(turn + 1, 9)])
             sparse, dense = sam.prompt_encoder(points, None, fed_back)
             pe = sam.prompt_encoder.get_dense_pe()
             logits, ious = sam.mask_decoder.predict_masks(embedding, pe, sparse, dense)
             mask_loss, iou = _torch_losses(logits, targets)
-            best = 1 + mask_loss[:, 1:].argmin(dim=1) if turn == 0 else torch.zeros(n, dtype=torch.long)
-            rows = torch.arange(n)
+            best = (
+                1 + mask_loss[:, 1:].argmin(dim=1) if turn == 0 else torch.zeros_like(mask_loss[:, 0], dtype=torch.long)
+            )
+            rows = torch.arange(n, device=device)
             total = total + (mask_loss + (ious - iou) ** 2)[rows, best].mean()
             fed_back = logits.detach()[rows, best][:, None]
         optimizer.zero_grad()
@@ -218,6 +229,7 @@ class Training:
 
 def _torch_losses(logits: Any, targets: Any) -> tuple[Any, Any]:
     """20 focal + dice of each mask (n, 4), and its true IoU."""
+    logits = logits.float()
     p = torch.sigmoid(logits)
     cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(
         logits, targets.expand_as(logits), reduction="none"
@@ -269,7 +281,8 @@ def main() -> int:
         share = results["everything on the host"]["share"]
         print(f"    {everything.count} records; box NMS, run lengths and records are {share:.1%} of our time")
     if "train" in args.rows:
-        measure("ViT-B training step, 512 px, 8 masks", Training().sides())
+        sam = dataclasses.replace(vit_b(), image_encoder=dataclasses.replace(vit_b().image_encoder, image_size=512))
+        measure("ViT-B training step, 512 px, 8 masks", Training(sam).sides())
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
     return 0

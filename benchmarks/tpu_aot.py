@@ -318,10 +318,9 @@ def estimate(program: Program, chip: tpu_estimates.Chip, device: Any) -> dict[st
 
 def _model(size: str, args: Any, **changes: Any) -> tuple[Sam, Any]:
     """The model, and the shapes of its variables in inference."""
-    sam = config.for_inference(SIZES[size](), args.dtype)
-    image_encoder = dataclasses.replace(sam.image_encoder, attention=args.attention, scan=args.scan, **changes)
-    mask_decoder = dataclasses.replace(sam.mask_decoder, kernels=args.attention)
-    model = Sam(dataclasses.replace(sam, image_encoder=image_encoder, mask_decoder=mask_decoder))
+    sam = config.for_inference(SIZES[size](), args.dtype, args.attention)
+    image_encoder = dataclasses.replace(sam.image_encoder, scan=args.scan, **changes)
+    model = Sam(dataclasses.replace(sam, image_encoder=image_encoder))
 
     def make(key: jax.Array) -> Any:
         return inference_variables(model.config, init_variables(model, key))

@@ -59,7 +59,8 @@ def load_model(
         model.
       dtype: compute dtype: "float32" (also None), the faster "bfloat16", or "int8"; see `config.for_inference`.
       crf: edge refinement (CRF); None means as in the config, see `SamConfig.crf`.
-      kernels: "auto", "xla" or "pallas", for attention and the mask decoder; see `ImageEncoderConfig.attention`.
+      kernels: "auto", "xla", "pallas" or "triton", for attention and the mask decoder; see
+        `ImageEncoderConfig.attention`.
       shardings: gives a sharding for every leaf of a tree of shapes, such as `partial(sharding.tree_shardings, mesh)`;
         each device then reads only its own share. None: all on the first local device.
 

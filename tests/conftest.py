@@ -88,3 +88,12 @@ def checkpoint(variables, tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "tiny"
     save_model(path, TINY, variables)
     return path
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, for the tests of the pages; one for all, since its driver cannot run twice."""
+    from tests.serving.browsing import chromium
+
+    with chromium() as browser:
+        yield browser

@@ -39,7 +39,7 @@ _LIBRARY = _BASE | {
     "engine",
     "video",
 }
-# What networks are made of, and what that is made of on TPUs.
+# What networks are made of, and what that is made of on TPUs and GPUs.
 NETWORK_FILES = {
     "ops/attention",
     "ops/gelu",
@@ -54,6 +54,8 @@ NETWORK_FILES = {
     "ops/sums",
 }
 KERNEL_FILES = {
+    "ops/attention_gpu",
+    "ops/attention_gpu_backward",
     "ops/attention_tiles",
     "ops/attention_tpu",
     "ops/attention_tpu_backward",
@@ -142,7 +144,7 @@ THIRD_PARTY = {
     "zero_shot": _ARRAYS | _HOST | {"skimage", "faster_coco_eval"},
     # PyAV is optional, imported where a video file is read or written.
     "video": _ARRAYS | _HOST | {"av"},
-    "engine": _ARRAYS | _HOST | {"fastapi", "starlette", "pydantic"},
+    "engine": _ARRAYS | _HOST | {"fastapi", "pydantic"},
     "sam_jax": set(),
     "convert": {"jax", "numpy", "flax", "etils", "torch", "safetensors", "jax2onnx", "onnx", "onnxruntime"},
     "cli": {"jax", "numpy", "tyro"},

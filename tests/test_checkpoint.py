@@ -88,7 +88,7 @@ def test_how_it_trained_is_not_how_it_runs(original, small, tmp_path):
     model, _ = load_model(old, dtype="bfloat16", kernels="xla")
     assert (model.config.dtype, model.config.image_encoder.attention) == ("bfloat16", "xla")
     assert model.config.mask_decoder.kernels == "xla"
-    with pytest.raises(ValueError, match="kernels 'cuda' is not one of auto, xla, pallas"):
+    with pytest.raises(ValueError, match="kernels 'cuda' is not one of auto, xla, pallas, triton"):
         load_model(old, kernels="cuda")
 
 

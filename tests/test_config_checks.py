@@ -119,7 +119,7 @@ BAD = {
         "num_multimask_outputs": [0],
         "iou_head_depth": [0],
         "iou_head_hidden_dim": [0],
-        "kernels": ["cuda"],
+        "kernels": ["cuda", "triton"],
     },
     "MeshConfig": {"data": [0, -2], "fsdp": [0, -1]},
     "OptimConfig": {

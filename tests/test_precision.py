@@ -171,7 +171,7 @@ def inner_products(jaxpr):
 
 
 def kernels(dtype):
-    """The TPU kernels: of global and windowed attention with their gradients, and the decoder's."""
+    """The TPU kernels: of global and windowed attention with their gradients, and the decoder's; those for GPUs."""
     qkv, table = shape(1, 256, 3 * 128, dtype=dtype), shape(31, 64)
     yield (
         jax.grad(lambda *x: packed_attention(*x, 2, "pallas").astype(jnp.float32).sum(), (0, 1, 2)),
@@ -181,6 +181,11 @@ def kernels(dtype):
     yield (
         jax.grad(lambda *x: packed_attention(*x, 8, "pallas").astype(jnp.float32).sum(), (0, 1, 2)),
         (qkv, table, table),
+    )
+    qkv, table = shape(1, 24, 3 * 96, dtype=dtype), shape(7, 48)
+    yield (
+        jax.grad(lambda *x: packed_attention(*x, 2, "triton").astype(jnp.float32).sum(), (0, 1, 2)),
+        (qkv, table, shape(11, 48)),
     )
     pixels, rows = shape(1, 2, 128, 256, dtype=dtype), shape(1, 2, 24, 128, dtype=dtype)
     pe, constants = shape(1, 1, 128, 256, dtype=dtype), shape(1, 2, 24, 1)

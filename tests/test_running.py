@@ -128,6 +128,8 @@ def test_training_and_inference_leave_the_network_as_it_is():
         assert for_inference(training, "bfloat16") == dataclasses.replace(config, dtype="bfloat16")
     pallas = for_inference(vit_b(), kernels="pallas")
     assert (pallas.image_encoder.attention, pallas.mask_decoder.kernels) == ("pallas", "pallas")
+    triton = for_inference(vit_b(), kernels="triton")
+    assert (triton.image_encoder.attention, triton.mask_decoder.kernels) == ("triton", "auto")
 
 
 def test_a_ratio_may_be_off_by_its_last_digit():

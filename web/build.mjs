@@ -11,6 +11,7 @@ const page = path.join(web, "../sam_jax/serving/static");
 const images = path.join(web, "../docs/images");
 const runtime = path.join(web, "node_modules/onnxruntime-web/dist");
 const SAMPLES = ["dog.jpg", "bags.jpg", "pizza.jpg"];
+const STYLES = ["page.css", "annotate.css"];
 const RUNTIME = ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"];
 
 async function copyAll(names, from, to) {
@@ -22,7 +23,11 @@ async function buildPage() {
   await rm(page, { recursive: true, force: true });
   await mkdir(page, { recursive: true });
   await build({
-    entryPoints: { page: path.join(web, "src/page.ts"), worker: path.join(web, "src/worker.ts") },
+    entryPoints: {
+      page: path.join(web, "src/page.ts"),
+      annotate: path.join(web, "src/annotate/annotate.ts"),
+      worker: path.join(web, "src/worker.ts"),
+    },
     outdir: page,
     bundle: true,
     minify: true,
@@ -31,11 +36,11 @@ async function buildPage() {
     conditions: ["onnxruntime-web-use-extern-wasm"],
     legalComments: "linked",
   });
-  await build({ entryPoints: [path.join(web, "src/page.css")], outdir: page, minify: true });
+  await build({ entryPoints: STYLES.map((name) => path.join(web, "src", name)), outdir: page, minify: true });
   await copyAll(SAMPLES, images, path.join(page, "samples"));
   await copyAll(RUNTIME, runtime, path.join(page, "runtime"));
   await copyFile(path.join(web, "src/runtime_license.txt"), path.join(page, "runtime/LICENSE.txt"));
-  await copyAll(["icon.svg"], path.join(web, "src"), page);
+  await copyAll(["icon.svg", "annotate.html"], path.join(web, "src"), page);
   // Last: the server takes an index.html for a whole page.
   await copyAll(["index.html"], path.join(web, "src"), page);
 }

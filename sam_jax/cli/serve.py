@@ -15,6 +15,7 @@ from sam_jax.config import ServingConfig
 
 _DEFAULT = ServingConfig()
 TOKEN_VARIABLE = "SAM_JAX_TOKEN"
+LABEL_STUDIO_VARIABLE = "LABEL_STUDIO_API_KEY"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class Serve(ServerOptions):
         sam-jax serve
         sam-jax serve --checkpoint checkpoints/sam_vit_b --port 9000 --cors https://example.org
         sam-jax serve --text-model checkpoints/clip_vit_b_32
+        LABEL_STUDIO_API_KEY=KEY sam-jax serve --label-studio http://localhost:8080
 
     It listens on this machine alone unless --host says otherwise; then set a token, by the environment variable
     SAM_JAX_TOKEN rather than --token, which other users of the machine can see. SIGTERM ends it when all that runs is
@@ -69,6 +71,9 @@ class Serve(ServerOptions):
     """
 
     checkpoint: parsing.Checkpoint = None
+    label_studio: Annotated[
+        str | None, arg(metavar="URL", help="be a model of this Label Studio, at /v1/label-studio (docs/engine.md)")
+    ] = None
 
     def run(self) -> None:
         """Serves."""
@@ -77,9 +82,13 @@ class Serve(ServerOptions):
         from sam_jax.runtime import use_compilation_cache
 
         refinement = parsing.edge_refinement(self.crf, self.no_crf)
-        config = self.config()
+        config, routers = self.config(), []
+        if self.label_studio:
+            from sam_jax.engine.label_studio import LabelStudio, create_router
+
+            routers.append(create_router(LabelStudio(self.label_studio, os.environ.get(LABEL_STUDIO_VARIABLE))))
         use_compilation_cache()
-        serve(config, self.checkpoint, self.dtype, refinement, not self.no_onnx, self.text_model)
+        serve(config, self.checkpoint, self.dtype, refinement, not self.no_onnx, self.text_model, routers)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from sam_jax.config.tiny_vit import TinyVitConfig
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 INFERENCE_DTYPES = (*COMPUTE_DTYPES, "int8")
-ATTENTION = ("auto", "xla", "pallas")
+ATTENTION = ("auto", "xla", "pallas", "triton")
+DECODER_KERNELS = ("auto", "xla", "pallas")
 TOKEN_ORDERS = ("auto", "grid", "windows")
 
 
@@ -34,8 +35,10 @@ class ImageEncoderConfig:
       remat: recompute each block in the backward pass instead of keeping its activations.
       scan: loop over equal groups of blocks, each ending with a global block, and compile only one group. Compilation
         is faster, a step takes a sixth longer, and memory holds a second copy of the blocks' parameters.
-      attention: "xla" runs on every platform; "pallas" uses the TPU kernels and is an error for shapes that they do
-        not support; "auto" uses the kernels on TPU for the shapes that they support, XLA otherwise.
+      attention: "xla" runs on every platform; "pallas" uses the TPU kernels and "triton" those for NVIDIA GPUs, each an
+        error for shapes that its kernels do not support; "auto" uses the kernels on TPU for the shapes that they
+        support, XLA otherwise. The GPU kernels keep logits out of memory; they have been compiled for GPUs, but have
+        never run on one.
       token_order: memory layout of tokens between consecutive windowed blocks; results do not depend on it. "grid"
         cuts windows in every block and computes no padded token outside attention: less arithmetic, best on CPUs.
         "windows" cuts once per group of windowed blocks and carries the padding along: fewer copies, best on TPUs.
@@ -118,8 +121,8 @@ class MaskDecoderConfig:
       iou_times_stability: whether each predicted IoU is the head's value times the mask's stability score, which is the
         IoU of the mask at logits above 0.5 with itself at logits above -0.5. The published models do not. A stable
         outline is one that the decoder is sure of, which the head of a small model does not see.
-      kernels: as `ImageEncoderConfig.attention`, for the decoder's work on pixels. The kernels are made for inference:
-        a gradient recomputes the forward pass with XLA.
+      kernels: as `ImageEncoderConfig.attention` without "triton", for the decoder's work on pixels. The kernels are for
+        inference: a gradient recomputes the forward pass with XLA.
       dropout_rate: in training, applied to the output of each self-attention, cross-attention and MLP, before the
         residual sum and the norm. No kernel supports it. The paper trains with 0.1; its released code has none.
     """
@@ -139,7 +142,8 @@ class MaskDecoderConfig:
         names = ("depth", "num_heads", "mlp_dim", "attention_downsample_rate", "num_multimask_outputs")
         sizes = dict.fromkeys((*names, "iou_head_depth", "iou_head_hidden_dim"), POSITIVE)
         check_fields(self, dropout_rate=BELOW_ONE, **sizes)
-        require(self.kernels in ATTENTION, f"kernels {self.kernels!r} must be one of {', '.join(ATTENTION)}")
+        known = ", ".join(DECODER_KERNELS)
+        require(self.kernels in DECODER_KERNELS, f"kernels {self.kernels!r} must be one of {known}")
 
     @property
     def num_mask_tokens(self) -> int:

@@ -110,7 +110,8 @@ def for_inference(config: SamConfig, dtype: str = "float32", kernels: str = "aut
     Args:
       dtype: one of INFERENCE_DTYPES; "int8" is bfloat16 with `ImageEncoderConfig.int8_mlp`.
       kernels: one of ATTENTION, for the encoder's attention and the mask decoder; see `ImageEncoderConfig.attention`.
-        A TinyViT has no kernels; only the decoder uses it then.
+        A TinyViT has no kernels; only the decoder uses it then. With "triton" the decoder keeps "auto": it has no
+        kernels for GPUs.
 
     Raises:
       ValueError: an unknown dtype or kernels, "pallas" for a network with details or HQ-SAM, or "int8" for a TinyViT.
@@ -121,7 +122,7 @@ def for_inference(config: SamConfig, dtype: str = "float32", kernels: str = "aut
     encoder = bare.image_encoder
     if not bare.is_mobile or dtype == "int8":
         encoder = dataclasses.replace(bare.vit, attention=kernels, int8_mlp=dtype == "int8")
-    decoder = dataclasses.replace(bare.mask_decoder, kernels=kernels)
+    decoder = dataclasses.replace(bare.mask_decoder, kernels="auto" if kernels == "triton" else kernels)
     dtype = "bfloat16" if dtype == "int8" else dtype
     return dataclasses.replace(bare, image_encoder=encoder, mask_decoder=decoder, dtype=dtype)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sam_jax.engine.rows import ImageRow, MaskDraft, MaskRow, Task
 from sam_jax.engine.statistics import Statistics
 
-_MOST_POINTS, _MOST_MASKS = 512, 10_000
+_MOST_POINTS, _MOST_MASKS, _MOST_PASSED = 512, 10_000, 1000
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Seconds = Annotated[float, Field(ge=0, le=10**7, allow_inf_nan=False)]
 _Point = Annotated[list[_Number], Field(min_length=2, max_length=2)]
@@ -42,6 +42,7 @@ class NextIn(_Strict):
 
     annotator: Annotator = Field(description="a name to tell annotators apart, no proof of who it is")
     image_id: int | None = Field(None, description="this image")
+    passed: Annotated[list[int], Field(max_length=_MOST_PASSED)] = Field([], description="images not to be given now")
     shared: bool = Field(False, description="with image_id, to label it once more, from nothing")
 
 

@@ -1,7 +1,7 @@
 """The store over HTTP, for the page on which people label: added to the server's own routes, behind its guards.
 
 GET    /v1/engine                           where the store stands
-POST   /v1/engine/next                      {annotator, image_id?, shared?}: an image to label; 204 when nothing is left
+POST   /v1/engine/next                      {annotator, image_id?, shared?, passed?}: an image to label, or 204
 GET    /v1/engine/images/{id}/file          the image's file
 POST   /v1/engine/tasks/{id}/renew          {annotator}: keep the image for longer
 PUT    /v1/engine/tasks/{id}/masks/{key}    accept a mask; sending the same once more changes nothing
@@ -100,7 +100,9 @@ class EngineService:
     def claim(self, wanted: NextIn) -> TaskOut | None:
         """The next image."""
         lease = self._config.lease_seconds
-        task = self._store.claim_next(wanted.annotator, self._stage, wanted.image_id, lease, wanted.shared)
+        task = self._store.claim_next(
+            wanted.annotator, self._stage, wanted.image_id, lease, wanted.shared, wanted.passed
+        )
         if task is None:
             return None
         return task_out(task, self._store.image(task.image_id), self._store.task_masks(task), lease)

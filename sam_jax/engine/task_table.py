@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ LEASE_SECONDS = 600.0
 # May be handed out: no image that another annotator works on, and nobody's own image to be labelled once more.
 _FREE = """NOT EXISTS (SELECT 1 FROM tasks AS other WHERE other.image_id = tasks.image_id AND other.id != tasks.id
     AND other.state = 'claimed' AND other.annotator != :annotator AND other.lease_until >= :now)
+    AND image_id NOT IN (SELECT value FROM json_each(:passed))
     AND (stage != 'repeat' OR NOT EXISTS (SELECT 1 FROM tasks AS other WHERE other.image_id = tasks.image_id
         AND other.id != tasks.id AND other.annotator = :annotator))"""
 
@@ -28,6 +30,7 @@ class TaskTable(Database):
         image_id: int | None = None,
         lease_seconds: float = LEASE_SECONDS,
         shared: bool = False,
+        passed: Sequence[int] = (),
     ) -> Task | None:
         """The next image for somebody; None when nothing is left. Who holds one already gets that one again.
 
@@ -37,12 +40,20 @@ class TaskTable(Database):
           lease_seconds: it is theirs for so long, and longer if they renew it. Then others may have it.
           shared: with `image_id`, a "repeat" task, though others have the image as well: to compare annotators.
 
+          passed: ids of images that they have given back and do not want again now.
+
         Raises:
           NotHeld: another annotator works on `image_id`.
           NotFound: there is no such image.
         """
         now = self.clock()
-        wanted = {"annotator": annotator, "stage": stage, "image": image_id, "now": now}
+        wanted = {
+            "annotator": annotator,
+            "stage": stage,
+            "image": image_id,
+            "now": now,
+            "passed": json.dumps([*passed]),
+        }
         with self.transaction() as connection:
             if shared and image_id is not None:
                 task = _repeat(connection, annotator, image_id)

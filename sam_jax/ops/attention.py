@@ -27,7 +27,7 @@ from sam_jax.ops.attention_tiles import (
     tiling_for,
 )
 from sam_jax.ops.batch_partition import split_over_batch
-from sam_jax.ops.kernel_choice import run_kernel
+from sam_jax.ops.kernel_choice import run_gpu_kernel, run_kernel
 from sam_jax.ops.products import einsum, einsum_float32, matmul
 
 # Logits (4 bytes each) that the CPU form computes at once; heads with more are split into strips of queries.
@@ -43,16 +43,18 @@ def packed_attention(
       qkv: (B, h*w, 3C), row-major tokens; queries, keys and values concatenated along channels, each with
         D = C / num_heads channels per head. B may count windows.
       table_h: (2h - 1, D) and table_w: (2w - 1, D), indexed by query position - key position + size - 1.
-      implementation: "auto", "xla" or "pallas", see `kernel_choice.run_kernel`.
+      implementation: "auto", "xla", "pallas" or "triton", see `kernel_choice`.
 
     Returns:
       (B, h*w, C) in the dtype of qkv; logits and softmax are float32.
 
     Raises:
-      ValueError: implementation is "pallas" and the kernel does not support the shape.
+      ValueError: implementation is "pallas" or "triton" and its kernel does not support the shape.
     """
     xla = functools.partial(_xla, num_heads=num_heads)
     h, w, dim = (len(table_h) + 1) // 2, (len(table_w) + 1) // 2, table_h.shape[1]
+    if implementation == "triton":
+        return _on_gpu(h, w, num_heads, dim, qkv, table_h, table_w)
     try:
         tiling, problem = tiling_for(h, w, num_heads, dim), None
     except ValueError as error:
@@ -63,6 +65,35 @@ def packed_attention(
         return _kernel(tiling, interpret, *operands)
 
     return run_kernel("attention", implementation, problem, kernel, xla, qkv, table_h, table_w)
+
+
+def _on_gpu(h: int, w: int, heads: int, dim: int, *operands: jax.Array) -> jax.Array:
+    """Attention by the Triton kernels."""
+    from sam_jax.ops import attention_gpu
+
+    try:
+        blocks, problem = attention_gpu.blocks_for(h, w, heads, dim, operands[0].dtype), None
+    except ValueError as error:
+        blocks, problem = None, str(error)
+
+    def kernel(*operands: jax.Array, interpret: bool) -> jax.Array:
+        return _gpu_kernel(blocks, interpret, *operands)
+
+    return run_gpu_kernel("attention", problem, kernel, *operands)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gpu_kernel(blocks: Any, interpret: bool, qkv: jax.Array, table_h: jax.Array, table_w: jax.Array) -> jax.Array:
+    from sam_jax.ops import attention_gpu_backward
+
+    shape = {"h": blocks.h, "w": blocks.w, "t": 3, "n": blocks.heads}
+    q = rearrange(qkv, "b (h w) (t n d) -> t b n h w d", **shape)[0]
+    rel_h, rel_w = (relative_positions(table).astype(qkv.dtype) for table in (table_h, table_w))
+    # Queries last, so that the kernels read those of a block in one piece.
+    bias_h = rearrange(einsum("bnhwd,hkd->bnkhw", q, rel_h), "b n k h w -> b n k (h w)")
+    bias_w = rearrange(einsum("bnhwd,wkd->bnkhw", q, rel_w), "b n k h w -> b n k (h w)")
+    out: jax.Array = attention_gpu_backward.attend(blocks, interpret, qkv, bias_h, bias_w)
+    return out
 
 
 # Jitted separately so that blocks of the same shape are traced only once.

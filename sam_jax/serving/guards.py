@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import time
 from collections import Counter
@@ -30,6 +31,9 @@ class Guards:
 
     def __init__(self, app: ASGIApp, config: ServingConfig, metrics: Metrics) -> None:
         self._app, self._config, self._metrics = app, config, metrics
+        # As a token, or as the password of "sam_jax" for programs that can send nothing else, such as Label Studio.
+        basic = base64.b64encode(f"sam_jax:{config.token}".encode()).decode()
+        self._right = [f"Bearer {config.token}".encode(), f"Basic {basic}".encode()]
         self._clients: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +71,7 @@ class Guards:
         if self._config.token is None or path in OPEN or not (path.startswith("/v1/") or path == "/metrics"):
             return
         given = Headers(scope=scope).get("authorization", "")
-        if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {self._config.token}".encode()):
+        if not any(hmac.compare_digest(given.encode("latin-1"), right) for right in self._right):
             raise Refusal(401, 'the token is missing or wrong; send the header "Authorization: Bearer TOKEN"')
 
     def _body_limit(self, scope: Scope) -> int:

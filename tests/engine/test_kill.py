@@ -34,7 +34,7 @@ class Server:
         self.process = None
 
     def start(self):
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         self.process = subprocess.Popen(self._command, cwd=ROOT, env=environment)
         with self.client() as client:
             while self.process.poll() is None:

@@ -130,6 +130,14 @@ def test_a_task_of_somebody_else(client, clock):
     assert (shared["stage"], shared["masks"]) == ("repeat", [])
 
 
+def test_an_image_that_was_passed_comes_later(client):
+    first = claim(client)
+    assert client.post(f"/v1/engine/tasks/{first['task_id']}/release", json={"annotator": "ada"}).status_code == 204
+    assert claim(client, passed=[1])["image"]["id"] == 2
+    assert client.post("/v1/engine/next", json={"annotator": "bob", "passed": [1, 3]}).status_code == 204
+    assert claim(client, "bob")["image"]["id"] == 1
+
+
 def test_what_is_no_mask_gets_422(client, store):
     task = claim(client)
     for fields, reason in [

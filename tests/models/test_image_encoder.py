@@ -168,6 +168,18 @@ def test_the_encoder_with_tpu_kernels_equals_the_one_without(order):
     )
 
 
+@pytest.mark.long
+def test_the_encoder_with_gpu_kernels_equals_the_one_without():
+    """Kernels interpreted in both kinds of blocks, on a grid of 5 x 7 and windows of 3."""
+    wide = {"depth": 2}
+    variables, images = random_variables(_with_encoder(**wide)), random_images(9, 2, 80, 112)
+    ours, theirs = (
+        jitted(_with_encoder(**wide, attention=attention), "encode_image")(variables, images)
+        for attention in ("triton", "xla")
+    )
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
 @pytest.mark.parametrize("size", [(80, 80), (64, 112), (112, 64), (16, 16), (160, 160)])
 def test_other_input_sizes(variables, size):
     out = jitted(TINY, "encode_image")(variables, random_images(0, 1, *size))

@@ -156,10 +156,14 @@ class Visitor:
         return decode_mask(self.coco()["annotations"][-1]["segmentation"])
 
     def violations(self):
-        """What axe-core, which has to be loaded, finds: rules and elements."""
-        tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-        found = self.page.evaluate("tags => axe.run({runOnly: tags})", tags)["violations"]
-        return [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+        return violations(self.page)
+
+
+def violations(page):
+    """What axe-core, which has to be loaded, finds on a page: rules and elements."""
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    found = page.evaluate("tags => axe.run({runOnly: tags})", tags)["violations"]
+    return [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
 
 
 def iou(a, b):

@@ -6,7 +6,6 @@ import pytest
 
 from sam_jax.config import ServingConfig
 from sam_jax.models.sam import Sam
-from tests.serving.browsing import chromium
 from tests.serving.running import running
 from tests.tiny import TINY
 
@@ -29,10 +28,3 @@ def server(crf_model, variables):
 def client(server):
     with server.client() as client:
         yield client
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium, for the tests of the page."""
-    with chromium() as browser:
-        yield browser

@@ -13,6 +13,14 @@ export interface Intents {
   drawing(box: Box | null): void;
   box(box: Box): void;
   step(direction: 1 | -1): void;
+  /** Something that a press at a place takes hold of, on the image or beside it: then it is neither click nor box. */
+  grab?(place: Place, remove: boolean): Grab | null;
+}
+
+export interface Grab {
+  move(places: readonly Place[]): void;
+  /** Let go; `keep`: not cancelled. */
+  end(keep: boolean): void;
 }
 
 const DRAG_PIXELS = 5;
@@ -25,6 +33,7 @@ export function listen(stage: Stage, intents: Intents): void {
   const { canvas } = stage;
   const pointers = new Map<number, Pointer>();
   let [drag, panning, space, wheeled] = [null as { from: Place; start: Pointer; moved: boolean } | null, false, false, 0];
+  let grab: Grab | null = null;
 
   const onImage = (event: Pointer): Place | null => {
     const [place, size] = [stage.place(event), intents.size()];
@@ -35,7 +44,8 @@ export function listen(stage: Stage, intents: Intents): void {
     return drag && size ? boxBetween(drag.from, stage.place(event), size) : null;
   };
   const stop = () => {
-    drag = null;
+    grab?.end(false);
+    grab = drag = null;
     panning = false;
     intents.drawing(null);
   };
@@ -49,13 +59,16 @@ export function listen(stage: Stage, intents: Intents): void {
     if (pointers.size > 1) return stop();
     panning = event.button === 1 || (event.button === 0 && space);
     if (panning || event.button > 0) event.preventDefault();
-    if (!panning && event.button === 0) drag = { from: clamped(stage.place(event), size), start: event, moved: false };
+    if (panning || event.button !== 0) return;
+    grab = intents.grab?.(stage.place(event), event.shiftKey) ?? null;
+    if (!grab) drag = { from: clamped(stage.place(event), size), start: event, moved: false };
   });
 
   canvas.addEventListener("pointermove", (event) => {
     const before = pointers.get(event.pointerId);
     if (pointers.size === 2 && before) pinch(stage, pointers, event.pointerId, event);
     else if (panning && before) stage.pan(event.clientX - before.clientX, event.clientY - before.clientY);
+    else if (grab) grab.move(placesOf(stage, event));
     else if (drag) {
       drag.moved ||= Math.hypot(event.clientX - drag.start.clientX, event.clientY - drag.start.clientY) > DRAG_PIXELS;
       if (drag.moved) intents.drawing(boxTo(event));
@@ -68,6 +81,8 @@ export function listen(stage: Stage, intents: Intents): void {
     if (drag?.moved && box) intents.box(box);
     else if (drag && !drag.moved && place) intents.click(place, event.shiftKey);
     pointers.delete(event.pointerId);
+    grab?.end(true);
+    grab = null;
     stop();
   });
   canvas.addEventListener("pointercancel", (event) => {
@@ -102,6 +117,12 @@ export function listen(stage: Stage, intents: Intents): void {
   addEventListener("keyup", (event) => {
     if (event.code === "Space") space = false;
   });
+}
+
+/** Where a pointer was since the last frame: more than one place, where it is quick. */
+function placesOf(stage: Stage, event: PointerEvent): Place[] {
+  const all = event.getCoalescedEvents?.() ?? [];
+  return (all.length > 0 ? all : [event]).map((one) => stage.place(one));
 }
 
 /** Two fingers: what is between them stays between them. */

@@ -4,39 +4,64 @@ import { type Mask, type Size, bitsOf } from "./masks";
 
 export type Rgb = readonly [number, number, number];
 
-const [FILL, EDGE] = [115, 235];
+/** x, y, width, height, in pixels */
+export type Part = readonly [number, number, number, number];
+
+const [FILL, EDGE, FAINT] = [115, 235, 45];
 const EDGES_PER_SIDE = 700; // an outline is a pixel of so many, whatever the image's size
 
-/** A mask in one colour, its outline inside it. */
-export function tinted(bits: Uint8Array, size: Size, [r, g, b]: Rgb): ImageData {
-  const pixels = new Uint8ClampedArray(bits.length * 4);
-  const edges = edgesOf(bits, size);
-  for (let at = 0, to = 0; at < bits.length; at++, to += 4) {
-    if (!bits[at]) continue;
-    pixels[to] = r;
-    pixels[to + 1] = g;
-    pixels[to + 2] = b;
-    pixels[to + 3] = edges[at] ? EDGE : FILL;
+/** A mask in one colour, its outline inside it; of a part (x, y, width, height) of the image, or the whole. */
+export function tinted(bits: Uint8Array, size: Size, [r, g, b]: Rgb, part: Part = [0, 0, size[1], size[0]]): ImageData {
+  const [left, top, width, height] = part;
+  const reach = edgeReach(size);
+  const pixels = new Uint8ClampedArray(width * height * 4);
+  for (let y = top, to = 0; y < top + height; y++) {
+    for (let x = left; x < left + width; x++, to += 4) {
+      if (!bits[y * size[1] + x]) continue;
+      pixels[to] = r;
+      pixels[to + 1] = g;
+      pixels[to + 2] = b;
+      pixels[to + 3] = isEdge(bits, size, x, y, reach) ? EDGE : FILL;
+    }
   }
-  return new ImageData(pixels, size[1], size[0]);
+  return new ImageData(pixels, width, height);
+}
+
+/** How far beyond a change the outline may change, too. */
+export function edgeReach([height, width]: Size): number {
+  return Math.max(1, Math.round(Math.max(height, width) / EDGES_PER_SIDE));
+}
+
+/** How one of many masks is drawn; a hatched one is not yet anyone's decision. */
+export interface Look {
+  readonly color: Rgb;
+  readonly hatched: boolean;
 }
 
 /** All masks, each in a colour of its own, the smallest on top. */
-export function colored(masks: readonly Mask[], size: Size): ImageData {
+export function colored(
+  masks: readonly Mask[],
+  size: Size,
+  look: (index: number) => Look = (index) => ({ color: hue(index), hatched: false }),
+): ImageData {
   const [height, width] = size;
   const labels = new Uint16Array(height * width);
   const order = masks.map((_, index) => index).sort((a, b) => masks[b].area - masks[a].area);
   for (const index of order) paintRuns(masks[index], labels, index + 1);
-  const palette = masks.map((_, index) => hue(index));
+  const looks = masks.map((_, index) => look(index));
+  const reach = edgeReach(size);
+  const stripe = 4 * reach;
   const pixels = new Uint8ClampedArray(labels.length * 4);
-  const edges = edgesOf(labels, size);
-  for (let at = 0, to = 0; at < labels.length; at++, to += 4) {
-    if (!labels[at]) continue;
-    const [r, g, b] = palette[labels[at] - 1];
-    pixels[to] = r;
-    pixels[to + 1] = g;
-    pixels[to + 2] = b;
-    pixels[to + 3] = edges[at] ? EDGE : FILL + 25;
+  for (let y = 0, at = 0, to = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, at++, to += 4) {
+      if (!labels[at]) continue;
+      const { color, hatched } = looks[labels[at] - 1];
+      pixels[to] = color[0];
+      pixels[to + 1] = color[1];
+      pixels[to + 2] = color[2];
+      const faint = hatched && Math.floor((x + y) / stripe) % 2 === 1;
+      pixels[to + 3] = isEdge(labels, size, x, y, reach) ? EDGE : faint ? FAINT : FILL + 25;
+    }
   }
   return new ImageData(pixels, width, height);
 }
@@ -111,31 +136,24 @@ function paintRuns(mask: Mask, labels: Uint16Array, label: number): void {
   });
 }
 
-/** 1 at pixels whose neighbour, a few pixels away, is not the same or is beyond the image. */
-function edgesOf(labels: Uint8Array | Uint16Array, [height, width]: Size): Uint8Array {
-  const edges = new Uint8Array(labels.length);
-  const reach = Math.max(1, Math.round(Math.max(height, width) / EDGES_PER_SIDE));
-  for (let y = 0, at = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, at++) {
-      const label = labels[at];
-      if (!label) continue;
-      const same =
-        x >= reach &&
-        y >= reach &&
-        x < width - reach &&
-        y < height - reach &&
-        labels[at - reach] === label &&
-        labels[at + reach] === label &&
-        labels[at - reach * width] === label &&
-        labels[at + reach * width] === label;
-      if (!same) edges[at] = 1;
-    }
-  }
-  return edges;
+/** Whether a neighbour, a few pixels away, is not the same or is beyond the image. */
+function isEdge(labels: Uint8Array | Uint16Array, [height, width]: Size, x: number, y: number, reach: number): boolean {
+  const at = y * width + x;
+  const label = labels[at];
+  return !(
+    x >= reach &&
+    y >= reach &&
+    x < width - reach &&
+    y < height - reach &&
+    labels[at - reach] === label &&
+    labels[at + reach] === label &&
+    labels[at - reach * width] === label &&
+    labels[at + reach * width] === label
+  );
 }
 
 /** Hues a golden angle apart: neighbours in the list are never alike. */
-function hue(index: number): Rgb {
+export function hue(index: number): Rgb {
   const angle = (index * 137.508) % 360;
   const channel = (n: number) => {
     const k = (n + angle / 30) % 12;

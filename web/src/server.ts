@@ -10,6 +10,8 @@ export interface ModelInfo {
   readonly low_res_size: number;
   readonly mask_threshold: number;
   readonly crf: boolean;
+  /** Whether phrases can be found. */
+  readonly phrases: boolean;
   readonly onnx: "ready" | "being made" | "not available";
 }
 
@@ -27,7 +29,15 @@ export interface Progress {
   readonly total: number;
 }
 
+/** A mask that a phrase names. */
+export interface NamedMask extends Mask {
+  readonly text: string;
+  readonly score: number;
+}
+
 interface MaskJson {
+  readonly text?: string;
+  readonly score?: number;
   readonly segmentation: { readonly size: [number, number]; readonly counts: string };
   readonly predicted_iou: number;
   readonly stability_score?: number;
@@ -37,6 +47,8 @@ export class ServerError extends Error {
   constructor(
     message: string,
     readonly status: number,
+    /** What the server sent beside the reason. */
+    readonly answer: unknown = null,
   ) {
     super(message);
   }
@@ -46,6 +58,10 @@ const TOKEN = "sam_jax.token";
 
 function maskOf({ segmentation, predicted_iou, stability_score }: MaskJson): Mask {
   return maskOfCounts(textToCounts(segmentation.counts), segmentation.size, predicted_iou, stability_score);
+}
+
+function namedMaskOf(json: MaskJson): NamedMask {
+  return { ...maskOf(json), text: json.text ?? "", score: json.score ?? 0 };
 }
 
 function numbers(answer: Response, header: string): number[] {
@@ -58,6 +74,14 @@ export class Server {
 
   async model(): Promise<ModelInfo> {
     return (await this.send("/v1/model")).json();
+  }
+
+  /** Whether images are annotated here, see docs/engine.md. */
+  async hasEngine(): Promise<boolean> {
+    return this.send("/v1/engine").then(
+      () => true,
+      () => false,
+    );
   }
 
   async decoderFile(): Promise<ArrayBuffer> {
@@ -86,7 +110,17 @@ export class Server {
 
   /** Everything in an image. Aborting the signal closes the connection, which ends the server's work. */
   async everything(id: string, pointsPerSide: number, onProgress: (p: Progress) => void, signal: AbortSignal): Promise<Mask[]> {
-    const answer = await this.post(`/v1/images/${id}/everything`, { points_per_side: pointsPerSide }, signal);
+    return (await this.found(`/v1/images/${id}/everything`, { points_per_side: pointsPerSide }, onProgress, signal)).map(maskOf);
+  }
+
+  /** What phrases name among everything, phrase by phrase, the best first. */
+  async named(id: string, phrases: readonly string[], pointsPerSide: number, onProgress: (p: Progress) => void, signal: AbortSignal): Promise<NamedMask[]> {
+    const wanted = { phrases, points_per_side: pointsPerSide };
+    return (await this.found(`/v1/images/${id}/text`, wanted, onProgress, signal)).map(namedMaskOf);
+  }
+
+  private async found(path: string, wanted: unknown, onProgress: (p: Progress) => void, signal: AbortSignal): Promise<MaskJson[]> {
+    const answer = await this.post(path, wanted, signal);
     if (!answer.body) throw new ServerError("the server sent nothing", answer.status);
     const [reader, text, parser] = [answer.body.getReader(), new TextDecoder(), new EventParser()];
     for (;;) {
@@ -95,18 +129,18 @@ export class Server {
       for (const event of parser.push(text.decode(value, { stream: true }))) {
         const data = JSON.parse(event.data);
         if (event.name === "progress") onProgress(data);
-        else if (event.name === "masks") return data.masks.map(maskOf);
+        else if (event.name === "masks") return data.masks;
         else if (event.name === "error") throw new ServerError(data.error, 0);
       }
     }
   }
 
-  private post(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
+  post(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
     const headers = { "Content-Type": "application/json" };
     return this.send(path, { method: "POST", body: JSON.stringify(body), headers, signal });
   }
 
-  private async send(path: string, init: RequestInit = {}): Promise<Response> {
+  async send(path: string, init: RequestInit = {}): Promise<Response> {
     for (;;) {
       const token = sessionStorage.getItem(TOKEN);
       const headers = { ...init.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
@@ -125,15 +159,18 @@ export class Server {
           continue;
         }
       }
-      throw new ServerError(await reasonOf(answer), answer.status);
+      const [reason, said] = await reasonOf(answer);
+      throw new ServerError(reason, answer.status, said);
     }
   }
 }
 
-async function reasonOf(answer: Response): Promise<string> {
+async function reasonOf(answer: Response): Promise<[string, unknown]> {
+  const otherwise = `the server answered ${answer.status}`;
   try {
-    return (await answer.json()).error;
+    const said = await answer.json();
+    return [said.error ?? otherwise, said];
   } catch {
-    return `the server answered ${answer.status}`;
+    return [otherwise, null];
   }
 }

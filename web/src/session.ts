@@ -3,9 +3,10 @@
 import type { Decoder, Preview } from "./decoders";
 import type { Place } from "./geometry";
 import * as history from "./history";
-import { type Mask, masksAt } from "./masks";
+import { type Mask, type Size, masksAt } from "./masks";
+import type { OpenedImage } from "./opened_image";
 import { type Box, type Found, NO_PROMPTS, type Prompts, isEmpty } from "./prompts";
-import { type EncodedImage, type Progress, type Server, ServerError } from "./server";
+import type { NamedMask, Progress } from "./server";
 
 /** What is selected: by prompts, or picked out of everything. */
 interface Step {
@@ -18,6 +19,8 @@ const NOTHING: Step = { prompts: NO_PROMPTS, picked: null };
 export class Session {
   preview: Preview | null = null;
   everything: readonly Mask[] | null = null;
+  /** How many masks each phrase has, where `everything` is what phrases name. */
+  named: readonly { readonly phrase: string; readonly count: number }[] | null = null;
   /** The mask under the cursor, of everything. */
   highlighted: Mask | null = null;
   milliseconds: number | null = null;
@@ -29,40 +32,23 @@ export class Session {
   private level = 0;
   private under: readonly Mask[] = [];
   private running: AbortController | null = null;
-  private closed = false;
 
-  private constructor(
-    readonly name: string,
-    readonly bitmap: ImageBitmap,
-    private encoded: EncodedImage,
-    private readonly file: Blob,
-    private readonly server: Server,
-    private decoder: Decoder,
+  constructor(
+    private readonly image: OpenedImage,
     private readonly onChange: () => void,
     private readonly onError: (error: unknown) => void,
   ) {}
 
-  static async open(
-    file: Blob,
-    name: string,
-    bitmap: ImageBitmap,
-    server: Server,
-    coming: Promise<Decoder>,
-    onChange: () => void,
-    onError: (error: unknown) => void,
-  ): Promise<Session> {
-    const encoded = await server.encode(file);
-    const [height, width] = encoded.size;
-    if (bitmap.width !== width || bitmap.height !== height) {
-      throw new Error(`the server sees ${width} x ${height} pixels, this browser ${bitmap.width} x ${bitmap.height}`);
-    }
-    const decoder = await coming;
-    await decoder.setImage(bitmap, encoded);
-    return new Session(name, bitmap, encoded, file, server, decoder, onChange, onError);
+  get name(): string {
+    return this.image.name;
   }
 
-  get size() {
-    return this.encoded.size;
+  get bitmap(): ImageBitmap {
+    return this.image.bitmap;
+  }
+
+  get size(): Size {
+    return this.image.size;
   }
 
   get prompts(): Prompts {
@@ -90,7 +76,7 @@ export class Session {
   }
 
   get decodedBy(): string {
-    return this.decoder.place;
+    return this.image.decodedBy;
   }
 
   get isRunning(): boolean {
@@ -99,15 +85,13 @@ export class Session {
 
   /** A decoder that is ready only now. */
   async use(decoder: Decoder): Promise<void> {
-    await decoder.setImage(this.bitmap, this.encoded);
-    this.decoder = decoder;
+    await this.image.use(decoder);
     this.onChange();
   }
 
   close(): void {
-    this.closed = true;
     this.cancel();
-    this.bitmap.close();
+    this.image.close();
   }
 
   addPoint({ x, y }: Place, on: boolean): void {
@@ -174,14 +158,29 @@ export class Session {
   }
 
   async findEverything(pointsPerSide: number, onProgress: (progress: Progress) => void): Promise<void> {
+    await this.find((signal) => this.image.everything(pointsPerSide, onProgress, signal));
+  }
+
+  /** Finds what phrases name; it takes the place of everything. */
+  async findNamed(phrases: readonly string[], pointsPerSide: number, onProgress: (progress: Progress) => void): Promise<void> {
+    const counted = (masks: readonly NamedMask[]) =>
+      phrases.map((phrase) => ({ phrase, count: masks.filter((mask) => mask.text === phrase).length }));
+    await this.find((signal) => this.image.named(phrases, pointsPerSide, onProgress, signal), counted);
+  }
+
+  private async find<M extends Mask>(
+    ask: (signal: AbortSignal) => Promise<readonly M[]>,
+    counted: (masks: readonly M[]) => Session["named"] = () => null,
+  ): Promise<void> {
     this.cancel();
     const run = (this.running = new AbortController());
     this.onChange();
     try {
-      const masks = await this.known((id) => this.server.everything(id, pointsPerSide, onProgress, run.signal));
+      const masks = await ask(run.signal);
       if (this.running !== run) return;
       this.preview = null;
       this.everything = masks;
+      this.named = counted(masks);
       if (!isEmpty(this.prompts)) this.go(NOTHING);
     } catch (error) {
       if (!run.signal.aborted) this.onError(error);
@@ -198,7 +197,7 @@ export class Session {
   }
 
   hideEverything(): void {
-    this.everything = this.highlighted = null;
+    this.everything = this.highlighted = this.named = null;
     if (this.steps.now.picked) this.go(NOTHING);
     this.onChange();
   }
@@ -224,7 +223,7 @@ export class Session {
 
   private async decode(step: Step): Promise<void> {
     try {
-      const found = await this.known(() => this.decoder.decode(step.prompts));
+      const found = await this.image.decode(step.prompts);
       this.found.set(step, found);
       this.milliseconds = found.milliseconds;
     } catch (error) {
@@ -239,7 +238,7 @@ export class Session {
     this.hovering = true;
     try {
       for (let place = this.hovered, done = null as Place | null; place && place !== done; place = this.hovered) {
-        const preview = await this.known(() => this.decoder.preview({ points: [{ ...place!, on: true }], box: null }));
+        const preview = await this.image.preview({ points: [{ ...place!, on: true }], box: null });
         done = place;
         if (this.steps.now !== NOTHING || this.everything || !this.hovered) break;
         this.preview = preview;
@@ -250,18 +249,6 @@ export class Session {
       this.onError(error);
     } finally {
       this.hovering = false;
-    }
-  }
-
-  /** Asks again where the server has forgotten the image meanwhile. */
-  private async known<T>(ask: (id: string) => Promise<T>): Promise<T> {
-    try {
-      return await ask(this.encoded.id);
-    } catch (error) {
-      if (!(error instanceof ServerError) || error.status !== 404 || this.closed) throw error;
-      this.encoded = await this.server.encode(this.file);
-      await this.decoder.setImage(this.bitmap, this.encoded);
-      return ask(this.encoded.id);
     }
   }
 }

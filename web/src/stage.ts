@@ -13,10 +13,12 @@ export interface Scene {
   readonly points: readonly Point[];
   readonly box: Box | null;
   readonly cursor: Place | null;
+  /** Draws what else there is, on top. */
+  readonly mark?: (context: CanvasRenderingContext2D, view: View) => void;
 }
 
 const MARGIN = 16;
-const [ON, OFF, BOX] = ["#1a9e5c", "#d43d3d", "#ffffff"];
+const [ON, OFF] = ["#1a9e5c", "#d43d3d"];
 
 export class Stage {
   view: View = { scale: 1, left: 0, top: 0 };
@@ -100,7 +102,7 @@ export class Stage {
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     if (!this.scene) return;
-    const { image, size, layers, points, box, cursor } = this.scene;
+    const { image, size, layers, points, box, cursor, mark } = this.scene;
     const { scale, left, top } = this.view;
     const rectangle = [left, top, size[1] * scale, size[0] * scale] as const;
     context.drawImage(this.imageAt(image, rectangle), 0, 0);
@@ -113,6 +115,7 @@ export class Stage {
     context.globalAlpha = 1;
     if (box) this.drawBox(context, box);
     for (const point of points) this.drawPoint(context, point);
+    mark?.(context, this.view);
     if (cursor) this.drawCursor(context, cursor);
   }
 
@@ -133,14 +136,9 @@ export class Stage {
 
   private drawBox(context: CanvasRenderingContext2D, [x0, y0, x1, y1]: Box): void {
     const [from, to] = [toScreen(this.view, { x: x0, y: y0 }), toScreen(this.view, { x: x1, y: y1 })];
-    for (const [color, width] of [
-      ["rgb(0 0 0 / 0.55)", 4],
-      [BOX, 2],
-    ] as const) {
-      context.strokeStyle = color;
-      context.lineWidth = width;
-      context.strokeRect(from.x, from.y, to.x - from.x, to.y - from.y);
-    }
+    context.beginPath();
+    context.rect(from.x, from.y, to.x - from.x, to.y - from.y);
+    strokeTwice(context);
   }
 
   /** A plus or a minus in a disc: the sign tells, not the colour alone. */
@@ -178,5 +176,17 @@ export class Stage {
       }
       context.stroke();
     }
+  }
+}
+
+/** A line that is seen on light and on dark. */
+export function strokeTwice(context: CanvasRenderingContext2D): void {
+  for (const [color, width] of [
+    ["rgb(0 0 0 / 0.55)", 4],
+    ["#ffffff", 2],
+  ] as const) {
+    context.strokeStyle = color;
+    context.lineWidth = width;
+    context.stroke();
   }
 }

@@ -6,6 +6,7 @@ import { listen } from "./gestures";
 import { type Mask, bitsOf } from "./masks";
 import { colored, layerOf, thumbnail, tinted } from "./painting";
 import { type Box, isEmpty } from "./prompts";
+import type { Progress } from "./server";
 import type { Session } from "./session";
 import { type Scene, Stage } from "./stage";
 import type { Tray } from "./tray";
@@ -86,14 +87,20 @@ export class Work {
     toggle("choices", (candidates?.masks.length ?? 0) > 1);
     toggle("progress", session.isRunning);
     enable("everything", !session.isRunning);
-    find("everything").textContent = everything ? "Hide everything" : "Find everything";
+    enable("find-text", !session.isRunning);
+    find("everything").textContent = everything ? (session.named ? "Hide what is found" : "Hide everything") : "Find everything";
     toggle("everything-said", everything !== null);
-    find("everything-said").textContent = `${everything?.length ?? 0} masks. Click one; wheel or ↑ ↓ for larger and smaller.`;
+    find("everything-said").textContent = `${this.counts(session)}. Click one; wheel or ↑ ↓ for larger and smaller.`;
     find("latency").textContent = this.latency(session);
     if (session.milliseconds !== null) find("latency").dataset.milliseconds = session.milliseconds.toFixed(1);
     this.showCandidates(session);
     this.tell(mask);
     this.stage.show(this.scene(session));
+  }
+
+  private counts({ everything, named }: Session): string {
+    const of = (count: number) => `${count} ${count === 1 ? "mask" : "masks"}`;
+    return named ? named.map(({ phrase, count }) => `${phrase}: ${of(count)}`).join(", ") : of(everything?.length ?? 0);
   }
 
   private latency({ milliseconds, decodedBy }: Session): string {
@@ -181,6 +188,10 @@ export class Work {
     onClick("clear", () => this.session()?.clear());
     onClick("keep", () => this.keep());
     onClick("everything", () => void this.everything());
+    find("text").addEventListener("submit", (event) => {
+      event.preventDefault();
+      void this.named();
+    });
     onClick("cancel", () => this.session()?.cancel());
     onClick("zoom-in", () => this.stage.zoom(1.3));
     onClick("zoom-out", () => this.stage.zoom(1 / 1.3));
@@ -209,10 +220,21 @@ export class Work {
     const session = this.session();
     if (!session || session.isRunning) return;
     if (session.everything) return session.hideEverything();
+    await this.watched((finest, onProgress) => session.findEverything(finest, onProgress));
+  }
+
+  private async named(): Promise<void> {
+    const session = this.session();
+    const phrases = (find("phrases") as HTMLInputElement).value.split(",").map((phrase) => phrase.trim()).filter(Boolean);
+    if (!session || session.isRunning || !phrases.length) return;
+    await this.watched((finest, onProgress) => session.findNamed([...new Set(phrases)], finest, onProgress));
+  }
+
+  private async watched(search: (finest: number, onProgress: (progress: Progress) => void) => Promise<void>): Promise<void> {
     const bar = find("progress").querySelector("progress")!;
     bar.removeAttribute("value"); // not known yet
     const finest = Number((find("density") as HTMLSelectElement).value);
-    await session.findEverything(finest, ({ done, total }) => {
+    await search(finest, ({ done, total }) => {
       bar.value = done / total;
     });
     if (!find("everything-said").hidden) this.say(find("everything-said").textContent ?? "");
@@ -250,6 +272,7 @@ export class Work {
       b: () => this.setCorner(session),
       k: () => this.keep(),
       e: () => void this.everything(),
+      t: () => find("phrases").focus(),
       escape: () => this.escape(session),
       "+": () => this.stage.zoom(1.3),
       "=": () => this.stage.zoom(1.3),

@@ -36,6 +36,24 @@ test("text is COCO's", () => {
   assert.equal(countsToText([6020, 130, 1850, 1000, 51000]), "Tl5R4ji1Vk0no_1");
 });
 
+test("text is COCO's, to the letter and back", () => {
+  // What pycocotools.mask.encode gives for these pixels, written row by row.
+  for (const [size, pixels, text] of [
+    [[3, 5], "000000000000000", "?"],
+    [[3, 5], "111111111111111", "0?"],
+    [[6, 9], "100011111110101011000011101111100110011010100101011010", "021O00000131MN0010O0041MO10O0O032"],
+    [[11, 4], "00000000000001000101000110000000010011011101", "61211001<OD0"],
+    [[1, 13], "1110110111011", "031O010O"],
+    [[13, 1], "0101110100111", "11120N12"],
+    [[7, 6], "100000000000000000000000000000000000000000", "01Y1"],
+    [[7, 6], "000000000000000000000000000000000000000001", "Y11"],
+  ] as const) {
+    const bits = Uint8Array.from(pixels, Number);
+    assert.equal(countsToText(maskOfBits(bits, size, 0).counts), text);
+    assert.deepEqual(bitsOf(maskOfCounts(textToCounts(text), size, 0)), bits);
+  }
+});
+
 test("what is no mask is refused", () => {
   assert.throws(() => maskOfCounts([3, 4], [2, 3], 0), /7 pixels; the image has 6/);
   assert.throws(() => textToCounts("T"), /end within a number/);

@@ -1,0 +1,160 @@
+"""The sides of gpu_vs_torch.py that are not ours: the official code and Hugging Face's model, with the same weights."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sam_jax.config import SamConfig
+from sam_jax.convert.rules import official_name
+
+Run = Callable[[], Any]
+
+
+def choose_device() -> str:
+    """The GPU if torch has one. Products of float32 are float32 from here on, as they are in ours: no TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def wait(device: str) -> None:
+    """Returns when the device has done everything."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def build_hugging_face(config: SamConfig, official: torch.nn.Module) -> torch.nn.Module:
+    """The `SamModel` of a config with the weights of the official model; attention is torch's
+    `scaled_dot_product_attention`.
+
+    Raises:
+      ValueError: a tensor has no counterpart in the official model.
+    """
+    from transformers import SamConfig as Config
+    from transformers import SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+
+    e, d, dim = config.vit, config.mask_decoder, config.prompt_embed_dim
+    vision = SamVisionConfig(
+        hidden_size=e.embed_dim,
+        output_channels=dim,
+        num_hidden_layers=e.depth,
+        num_attention_heads=e.num_heads,
+        image_size=e.image_size,
+        patch_size=e.patch_size,
+        window_size=e.window_size,
+        global_attn_indexes=list(e.global_attn_indexes),
+        num_pos_feats=dim // 2,
+        mlp_dim=int(e.embed_dim * e.mlp_ratio),
+    )
+    prompts = SamPromptEncoderConfig(
+        hidden_size=dim,
+        image_size=e.image_size,
+        patch_size=e.patch_size,
+        mask_input_channels=config.prompt_encoder.mask_in_chans,
+    )
+    decoder = SamMaskDecoderConfig(
+        hidden_size=dim,
+        mlp_dim=d.mlp_dim,
+        num_hidden_layers=d.depth,
+        num_attention_heads=d.num_heads,
+        attention_downsample_rate=d.attention_downsample_rate,
+        iou_head_depth=d.iou_head_depth,
+        iou_head_hidden_dim=d.iou_head_hidden_dim,
+    )
+    parts = {"vision_config": vision, "prompt_encoder_config": prompts, "mask_decoder_config": decoder}
+    whole = Config(**{name: part.to_dict() for name, part in parts.items()})
+    model = SamModel._from_config(whole, attn_implementation="sdpa")
+    theirs, ours = official.state_dict(), model.state_dict()
+    missing = [key for key in ours if official_name(key, ours) not in theirs]
+    if missing:
+        raise ValueError(f"tensors of SamModel without counterpart in the official model: {', '.join(missing)}")
+    model.load_state_dict({key: theirs[official_name(key, ours)].reshape(x.shape) for key, x in ours.items()})
+    return model.eval()
+
+
+def as_dtype(model: torch.nn.Module, dtype: str, device: str) -> torch.nn.Module:
+    """A copy in another dtype on the device; the official prompt encoder takes float32 alone."""
+    model = copy.deepcopy(model).to(device, getattr(torch, dtype)).eval()
+    if hasattr(getattr(model, "prompt_encoder", None), "pe_layer"):
+        model.prompt_encoder.float()
+    return model
+
+
+def encode_official(model: torch.nn.Module, images: np.ndarray, device: str) -> Run:
+    """Images (B, H, W, 3) -> embeddings (B, h, w, C) float32, by the official encoder, compiled or not."""
+    x = _channels_first(images, model, device)
+    return _encode(lambda: model(x), device)
+
+
+def encode_hugging_face(model: torch.nn.Module, images: np.ndarray, device: str) -> Run:
+    """The same by Hugging Face's model."""
+    x = _channels_first(images, model, device)
+    return _encode(lambda: model.get_image_embeddings(x), device)
+
+
+def _channels_first(images: np.ndarray, model: torch.nn.Module, device: str) -> torch.Tensor:
+    dtype = next(model.parameters()).dtype
+    return torch.from_numpy(images).to(device, dtype).permute(0, 3, 1, 2).contiguous()
+
+
+def _encode(run: Run, device: str) -> Run:
+    @torch.no_grad()
+    def encode() -> torch.Tensor:
+        out = run().permute(0, 2, 3, 1)
+        wait(device)
+        return out
+
+    return encode
+
+
+def decode_official(model: torch.nn.Module, embeddings: np.ndarray, coords: np.ndarray, device: str) -> Run:
+    """`n` prompts of one point, coords (n, 1, 2) pixels of the model's input -> three low-resolution masks each."""
+    dtype = next(model.parameters()).dtype
+    embedding = torch.from_numpy(embeddings).to(device, dtype).permute(0, 3, 1, 2)
+    points = (torch.from_numpy(coords).to(device), torch.ones(len(coords), 1, device=device))
+
+    @torch.no_grad()
+    def decode() -> torch.Tensor:
+        sparse, dense = model.prompt_encoder(points=points, boxes=None, masks=None)
+        masks, _ = model.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=model.prompt_encoder.get_dense_pe().to(dtype),
+            sparse_prompt_embeddings=sparse.to(dtype),
+            dense_prompt_embeddings=dense.to(dtype),
+            multimask_output=True,
+        )
+        wait(device)
+        return masks
+
+    return decode
+
+
+def decode_hugging_face(model: torch.nn.Module, embeddings: np.ndarray, coords: np.ndarray, device: str) -> Run:
+    """The same by Hugging Face's model."""
+    dtype = next(model.parameters()).dtype
+    embedding = torch.from_numpy(embeddings).to(device, dtype).permute(0, 3, 1, 2)
+    points = torch.from_numpy(coords).to(device, dtype)[None]
+    labels = torch.ones(points.shape[:3], dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def decode() -> torch.Tensor:
+        out = model(
+            image_embeddings=embedding, input_points=points, input_labels=labels, multimask_output=True
+        ).pred_masks[0]
+        wait(device)
+        return out
+
+    return decode
+
+
+def as_array(x: Any) -> np.ndarray:
+    """Results of any side as float32."""
+    return x.float().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x, np.float32)
