@@ -61,7 +61,7 @@ class ScriptedAnnotator:
             coords, labels = np.array([click[:2] for click in clicks], float), np.array([c.label for c in clicks])
             found = self.predictor.predict(coords, labels, mask_input=logits, multimask_output=len(clicks) == 1)
             best = int(found.iou_predictions.argmax())
-            mask, logits = found.masks[best], found.low_res_masks[best]
+            mask, logits = found.masks[best], found.low_res_masks[best : best + 1]
             first = mask if first is None else first
             click = next_click(target, mask, clicks)
             if click is None:

@@ -45,7 +45,7 @@ def command(store, name, *words):
     line = [sys.executable, "-m", "sam_jax", "engine", name, str(store.directory), *map(str, words)]
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     began = time.monotonic()
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr
     print(f"\n{name}, {time.monotonic() - began:.0f} s: {done.stdout}")
     return done.stdout
