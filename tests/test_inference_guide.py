@@ -44,5 +44,5 @@ def test_every_option_that_is_named_exists(capsys):
     with pytest.raises(SystemExit):
         infer.main(["--help"])
     known = set(re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out))
-    commands_of_others = {"--zone", "--worker", "--command", "--help"}
+    commands_of_others = {"--zone", "--worker", "--command", "--help", "--head", "--port", "--address", "--resources"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", GUIDE)) - commands_of_others <= known

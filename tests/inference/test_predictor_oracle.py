@@ -120,5 +120,10 @@ def test_bgr(predictors):
 
 @pytest.mark.parametrize("name", ["set_image", "predict", "get_image_embedding", "reset_image"])
 def test_a_drop_in_takes_the_same_arguments(predictors, name):
-    ours, official = (inspect.signature(getattr(predictor, name)).parameters.values() for predictor in predictors)
-    assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in official]
+    """In the same order; what is ours alone comes last, and need not be given."""
+    ours, official = ([*inspect.signature(getattr(one, name)).parameters.values()] for one in predictors)
+    assert [(p.name, p.default, p.kind) for p in ours][: len(official)] == [
+        (p.name, p.default, p.kind) for p in official
+    ]
+    assert [p.name for p in ours[len(official) :]] == (["text_embedding"] if name == "predict" else [])
+    assert all(p.default is None for p in ours[len(official) :])
