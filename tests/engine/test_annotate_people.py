@@ -121,7 +121,7 @@ def test_time_is_counted_while_somebody_works(browser, two_images, served):
     assert "A rough one will do" in page.inner_text("#nudge")
     page.clock.run_for(10_000)
     assert page.is_hidden("#nudge")
-    assert page.inner_text("#clock") == "0:41"
+    assert page.inner_text("#clock") in ("0:40", "0:41", "0:42", "0:43")  # real time passes, too
     page.clock.run_for(100_000)  # away: no more than a minute since the last key
     assert page.inner_text("#clock").startswith("1:0")
     ada.draw(LINE)
