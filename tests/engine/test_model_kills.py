@@ -109,12 +109,12 @@ def test_stage_3_killed_at_any_moment(directory, tmp_path):
         for image in list(store.images())[LABELLED:]:
             (count,) = store.select_one("SELECT masks FROM fills WHERE image_id = ?", image.id)
             assert len(store.masks(image.id, stage=AUTOMATIC)) == count
-        assert len(list(store.stream_masks(stage=AUTOMATIC))) > IMAGES
+        assert len(list(store.stream_masks(stage=AUTOMATIC))) >= IMAGES - LABELLED
     print(f"\nkilled {killed} of {KILLS} times while at work; images done after each: {seen}")
     assert killed >= 3
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_round_of_training_killed_at_any_moment(directory):
     rng, killed, seen = random.Random(1), 0, []
     assert run(RETRAIN, directory)[0] == 0  # compiles what the others find in the cache
