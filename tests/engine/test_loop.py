@@ -102,7 +102,7 @@ def quality(store, truth, stage):
     return count / objects, float(np.mean(best)), shown / objects
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_from_the_first_click_to_stage_3(tmp_path, full_speed):
     with init_store(tmp_path / "store", EngineConfig(hold_out=HOLD_OUT)) as store:
         truth = add(store, write_scenes(tmp_path / "one", 12, held_out=4, share=HOLD_OUT))
