@@ -45,6 +45,7 @@ def test_commands_of_the_performance_page_are_understood():
 
 
 @pytest.mark.oracle
+@pytest.mark.slow
 def test_a_tiny_model_beside_torch(tmp_path):
     """The same weights on every side: errors in float32 are rounding, and every row has a time."""
     options = ["--tiny", "--repetitions", "2", "--sides", *SIDES, "--prompts", "5", "--batches", "2"]

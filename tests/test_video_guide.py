@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("line", blocks(PAGE, "bash")[0].splitlines())
 def test_commands_run(line, here, capsys):
     words = shlex.split(line)

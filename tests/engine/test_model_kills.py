@@ -87,7 +87,7 @@ def check(store, expected):
     load_model(store.model_path(store.present()))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_stage_3_killed_at_any_moment(directory, tmp_path):
     rng, killed, seen = random.Random(0), 0, []
     with Store(directory) as store:
