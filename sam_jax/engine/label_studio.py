@@ -131,7 +131,7 @@ class LabelStudio:
                 urllib.request.Request(whole, headers=self._authorization()), timeout=_SECONDS
             ) as answer:
                 content: bytes = answer.read(max_bytes + 1)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise Refusal(422, f"Label Studio did not give the image {address}: {error}; is its key right?") from error
         if len(content) > max_bytes:
             raise Refusal(413, f"the image is larger than {max_bytes / 1e6:g} MB, the most that is taken here")

@@ -1,7 +1,18 @@
 """Annotators who know the answer, and stores that they have labelled."""
 
+from types import SimpleNamespace
+
+from sam_jax.config import vit_tiny
+from sam_jax.engine.finding import LoadedVersion
 from sam_jax.ops.rle import encode_mask
 from tests.engine.stores import draft, make_store, rectangle
+
+LARGE, SMALL = rectangle(2, 2, 20, 30), rectangle(21, 30, 28, 38)
+
+
+def present(store):
+    """The store's present version with the bundled model's config, for what stands in for its masks."""
+    return LoadedVersion(store.present(), SimpleNamespace(config=vit_tiny()), None)
 
 
 def label(store, image, masks, annotator="ada", **fields):

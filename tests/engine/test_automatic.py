@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +15,9 @@ from sam_jax.engine.rows import ACCEPTED, AUTOMATIC
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.models.sam import Sam
 from sam_jax.ops.rle import decode_mask
-from tests.engine.labelling import Rectangles, label
+from tests.engine.labelling import LARGE, SMALL, Rectangles, label, present
 from tests.engine.stores import make_store, rectangle
 from tests.tiny import TINY
-
-LARGE, SMALL = rectangle(2, 2, 20, 30), rectangle(21, 30, 28, 38)
-
-
-def present(store):
-    return LoadedVersion(store.present(), SimpleNamespace(config=vit_tiny()), None)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Stage 2: what is proposed, to whom, and how often."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +11,9 @@ from sam_jax.engine import filling
 from sam_jax.engine.finding import LoadedVersion
 from sam_jax.engine.rows import PROPOSED, SEMI_AUTOMATIC
 from sam_jax.models.sam import Sam
-from tests.engine.labelling import Rectangles, label
+from tests.engine.labelling import LARGE, SMALL, Rectangles, label, present
 from tests.engine.stores import draft, make_store, rectangle
 from tests.tiny import TINY
-
-LARGE, SMALL = rectangle(2, 2, 20, 30), rectangle(21, 30, 28, 38)
-
-
-def present(store):
-    return LoadedVersion(store.present(), SimpleNamespace(config=vit_tiny()), None)
 
 
 @pytest.fixture
