@@ -31,18 +31,13 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def build_hugging_face(config: SamConfig, official: torch.nn.Module) -> torch.nn.Module:
-    """The `SamModel` of a config with the weights of the official model; attention is torch's
-    `scaled_dot_product_attention`.
+def hugging_face_config(config: SamConfig) -> Any:
+    """The `SamConfig` of Hugging Face for a config of ours, or for HQ-SAM its `SamHQConfig`."""
+    import transformers
 
-    Raises:
-      ValueError: a tensor has no counterpart in the official model.
-    """
-    from transformers import SamConfig as Config
-    from transformers import SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
-
+    kind = "SamHQ" if config.is_hq else "Sam"
     e, d, dim = config.vit, config.mask_decoder, config.prompt_embed_dim
-    vision = SamVisionConfig(
+    vision = dict(
         hidden_size=e.embed_dim,
         output_channels=dim,
         num_hidden_layers=e.depth,
@@ -54,13 +49,13 @@ def build_hugging_face(config: SamConfig, official: torch.nn.Module) -> torch.nn
         num_pos_feats=dim // 2,
         mlp_dim=int(e.embed_dim * e.mlp_ratio),
     )
-    prompts = SamPromptEncoderConfig(
+    prompts = dict(
         hidden_size=dim,
         image_size=e.image_size,
         patch_size=e.patch_size,
         mask_input_channels=config.prompt_encoder.mask_in_chans,
     )
-    decoder = SamMaskDecoderConfig(
+    decoder = dict(
         hidden_size=dim,
         mlp_dim=d.mlp_dim,
         num_hidden_layers=d.depth,
@@ -68,10 +63,24 @@ def build_hugging_face(config: SamConfig, official: torch.nn.Module) -> torch.nn
         attention_downsample_rate=d.attention_downsample_rate,
         iou_head_depth=d.iou_head_depth,
         iou_head_hidden_dim=d.iou_head_hidden_dim,
+        **({"vit_dim": e.embed_dim} if config.is_hq else {}),
     )
-    parts = {"vision_config": vision, "prompt_encoder_config": prompts, "mask_decoder_config": decoder}
-    whole = Config(**{name: part.to_dict() for name, part in parts.items()})
-    model = SamModel._from_config(whole, attn_implementation="sdpa")
+    parts = {"VisionConfig": vision, "PromptEncoderConfig": prompts, "MaskDecoderConfig": decoder}
+    vision, prompts, decoder = (getattr(transformers, kind + name)(**part).to_dict() for name, part in parts.items())
+    whole = getattr(transformers, f"{kind}Config")
+    return whole(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+
+
+def build_hugging_face(config: SamConfig, official: torch.nn.Module) -> torch.nn.Module:
+    """The `SamModel` of a config with the weights of the official model; attention is torch's
+    `scaled_dot_product_attention`.
+
+    Raises:
+      ValueError: a tensor has no counterpart in the official model.
+    """
+    from transformers import SamModel
+
+    model = SamModel._from_config(hugging_face_config(config), attn_implementation="sdpa")
     theirs, ours = official.state_dict(), model.state_dict()
     missing = [key for key in ours if official_name(key, ours) not in theirs]
     if missing:

@@ -1,7 +1,7 @@
 // `npm run build` writes the page to sam_jax/serving/static, which the server shows at /. With --tests it bundles the
 // unit tests to build/ instead, where node's own runner finds them.
 
-import { copyFile, mkdir, readdir, rm } from "node:fs/promises";
+import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
@@ -17,6 +17,17 @@ const RUNTIME = ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"];
 async function copyAll(names, from, to) {
   await mkdir(to, { recursive: true });
   await Promise.all(names.map((name) => copyFile(path.join(from, name), path.join(to, name))));
+}
+
+// What the pages share stands in src/parts; `<!-- part NAME -->` is where it goes.
+async function writeHtml(file) {
+  const source = path.join(web, "src");
+  let html = await readFile(path.join(source, file), "utf8");
+  for (const [comment, name] of html.matchAll(/<!-- part (\w+) -->/g)) {
+    const part = await readFile(path.join(source, "parts", `${name}.html`), "utf8");
+    html = html.replace(comment, () => part.trimEnd());
+  }
+  await writeFile(path.join(page, file), html);
 }
 
 async function buildPage() {
@@ -40,9 +51,9 @@ async function buildPage() {
   await copyAll(SAMPLES, images, path.join(page, "samples"));
   await copyAll(RUNTIME, runtime, path.join(page, "runtime"));
   await copyFile(path.join(web, "src/runtime_license.txt"), path.join(page, "runtime/LICENSE.txt"));
-  await copyAll(["icon.svg", "annotate.html"], path.join(web, "src"), page);
-  // Last: the server takes an index.html for a whole page.
-  await copyAll(["index.html"], path.join(web, "src"), page);
+  await copyAll(["icon.svg"], path.join(web, "src"), page);
+  await writeHtml("annotate.html");
+  await writeHtml("index.html"); // last: the server takes an index.html for a whole page
 }
 
 async function buildTests() {

@@ -145,19 +145,14 @@ Needs pip install "sam_jax[convert]"; to-onnx needs "sam_jax[onnx]".
 
 def main(argv: Sequence[str] | None = None, program: str = "sam-jax convert") -> int:
     """Runs one of the converters, on the CPU, so that the accelerator stays free."""
-    chosen = parsing.choose(COMMANDS, program, HELP, argv)
-    if isinstance(chosen, int):
-        return chosen
-    name = chosen[1]
-    command: Any = parsing.parse(*chosen)
+    return parsing.run_chosen(COMMANDS, program, HELP, argv, _run)
 
-    def work() -> None:
-        import jax
 
-        from sam_jax.convert.errors import needs_torch
+def _run(command: Any) -> None:
+    import jax
 
-        jax.config.update("jax_platforms", "cpu")
-        with needs_torch():
-            command.run()
+    from sam_jax.convert.errors import needs_torch
 
-    return parsing.run(name, work)
+    jax.config.update("jax_platforms", "cpu")
+    with needs_torch():
+        command.run()

@@ -203,17 +203,12 @@ HELP = """Prepare, check and describe training data: SA-1B, or your own images i
 
 def main(argv: Sequence[str] | None = None, program: str = "sam-jax data") -> int:
     """Runs one of the commands."""
-    chosen = parsing.choose(COMMANDS, program, HELP, argv)
-    if isinstance(chosen, int):
-        return chosen
-    name = chosen[1]
-    command: Any = parsing.parse(*chosen)
+    return parsing.run_chosen(COMMANDS, program, HELP, argv, _run)
 
-    def work() -> int:
-        try:
-            done: int = command.run()
-        except (ImportError, RuntimeError) as error:  # OpenCV is missing, or a package cannot be fetched
-            raise ValueError(str(error)) from error
-        return done
 
-    return parsing.run(name, work)
+def _run(command: Any) -> int:
+    try:
+        done: int = command.run()
+    except (ImportError, RuntimeError) as error:  # OpenCV is missing, or a package cannot be fetched
+        raise ValueError(str(error)) from error
+    return done

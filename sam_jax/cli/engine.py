@@ -40,19 +40,12 @@ HELP = """Label images by hand and by model, round after round, as section 4 of 
 
 def main(argv: Sequence[str] | None = None, program: str = "sam-jax engine") -> int:
     """Runs one of the commands."""
-    chosen = parsing.choose(COMMANDS, program, HELP, argv)
-    if isinstance(chosen, int):
-        return chosen
-    name = chosen[1]
-    command: Any = parsing.parse(*chosen)
+    return parsing.run_chosen(COMMANDS, program, HELP, argv, _run)
 
-    def work() -> int:
-        try:
-            done: int = command.run()
-        except sqlite3.OperationalError as error:
-            raise ValueError(
-                f"the store cannot be used ({error}); free it or some disk space, and try again"
-            ) from error
-        return done
 
-    return parsing.run(name, work)
+def _run(command: Any) -> int:
+    try:
+        done: int = command.run()
+    except sqlite3.OperationalError as error:
+        raise ValueError(f"the store cannot be used ({error}); free it or some disk space, and try again") from error
+    return done

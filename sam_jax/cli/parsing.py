@@ -6,7 +6,7 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import arg
@@ -53,6 +53,25 @@ def choose(
         complain(program, f"unknown command {name!r}; expected one of {', '.join(commands)}{hint}")
         return WRONG_INPUT
     return commands[name], f"{program} {name}", rest
+
+
+def run_chosen(
+    commands: Mapping[str, type],
+    program: str,
+    text: str,
+    argv: Sequence[str] | None,
+    work: Callable[[Any], int | None],
+) -> int:
+    """Parses the sub-command that a command line names and runs `work` on it; returns the exit code.
+
+    Args:
+      text: the help of all sub-commands together, with `{program}` as a placeholder.
+    """
+    chosen = choose(commands, program, text, argv)
+    if isinstance(chosen, int):
+        return chosen
+    command = parse(*chosen)
+    return run(chosen[1], lambda: work(command))
 
 
 def run(program: str, work: Callable[[], int | None]) -> int:

@@ -13,18 +13,7 @@ from sam_jax.engine.rows import NotFound, NotHeld, StoreError, VersionConflict
 from sam_jax.engine.store import Store, init_store
 from sam_jax.inference.images import ImageError
 from sam_jax.ops.rle import decode_mask, encode_mask
-from tests.engine.stores import SIZE, Clock, draft, make_store, rectangle, write_images
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path, clock):
-    with make_store(tmp_path, 3, clock) as made:
-        yield made
+from tests.engine.stores import SIZE, draft, make_store, rectangle, write_images
 
 
 def test_images_are_copied_or_linked_once(tmp_path):

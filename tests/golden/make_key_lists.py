@@ -43,39 +43,12 @@ def tiny_config() -> SamConfig:
 
 def build_hugging_face(config: SamConfig):
     """The `SamModel` of a config, or for HQ-SAM the `SamHQModel`, in eval mode."""
-    import transformers as hf
+    import transformers
 
-    kind = "SamHQ" if config.is_hq else "Sam"
-    Vision, Prompt, Decoder, Whole, Model = (
-        getattr(hf, f"{kind}{part}")
-        for part in ("VisionConfig", "PromptEncoderConfig", "MaskDecoderConfig", "Config", "Model")
-    )
-    e, d, dim = config.image_encoder, config.mask_decoder, config.prompt_embed_dim
-    vision = Vision(
-        hidden_size=e.embed_dim,
-        output_channels=dim,
-        num_hidden_layers=e.depth,
-        num_attention_heads=e.num_heads,
-        image_size=e.image_size,
-        patch_size=e.patch_size,
-        window_size=e.window_size,
-        global_attn_indexes=list(e.global_attn_indexes),
-        num_pos_feats=dim // 2,
-        mlp_dim=int(e.embed_dim * e.mlp_ratio),
-    )
-    prompt = Prompt(hidden_size=dim, image_size=e.image_size, patch_size=e.patch_size)
-    decoder = Decoder(
-        hidden_size=dim,
-        mlp_dim=d.mlp_dim,
-        num_attention_heads=d.num_heads,
-        iou_head_depth=d.iou_head_depth,
-        iou_head_hidden_dim=d.iou_head_hidden_dim,
-        **({"vit_dim": e.embed_dim} if config.is_hq else {}),
-    )
-    both = Whole(
-        vision_config=vision.to_dict(), prompt_encoder_config=prompt.to_dict(), mask_decoder_config=decoder.to_dict()
-    )
-    return Model(both).eval()
+    from benchmarks.torch_sides import hugging_face_config
+
+    model = transformers.SamHQModel if config.is_hq else transformers.SamModel
+    return model(hugging_face_config(config)).eval()
 
 
 def read_key_list(name: str) -> tuple[SamConfig, dict[str, tuple[int, ...]]]:

@@ -10,25 +10,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sam_jax import sharding
 from sam_jax.ops import attention_gpu
-from sam_jax.ops.attention import packed_attention, relative_positions
-from tests.statements import attention_with_rel_pos as stated
+from sam_jax.ops.attention import packed_attention
+from tests.ops.attending import assert_equals_the_statement, attention_inputs, form
 
 # (h, w, heads, D): fewer tokens than a block has; two blocks, the second not full; heads in two pieces, and rows that
 # are padded to 32 keys.
 SHAPES = [(4, 6, 3, 16), (7, 5, 2, 48), (3, 18, 1, 80)]
 CALL = "__gpu$xla.gpu.triton"
-
-
-def _inputs(h, w, heads, dim, batch=2, dtype=jnp.float32):
-    rng = np.random.default_rng(h * w)
-    qkv = rng.standard_normal((batch, h * w, 3 * heads * dim)).astype(np.float32)
-    tables = [0.3 * rng.standard_normal((2 * side - 1, dim)).astype(np.float32) for side in (h, w)]
-    return [jnp.asarray(qkv, dtype), *map(jnp.asarray, tables)]
-
-
-@functools.cache
-def _form(implementation, heads):
-    return jax.jit(functools.partial(packed_attention, num_heads=heads, implementation=implementation))
 
 
 @functools.cache
@@ -44,8 +32,8 @@ def _with_gradients(implementation, heads):
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], *(pytest.param(shape, marks=pytest.mark.long) for shape in SHAPES[1:])])
-def test_results_and_gradients_equal_those_of_the_xla_form(shape):
-    args = _inputs(*shape)
+def test_results_and_gradients_equal_those_of_the_xlaform(shape):
+    args = attention_inputs(*shape)
     ours, theirs = (_with_gradients(name, shape[2])(*args) for name in ("triton", "xla"))
     for one, other in zip(ours, theirs, strict=True):
         scale = np.abs(other).max()
@@ -54,26 +42,21 @@ def test_results_and_gradients_equal_those_of_the_xla_form(shape):
 
 
 def test_the_kernel_equals_the_statement():
-    h, w, heads, dim = SHAPES[0]
-    qkv, *tables = _inputs(*SHAPES[0])
-    q, k, v = np.asarray(qkv).reshape(2, h * w, 3, heads, dim).transpose(2, 0, 3, 1, 4)
-    expected = stated(q, k, v, *(np.asarray(relative_positions(table)) for table in tables))
-    out = _form("triton", heads)(qkv, *tables)
-    np.testing.assert_allclose(out, expected.transpose(0, 2, 1, 3).reshape(out.shape), atol=1e-5)
+    assert_equals_the_statement("triton", *SHAPES[0])
 
 
 def test_large_logits_do_not_overflow():
     heads, dim = SHAPES[0][2:]
-    qkv, *tables = _inputs(*SHAPES[0])
+    qkv, *tables = attention_inputs(*SHAPES[0])
     qkv = qkv.at[..., : heads * dim].multiply(100)  # queries: logits are hundreds
-    np.testing.assert_allclose(_form("triton", heads)(qkv, *tables), _form("xla", heads)(qkv, *tables), atol=5e-3)
+    np.testing.assert_allclose(form("triton", heads)(qkv, *tables), form("xla", heads)(qkv, *tables), atol=5e-3)
 
 
 @pytest.mark.long
-def test_bfloat16_is_as_close_to_float32_as_the_xla_form():
+def test_bfloat16_is_as_close_to_float32_as_the_xlaform():
     """Both round the gradient of the logits to bfloat16, the kernel other intermediate results as well."""
     heads = SHAPES[1][2]
-    rounded = _inputs(*SHAPES[1], dtype=jnp.bfloat16)
+    rounded = attention_inputs(*SHAPES[1], dtype=jnp.bfloat16)
     exact = _with_gradients("xla", heads)(rounded[0].astype(jnp.float32), *rounded[1:])
     ours, theirs = (_with_gradients(name, heads)(*rounded) for name in ("triton", "xla"))
     for one, other, truth, slack in zip(ours, theirs, exact, (1.02, 1.4, 1.4, 1.4), strict=True):
@@ -83,15 +66,15 @@ def test_bfloat16_is_as_close_to_float32_as_the_xla_form():
 
 
 def test_a_mesh_splits_the_batch_and_nothing_else():
-    args = _inputs(4, 6, 3, 16, batch=8)
+    args = attention_inputs(4, 6, 3, 16, batch=8)
     mesh = sharding.make_mesh(data=2, fsdp=4)
     placed = [
         jax.device_put(x, NamedSharding(mesh, PartitionSpec(sharding.AXES if x.ndim == 3 else None))) for x in args
     ]
-    run = _form("triton", 3).lower(*placed).compile()
+    run = form("triton", 3).lower(*placed).compile()
     assert "all-gather" not in run.as_text()
     assert "f32[1,24,144]" in run.as_text()  # one image per device
-    np.testing.assert_allclose(run(*placed), _form("xla", 3)(*args), atol=1e-5)
+    np.testing.assert_allclose(run(*placed), form("xla", 3)(*args), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +87,7 @@ def test_a_mesh_splits_the_batch_and_nothing_else():
     ],
 )
 def test_shapes_that_the_kernels_do_not_take(shape, dtype, reason):
-    args = _inputs(*shape, batch=1, dtype=dtype)
+    args = attention_inputs(*shape, batch=1, dtype=dtype)
     with pytest.raises(ValueError, match=f'attention "triton" does not take this shape: .*{reason}'):
         packed_attention(*args, num_heads=shape[2], implementation="triton")
 
@@ -114,18 +97,18 @@ def test_shapes_that_the_kernels_do_not_take(shape, dtype, reason):
     [((14, 14, 12, 64), jnp.float32), ((64, 64, 12, 64), jnp.bfloat16), ((64, 64, 16, 80), jnp.float32)],
 )
 def test_sizes_of_sam_are_lowered_for_cuda_without_logits_in_memory(shape, dtype):
-    args = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _inputs(*shape, batch=1, dtype=dtype)]
+    args = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in attention_inputs(*shape, batch=1, dtype=dtype)]
     text = _with_gradients("triton", shape[2]).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count(CALL) == 3
     assert f"{shape[0] * shape[1]}x{shape[0] * shape[1]}x" not in text
-    plain = _form("xla", shape[2]).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    plain = form("xla", shape[2]).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     assert f"{shape[0] * shape[1]}x{shape[0] * shape[1]}x" in plain  # so the line above would see them
 
 
 def test_only_triton_is_the_kernel_on_cuda_and_only_there():
-    args = _inputs(14, 14, 2, 64)
+    args = attention_inputs(14, 14, 2, 64)
     text = {
-        (name, platform): _form(name, 2).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+        (name, platform): form(name, 2).trace(*args).lower(lowering_platforms=(platform,)).as_text()
         for name in ("auto", "xla", "triton")
         for platform in ("cuda", "cpu")
     }

@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sam_jax import sharding
 from sam_jax.estimates import tpu as tpu_estimates
 from sam_jax.ops import attention_tiles
-from sam_jax.ops.attention import packed_attention, relative_positions
-from tests.statements import attention_with_rel_pos as stated
+from sam_jax.ops.attention import packed_attention
+from tests.ops.attending import assert_equals_the_statement, attention_inputs, form
 
 # (h, w, heads, D): windows of SAM at D = 64 and 80; small, not square, many heads in one block of lanes; grids whose
 # queries go in strips, with the bias beside the head, with a block of its own, with heads that straddle blocks.
@@ -27,18 +27,6 @@ SHAPES = [
 ]
 
 
-def _inputs(h, w, heads, dim, batch=2, dtype=np.float32):
-    rng = np.random.default_rng(h * w)
-    qkv = rng.standard_normal((batch, h * w, 3 * heads * dim)).astype(np.float32)
-    tables = [0.3 * rng.standard_normal((2 * side - 1, dim)).astype(np.float32) for side in (h, w)]
-    return [jnp.asarray(qkv, dtype), *map(jnp.asarray, tables)]
-
-
-@functools.cache
-def _form(implementation, heads):
-    return jax.jit(functools.partial(packed_attention, num_heads=heads, implementation=implementation))
-
-
 @functools.cache
 def _gradients(implementation, heads):
     def loss(*args):
@@ -49,36 +37,31 @@ def _gradients(implementation, heads):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_kernel_equals_the_xla_form(shape):
-    args = _inputs(*shape)
-    np.testing.assert_allclose(_form("pallas", shape[2])(*args), _form("xla", shape[2])(*args), atol=1e-5)
+def test_the_kernel_equals_the_xlaform(shape):
+    args = attention_inputs(*shape)
+    np.testing.assert_allclose(form("pallas", shape[2])(*args), form("xla", shape[2])(*args), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 8, 16), (5, 3, 8, 80)])
 def test_the_kernel_equals_the_statement(shape):
-    h, w, heads, dim = shape
-    qkv, *tables = _inputs(*shape)
-    q, k, v = np.asarray(qkv).reshape(2, h * w, 3, heads, dim).transpose(2, 0, 3, 1, 4)
-    expected = stated(q, k, v, *(np.asarray(relative_positions(table)) for table in tables))
-    out = _form("pallas", heads)(qkv, *tables)
-    np.testing.assert_allclose(out, expected.transpose(0, 2, 1, 3).reshape(out.shape), atol=1e-5)
+    assert_equals_the_statement("pallas", *shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES[:5])
-def test_bfloat16_is_as_close_to_float32_as_the_xla_form(shape):
-    rounded = _inputs(*shape, dtype=jnp.bfloat16)
-    exact = np.asarray(_form("xla", shape[2])(rounded[0].astype(jnp.float32), *rounded[1:]))
+def test_bfloat16_is_as_close_to_float32_as_the_xlaform(shape):
+    rounded = attention_inputs(*shape, dtype=jnp.bfloat16)
+    exact = np.asarray(form("xla", shape[2])(rounded[0].astype(jnp.float32), *rounded[1:]))
     errors = {}
     for name in ("pallas", "xla"):
-        out = _form(name, shape[2])(*rounded)
+        out = form(name, shape[2])(*rounded)
         assert out.dtype == jnp.bfloat16
         errors[name] = np.abs(np.asarray(out, np.float32) - exact).mean()
     assert 0 < errors["pallas"] <= 1.02 * errors["xla"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_equal_those_of_the_xla_form(shape):
-    args = _inputs(*shape)
+def test_gradients_equal_those_of_the_xlaform(shape):
+    args = attention_inputs(*shape)
     ours, theirs = (_gradients(name, shape[2])(*args) for name in ("pallas", "xla"))
     for one, other in zip(ours, theirs, strict=True):
         scale = np.abs(other).max()
@@ -87,9 +70,9 @@ def test_gradients_equal_those_of_the_xla_form(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
-def test_bfloat16_gradients_are_nearly_as_close_as_those_of_the_xla_form(shape):
+def test_bfloat16_gradients_are_nearly_as_close_as_those_of_the_xlaform(shape):
     """Both round the gradient of the logits to bfloat16, the kernel other intermediate results as well."""
-    rounded = _inputs(*shape, dtype=jnp.bfloat16)
+    rounded = attention_inputs(*shape, dtype=jnp.bfloat16)
     exact = _gradients("xla", shape[2])(rounded[0].astype(jnp.float32), *rounded[1:])
     ours, theirs = (_gradients(name, shape[2])(*rounded) for name in ("pallas", "xla"))
     for one, other, truth in zip(ours, theirs, exact, strict=True):
@@ -99,9 +82,9 @@ def test_bfloat16_gradients_are_nearly_as_close_as_those_of_the_xla_form(shape):
 
 
 def test_large_logits_do_not_overflow():
-    qkv, *tables = _inputs(16, 32, 2, 64)
+    qkv, *tables = attention_inputs(16, 32, 2, 64)
     qkv = qkv.at[..., : 2 * 64].multiply(100)  # queries: logits are hundreds
-    np.testing.assert_allclose(_form("pallas", 2)(qkv, *tables), _form("xla", 2)(qkv, *tables), atol=5e-3)
+    np.testing.assert_allclose(form("pallas", 2)(qkv, *tables), form("xla", 2)(qkv, *tables), atol=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -114,18 +97,18 @@ def test_large_logits_do_not_overflow():
     ],
 )
 def test_shapes_that_the_kernel_does_not_take(shape, reason):
-    args = _inputs(*shape, batch=1)
+    args = attention_inputs(*shape, batch=1)
     with pytest.raises(ValueError, match=f'attention "pallas" does not take this shape: .*{reason}'):
         packed_attention(*args, num_heads=shape[2], implementation="pallas")
-    np.testing.assert_array_equal(_form("auto", shape[2])(*args), _form("xla", shape[2])(*args))
+    np.testing.assert_array_equal(form("auto", shape[2])(*args), form("xla", shape[2])(*args))
 
 
 def test_auto_is_the_kernel_on_tpu_and_the_xla_form_elsewhere():
-    args = _inputs(14, 14, 2, 64)
-    traced = _form("auto", 2).trace(*args)
+    args = attention_inputs(14, 14, 2, 64)
+    traced = form("auto", 2).trace(*args)
     assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
-    assert "tpu_custom_call" not in _form("xla", 2).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" not in form("xla", 2).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
 
 
 def test_columns_and_lanes_are_inverse():
@@ -143,16 +126,16 @@ def test_columns_and_lanes_are_inverse():
 
 @pytest.mark.long
 def test_a_mesh_splits_the_batch_and_nothing_else():
-    args = _inputs(4, 6, 8, 16, batch=8)
+    args = attention_inputs(4, 6, 8, 16, batch=8)
     mesh = sharding.make_mesh(data=2, fsdp=4)
     placed = [
         jax.device_put(x, NamedSharding(mesh, PartitionSpec(sharding.AXES if x.ndim == 3 else None))) for x in args
     ]
-    run, gradients = _form("pallas", 8), _gradients("pallas", 8)
+    run, gradients = form("pallas", 8), _gradients("pallas", 8)
     text = run.lower(*placed).compile().as_text()
     assert "all-gather" not in text
     assert "f32[1,24,384]" in text  # one image per device
-    np.testing.assert_allclose(run(*placed), _form("xla", 8)(*args), atol=1e-5)
+    np.testing.assert_allclose(run(*placed), form("xla", 8)(*args), atol=1e-5)
     for one, other in zip(gradients(*placed), _gradients("xla", 8)(*args), strict=True):
         np.testing.assert_allclose(one, other, atol=3e-5)
 
@@ -165,10 +148,10 @@ def test_the_kernels_compile_for_tpu(shape):
     """Widths of ViT-B, L and H: forward and backward, one layer, with no tensor of tokens^2 in memory."""
     chip, devices = tpu_estimates.topology_devices("v5e:1")
     where = jax.sharding.SingleDeviceSharding(devices[0])
-    args = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for x in _inputs(*shape, 1, jnp.bfloat16)]
-    for run in (_form("auto", shape[2]), _gradients("auto", shape[2])):
+    args = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for x in attention_inputs(*shape, 1, jnp.bfloat16)]
+    for run in (form("auto", shape[2]), _gradients("auto", shape[2])):
         found = tpu_estimates.compile_for(chip, run, *args)
-        assert found.kernels == (1 if run is _form("auto", shape[2]) else 2)
+        assert found.kernels == (1 if run is form("auto", shape[2]) else 2)
         assert found.temporaries < 0.15
 
 
@@ -181,9 +164,9 @@ def test_the_kernels_compile_for_a_mesh_of_tpus():
         jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(sharding.AXES if x.ndim == 3 else None))
         )
-        for x in _inputs(14, 14, 2, 64, 8, jnp.bfloat16)
+        for x in attention_inputs(14, 14, 2, 64, 8, jnp.bfloat16)
     ]
-    forward = tpu_estimates.compile_for(chip, _form("auto", 2), *args)
+    forward = tpu_estimates.compile_for(chip, form("auto", 2), *args)
     assert (forward.kernels, forward.collectives) == (1, {})
     both = tpu_estimates.compile_for(chip, _gradients("auto", 2), *args)
     assert both.kernels == 2

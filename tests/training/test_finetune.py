@@ -73,22 +73,31 @@ def test_encoder_is_frozen():
     assert not encoder_is_frozen(FinetuneConfig(frozen=("image_encoder/.*",), lora_rank=2))
 
 
-@pytest.mark.long
-def test_only_what_may_learn_changes():
-    finetune = FinetuneConfig(frozen=("prompt_encoder/.*",), lora_rank=2)
-    config = TrainConfig(
+def finetuning(finetune, num_points):
+    return TrainConfig(
         sam=SMALLEST,
-        interaction=InteractionConfig(num_points=0, num_mask_only_steps=0),
+        interaction=InteractionConfig(num_points=num_points, num_mask_only_steps=0),
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=1, milestones=()),
         finetune=finetune,
     )
+
+
+@pytest.fixture
+def batch():
+    """One image of noise with two masks of noise."""
     rng = np.random.default_rng(0)
-    batch = {
+    return {
         "image": rng.integers(0, 255, (1, 80, 80, 3), np.uint8),
         "input_size": np.full((1, 2), 80, np.int32),
         "masks": rng.random((1, 2, 20, 20)) < 0.5,
         "mask_valid": np.ones((1, 2), bool),
     }
+
+
+@pytest.mark.long
+def test_only_what_may_learn_changes(batch):
+    finetune = FinetuneConfig(frozen=("prompt_encoder/.*",), lora_rank=2)
+    config = finetuning(finetune, num_points=0)
     variables = jax.tree.map(jnp.asarray, random_variables(SMALLEST))
     optimizer = make_optimizer(config.optim, SMALLEST, 10)
     state = create_state(variables, optimizer, finetune, KEY)
@@ -103,23 +112,11 @@ def test_only_what_may_learn_changes():
 
 
 @pytest.mark.long
-def test_training_on_kept_embeddings_equals_training_on_images():
+def test_training_on_kept_embeddings_equals_training_on_images(batch):
     from sam_jax.ops.transforms import normalize_batch
 
     finetune = FinetuneConfig(frozen=("image_encoder/.*",))
-    config = TrainConfig(
-        sam=SMALLEST,
-        interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
-        optim=OptimConfig(learning_rate=1e-2, warmup_steps=1, milestones=()),
-        finetune=finetune,
-    )
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 255, (1, 80, 80, 3), np.uint8),
-        "input_size": np.full((1, 2), 80, np.int32),
-        "masks": rng.random((1, 2, 20, 20)) < 0.5,
-        "mask_valid": np.ones((1, 2), bool),
-    }
+    config = finetuning(finetune, num_points=1)
     variables = jax.tree.map(jnp.asarray, random_variables(SMALLEST))
     model, optimizer = Sam(SMALLEST), make_optimizer(config.optim, SMALLEST, 10)
     images = normalize_batch(batch["image"], batch["input_size"], SMALLEST.pixel_mean, SMALLEST.pixel_std)
