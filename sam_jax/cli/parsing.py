@@ -70,7 +70,7 @@ def run_chosen(
     chosen = choose(commands, program, text, argv)
     if isinstance(chosen, int):
         return chosen
-    command = parse(*chosen)
+    command: Any = parse(*chosen)
     return run(chosen[1], lambda: work(command))
 
 
