@@ -68,8 +68,14 @@ def untrained():
     return curve(1, 1, 1, optim=dataclasses.replace(CONFIG.optim, learning_rate=0.0))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (-1, 4)])
+MESHES = [
+    pytest.param(8, 1, marks=pytest.mark.slow),
+    pytest.param(1, 8, marks=pytest.mark.slow),
+    pytest.param(-1, 4, marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize(("data", "fsdp"), MESHES)
 def test_any_mesh_gives_the_curve_of_one_device(data, fsdp, one_device, untrained, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SPLIT_ELEMENTS", 64)
     assert np.abs(one_device - untrained)[5:].min() > 1e-3  # what wrong updates could do
@@ -77,7 +83,7 @@ def test_any_mesh_gives_the_curve_of_one_device(data, fsdp, one_device, untraine
     np.testing.assert_allclose(curve(data, fsdp, 8), one_device, atol=1e-5)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_muon_gives_one_curve_too(one_device, untrained, monkeypatch):
     muon = {"optim": dataclasses.replace(CONFIG.optim, optimizer="muon")}
     monkeypatch.setattr(sharding, "MIN_SPLIT_ELEMENTS", 64)

@@ -31,8 +31,12 @@ def test_python_blocks_run(block):
     exec(compile(block, "text.md", "exec"), {})
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("command", commands(PAGE))
+FIRST, *OTHERS = commands(PAGE)
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(FIRST, marks=pytest.mark.long), *(pytest.param(x, marks=pytest.mark.slow) for x in OTHERS)]
+)
 def test_commands_run(command, here, capsys):
     words = shlex.split(command)
     assert words[:2] == ["sam-jax", "infer"]

@@ -47,7 +47,7 @@ def test_python_blocks_run(here, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 7
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_bundled_model_follows_what_moves():
     """Better than both simple rules on moving cut-outs, by the published measure."""
     clip = make_clip(IMAGES, seed=5, frames=10)

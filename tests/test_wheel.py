@@ -15,7 +15,6 @@ import pytest
 from sam_jax.cli import train
 from tests.tiny_sa1b import write_folder
 
-pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
 
 
@@ -60,6 +59,7 @@ def command(wheel, tmp_path_factory):
     return run
 
 
+@pytest.mark.long
 def test_the_wheel_holds_what_users_need_and_no_more(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"sam_jax/configs/{name}.py" for name in train.recipes()} <= set(names)
@@ -68,6 +68,7 @@ def test_the_wheel_holds_what_users_need_and_no_more(wheel):
     assert wheel.stat().st_size < 20e6
 
 
+@pytest.mark.long
 def test_all_places_name_one_version():
     import sam_jax
 
@@ -77,6 +78,7 @@ def test_all_places_name_one_version():
     assert f"version: {sam_jax.__version__}\n" in citation
 
 
+@pytest.mark.long
 def test_commands_run_elsewhere(command, tmp_path):
     shutil.copy(ROOT / "docs/images/dog.jpg", tmp_path)
     done = command("--version", cwd=tmp_path)
@@ -93,6 +95,7 @@ def test_commands_run_elsewhere(command, tmp_path):
     assert (tmp_path / "report/report.html").exists()
 
 
+@pytest.mark.slow
 def test_recipes_are_found_by_name(command, tmp_path):
     write_folder(tmp_path / "mine", 4)
     small = ("--stages.0.num-steps", "1", "--stages.0.image-size", "128", "--stages.0.batch-size", "1")
@@ -112,6 +115,7 @@ def test_recipes_are_found_by_name(command, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_converters_are_there(command, tmp_path):
     done = command("convert", "from-torch", "none.pth", "out", cwd=tmp_path)
     assert done.returncode == 2

@@ -14,7 +14,6 @@ import pytest
 from tests.many_images import OPTIONS, contents, failures, folder
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +36,7 @@ def start(checkpoint, compiled, out, *arguments, devices=1):
     )
 
 
+@pytest.mark.long
 def test_killed_and_started_again(checkpoint, compiled, tmp_path):
     inputs = folder(tmp_path / "p", 60)
     out = tmp_path / "out"
@@ -68,6 +68,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_hosts_write_what_one_does(checkpoint, compiled, tmp_path):
     inputs = folder(tmp_path / "p", 9)
     (inputs / "bad.jpg").write_text("no image")

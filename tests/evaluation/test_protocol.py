@@ -73,7 +73,7 @@ def test_agrees_with_the_slow_statement(mini, variables, one_by_one):
     check_against_statement(TINY, variables, mini, one_by_one)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_agrees_with_the_slow_statement_where_masks_are_taken_to_edges(mini, variables):
     config, images = dataclasses.replace(TINY, crf=True), Images([mini[number] for number in (0, 7, 9)])
     result = evaluate(Sam(config), variables, images, EvaluationOptions(clicks=COUNTS, images_per_batch=2))
@@ -101,7 +101,7 @@ def squares(seed, count, size=(60, 80)):
     return labelled(rng.integers(0, 256, (*size, 3), np.uint8), *masks, name=f"image {seed}")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_portions_do_not_matter(variables):
     images = Images([squares(0, 6), squares(1, 1, (40, 200)), squares(2, 3, (90, 30)), squares(3, 2), squares(4, 1)])
     results = [

@@ -37,7 +37,7 @@ def test_points_in_groups_have_the_masks_of_all_at_once(known):
         np.testing.assert_allclose(iou, expected[1][0].ravel()[: 3 * count], atol=1e-5)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_pixels_are_upscaled_for_those_points_alone_that_a_filter_can_pass(known, monkeypatch):
     upscale, upscaled = mask_decoder.upscale, []
 

@@ -97,7 +97,7 @@ def test_a_pixel_moves_the_mask_at_its_own_place_most():
     assert change.max() == 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_parameter_of_the_details_learns():
     variables = random_variables(DETAILED)
 

@@ -87,7 +87,7 @@ def test_images_and_prompts_are_apart(variables, embeddings):
     np.testing.assert_allclose(one.low_res_masks[0, 0], every.low_res_masks[1, 1], atol=1e-5)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_frames_that_are_not_square_and_bfloat16(variables):
     images, prompts = random_images(1, 1, 48, 80), points(2, batch=1)
     exact = jitted(HQ, "__call__")(variables, images, prompts)

@@ -90,7 +90,7 @@ def test_windows_split_and_join(grid):
     np.testing.assert_array_equal(np.where(windows.real(), 0, split), 0)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"remat": True, "token_order": "windows"}])
 def test_a_loop_over_groups_of_blocks_equals_single_blocks(options):
     """Values and gradients, with the same tree of parameters."""

@@ -119,7 +119,7 @@ def _projected(tokens):
     return 32 * 16 + tokens * 16
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_planes_are_the_masks(variables):
     """Fed with planes, and asked for some masks alone: the same masks, split."""
     embeddings, prompts = random_embeddings(0, 2, (3, 6)), mixed_prompts(2, 3, (3, 6))

@@ -32,7 +32,7 @@ def _with_gradients(implementation, heads):
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], *(pytest.param(shape, marks=pytest.mark.long) for shape in SHAPES[1:])])
-def test_results_and_gradients_equal_those_of_the_xlaform(shape):
+def test_results_and_gradients_equal_those_of_the_xla_form(shape):
     args = attention_inputs(*shape)
     ours, theirs = (_with_gradients(name, shape[2])(*args) for name in ("triton", "xla"))
     for one, other in zip(ours, theirs, strict=True):
@@ -53,7 +53,7 @@ def test_large_logits_do_not_overflow():
 
 
 @pytest.mark.long
-def test_bfloat16_is_as_close_to_float32_as_the_xlaform():
+def test_bfloat16_is_as_close_to_float32_as_the_xla_form():
     """Both round the gradient of the logits to bfloat16, the kernel other intermediate results as well."""
     heads = SHAPES[1][2]
     rounded = attention_inputs(*SHAPES[1], dtype=jnp.bfloat16)

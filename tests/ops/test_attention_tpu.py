@@ -37,7 +37,7 @@ def _gradients(implementation, heads):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_kernel_equals_the_xlaform(shape):
+def test_the_kernel_equals_the_xla_form(shape):
     args = attention_inputs(*shape)
     np.testing.assert_allclose(form("pallas", shape[2])(*args), form("xla", shape[2])(*args), atol=1e-5)
 
@@ -48,7 +48,7 @@ def test_the_kernel_equals_the_statement(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES[:5])
-def test_bfloat16_is_as_close_to_float32_as_the_xlaform(shape):
+def test_bfloat16_is_as_close_to_float32_as_the_xla_form(shape):
     rounded = attention_inputs(*shape, dtype=jnp.bfloat16)
     exact = np.asarray(form("xla", shape[2])(rounded[0].astype(jnp.float32), *rounded[1:]))
     errors = {}
@@ -60,7 +60,7 @@ def test_bfloat16_is_as_close_to_float32_as_the_xlaform(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_equal_those_of_the_xlaform(shape):
+def test_gradients_equal_those_of_the_xla_form(shape):
     args = attention_inputs(*shape)
     ours, theirs = (_gradients(name, shape[2])(*args) for name in ("pallas", "xla"))
     for one, other in zip(ours, theirs, strict=True):
@@ -70,7 +70,7 @@ def test_gradients_equal_those_of_the_xlaform(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
-def test_bfloat16_gradients_are_nearly_as_close_as_those_of_the_xlaform(shape):
+def test_bfloat16_gradients_are_nearly_as_close_as_those_of_the_xla_form(shape):
     """Both round the gradient of the logits to bfloat16, the kernel other intermediate results as well."""
     rounded = attention_inputs(*shape, dtype=jnp.bfloat16)
     exact = _gradients("xla", shape[2])(rounded[0].astype(jnp.float32), *rounded[1:])

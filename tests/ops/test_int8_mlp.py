@@ -88,7 +88,7 @@ def test_kernels_are_quantised_once_and_give_the_same_embeddings():
     np.testing.assert_array_equal(encode(ready, images), encode(variables, images))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_masks_of_the_bundled_model_stay():
     """int8 against float32, as everybody will use it; bfloat16 alone is held to 0.99."""
     image = np.random.default_rng(0).integers(0, 60, (240, 320, 3), np.uint8)

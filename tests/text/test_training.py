@@ -191,7 +191,7 @@ def test_towers_of_another_width_are_refused(data):
         with_text_prompts(config, CocoInstances(data[0]))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_starts_from_a_model_without_texts(data):
     folder = data[1]
     save_model(folder / "sam", SMALLEST, random_variables(SMALLEST))

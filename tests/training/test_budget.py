@@ -115,7 +115,7 @@ def config(tmp_path, monkeypatch):
     return dataclasses.replace(CONFIG, data=data, minutes=1.0, workdir=str(tmp_path / "run"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_by_the_clock_stops_goes_on_and_ends_in_time(config, tmp_path, monkeypatch):
     """Two stages of two sizes, of examples that a process makes and that are used again; stopped in the first."""
     seconds = itertools.count(0, 0.2)  # between two looks at the clock, however busy this machine is

@@ -28,7 +28,6 @@ from tests.tiny_sa1b import tiny_files, write_tar
 from tests.tiny_towers import TINY_CLIP, save_colour_towers
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +170,7 @@ STARTS = {
 }
 
 
+@pytest.mark.long
 def test_every_config_file_is_started_here():
     assert sorted(path.name for path in (ROOT / "configs").glob("*.py")) == sorted(STARTS)
 
@@ -179,7 +179,14 @@ def test_every_config_file_is_started_here():
 COMMANDS = ["finetune_coco.py", "sa1b_vit_b.py"]
 
 
-@pytest.mark.parametrize("name", sorted(STARTS.keys() - set(COMMANDS)))
+# The other files, some of them beside the slow tests.
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow if name in ("decoder_only.py", "text_to_mask.py") else pytest.mark.long)
+    for name in sorted(STARTS.keys() - set(COMMANDS))
+]
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_config_starts_from_what_its_converter_writes(name, root, request):
     source, images = STARTS[name]
     init_from, path = source and request.getfixturevalue(source), str(request.getfixturevalue(images))
@@ -191,6 +198,7 @@ def test_a_config_starts_from_what_its_converter_writes(name, root, request):
     assert load_config(written) == bare_network(config.sam)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_runs_from_converted_weights(name, root, converted, request):
     workdir, images = root / "commands" / name, request.getfixturevalue(STARTS[name][1])
@@ -204,6 +212,7 @@ def test_a_command_runs_from_converted_weights(name, root, converted, request):
     assert [row["step"] for row in in_record(workdir) if "loss" in row] == [1]
 
 
+@pytest.mark.long
 def test_another_network_is_refused_by_its_differing_fields(root, converted, instances):
     config = one_small_step("finetune_coco.py", root, converted, path=str(instances), num_workers=0)
     encoder = dataclasses.replace(config.sam.image_encoder, num_heads=4, remat=False)

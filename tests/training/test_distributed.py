@@ -15,7 +15,6 @@ import pytest
 from tests.tiny_sa1b import write_tar
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.long
 CONFIG_FILE = """
 from sam_jax.config import *
 from sam_jax import sharding
@@ -85,6 +84,7 @@ def alone(root):
     return losses_of(root / "alone")
 
 
+@pytest.mark.long
 def test_two_processes_give_the_curve_of_one(root, alone):
     workdir = root / "pair"
     assert [process.wait() for process in both(root, workdir)] == [0, 0], output(root, workdir)
@@ -92,6 +92,7 @@ def test_two_processes_give_the_curve_of_one(root, alone):
     assert {path.name for path in (workdir / "logs").iterdir()} == {"host_0.log", "host_1.log"}
 
 
+@pytest.mark.slow
 def test_a_lost_process_and_another_mesh(root, alone):
     """One process dies; both start again and are stopped in good order; one process ends the run on another mesh."""
     workdir = root / "lost"

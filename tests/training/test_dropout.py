@@ -65,7 +65,7 @@ def test_each_attention_and_mlp_has_one(depth):
     assert drawn == depth * [tokens, tokens, tokens, pixels] + [tokens]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("points", [1, 12])
 def test_what_is_dropped_is_added_to_the_residual_and_normalised(points):
     """With everything dropped, only the norms of what came in are left: of few tokens and of many."""
@@ -86,7 +86,7 @@ def test_what_is_dropped_is_added_to_the_residual_and_normalised(points):
     np.testing.assert_allclose(found_pixels, normalised(pixels, -2), atol=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_each_interaction_and_each_key_draws_anew():
     """The decoder here predicts an IoU that is its first random number."""
     config, shape = TrainConfig(sam=SMALLEST, interaction=INTERACTION), (1, 2, 8, 8)

@@ -105,7 +105,7 @@ def test_embeddings_of_another_encoder_or_made_otherwise_are_refused(data, tmp_p
         open_cache(tmp_path, random_variables(SMALLEST), stream)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_on_a_cache_shows_overlays_evaluates_and_stops_while_it_is_filled(data, tmp_path, monkeypatch):
     save_model(tmp_path / "start", SMALLEST, random_variables(SMALLEST))
     config = TrainConfig(

@@ -111,7 +111,7 @@ def test_only_what_may_learn_changes(batch):
     assert {path.split("/")[0] for path in changed - {QKV}} == {"mask_decoder"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_training_on_kept_embeddings_equals_training_on_images(batch):
     from sam_jax.ops.transforms import normalize_batch
 

@@ -130,7 +130,7 @@ def test_a_run_leaves_a_model_metrics_overlays_and_logs(whole, config_file, monk
     assert rows_of(whole) == rows
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_evaluation_alone(whole, config_file, monkeypatch, capsys):
     before = len(rows_of(whole, "eval_loss"))
     assert train(monkeypatch, config_file, "--workdir", whole, "--eval-only") == 0
@@ -217,7 +217,7 @@ def test_a_killed_and_a_preempted_run_end_like_one_that_was_not(config_file, roo
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_was_stopped_before_its_evaluation_is_evaluated_first(whole, config_file, root, monkeypatch):
     """The checkpoint is there before evaluation; a profile begins with the first step that is still to come."""
 
@@ -245,7 +245,7 @@ def test_what_was_stopped_before_its_evaluation_is_evaluated_first(whole, config
     assert list((workdir / "profile").rglob("*.xplane.pb"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_broken_loss_stops_the_run(config_file, root, monkeypatch, capsys):
     make_batches = loop.make_batches
 
