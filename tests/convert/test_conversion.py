@@ -1,11 +1,15 @@
 """Conversions against the official code and Hugging Face's, through the real command lines."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import pickle
 import resource
+import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -28,6 +32,16 @@ HEADS = ("--decoder-num-heads", "4")
 def run(module, *args):
     command = [sys.executable, "-m", f"convert.{module}", *map(str, args)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def run_here(module, *args):
+    """The same in this process, which has torch and JAX already."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module(f"convert.{module}", run_name="__main__")
+    return types.SimpleNamespace(returncode=stop.value.code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +178,7 @@ def test_other_containers_give_the_same_variables(official, pth, tmp_path, form,
 def expect_refusal(folder, source, *words, target="out", module="torch_to_flax"):
     """The command fails with one line that holds `words`, exit code 2, and leaves `folder` as it was."""
     before = sorted(folder.rglob("*"))
-    done = run(module, source, folder / target)
+    done = run_here(module, source, folder / target)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("sam-jax convert ")
@@ -267,10 +281,10 @@ def test_faulty_tensors_are_named(official, pth, tmp_path):
 
 def test_existing_outputs_are_kept(pth, tmp_path):
     (tmp_path / "out").mkdir()
-    done = run("torch_to_flax", pth, tmp_path / "out")
+    done = run_here("torch_to_flax", pth, tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"{tmp_path / 'out'} exists already; remove it" in done.stderr
-    done = run("flax_to_torch", tmp_path / "none", pth)
+    done = run_here("flax_to_torch", tmp_path / "none", pth)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"{pth} exists already" in done.stderr
     expect_refusal(tmp_path, tmp_path / "out", "no config.json", target="new.pth", module="flax_to_torch")

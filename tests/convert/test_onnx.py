@@ -117,7 +117,7 @@ def predictor_frame(image):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("float16", marks=pytest.mark.slow), "int8"])
 def test_smaller_weights(exported, precision, tmp_path, capsys):
     import onnx
 

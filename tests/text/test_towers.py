@@ -23,6 +23,12 @@ SIZES = {
     "siglip2_so400m": 1136.0,
 }
 FULL = ("clip_vit_b_32", "siglip2_base")
+TOWERS = [
+    pytest.param(TINY_CLIP, id="clip"),
+    pytest.param(TINY_SIGLIP, id="siglip"),
+    pytest.param(FULL[0], id=FULL[0]),
+    pytest.param(FULL[1], id=FULL[1], marks=pytest.mark.slow),
+]
 FAMILIES = pytest.mark.parametrize("config", [TINY_CLIP, TINY_SIGLIP], ids=["clip", "siglip"])
 
 
@@ -139,7 +145,7 @@ def test_shapes_are_those_of_transformers(name):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("config", [TINY_CLIP, TINY_SIGLIP, *FULL], ids=["clip", "siglip", *FULL])
+@pytest.mark.parametrize("config", TOWERS)
 def test_embeddings_are_those_of_transformers(config):
     import torch
 

@@ -27,7 +27,7 @@ def get_config():
         sam=SMALLEST,
         stages=(StageConfig(48, 8, 2, num_steps={steps}),),
         data=RecordDataConfig({path!r}, hold_out=0.3),
-        interaction=InteractionConfig(num_points=1, num_mask_only_steps=0),
+        interaction=InteractionConfig(num_points=0, num_mask_only_steps=0),
         optim=OptimConfig(learning_rate=3e-5, warmup_steps=2, milestones=()),
         mesh=MeshConfig(fsdp=4),
         checkpoint_every=5,
