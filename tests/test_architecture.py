@@ -61,6 +61,7 @@ KERNEL_FILES = {
     "ops/attention_tpu_backward",
     "ops/batch_partition",
     "ops/int8_mlp_tpu",
+    "ops/mask_bits_tpu",
     "ops/mask_decoder_tpu",
 }
 # room: the rooms that it may import, besides itself.
@@ -70,7 +71,7 @@ ALLOWED = {
     "former_names": set(),
     "ops/network": {"ops/kernels"},
     "ops/kernels": {"ops/network"},
-    "ops": {"structs", "ops/network"},
+    "ops": {"structs", "ops/network", "ops/kernels"},
     "models": {"config", "structs", "ops/network"},
     "sharding": set(),
     "estimates": set(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import socket
 import time
 import warnings
@@ -148,7 +149,7 @@ def _connect(address: str) -> Any:
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             dashboard = False if address == "local" else None
             where = None if address == "local" else address
-            ray.init(where, log_to_driver=False, logging_level="warning", include_dashboard=dashboard)
+            ray.init(where, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=dashboard)
     except ConnectionError as error:
         raise _no_cluster(address, error) from error
     return ray

@@ -50,8 +50,8 @@ class Chip:
 
 # Kernels of ops/attention_tpu.py: with windows, the vector unit is the bottleneck, not the matrix unit, and heads of 80
 # channels also need to be moved. Those of ops/mask_decoder_tpu.py normalise and activate more than they multiply. int8
-# has twice the peak. From the dumps of libtpu 0.0.52 for the sizes of ViT-B, L and H, and for 64 prompts with 7 tokens;
-# none for v5p.
+# has twice the peak. From the dumps of libtpu 0.0.52 for the sizes of ViT-B, L and H, for 64 prompts with 7 tokens, and
+# for masks of an image of 1500 x 2250; none for v5p.
 _V5E_SCHEDULES = (
     (r"attention_14x14_\d+x80_backward", 2.7),
     (r"attention_14x14_\d+x80", 3.2),
@@ -61,6 +61,7 @@ _V5E_SCHEDULES = (
     (r"read_pixels_", 1.4),
     (r"update_pixels_", 4.1),
     (r"upscale_", 1.2),
+    (r"mask_bits_", 1.04),
     (r"int8_mlp_\d+x1280", 0.63),
     (r"int8_mlp_\d+x1024", 0.7),
     (r"int8_mlp_\d+x768", 0.75),
@@ -72,6 +73,7 @@ _V6E_SCHEDULES = (
     (r"read_pixels_", 3.9),
     (r"update_pixels_", 13.5),
     (r"upscale_", 4.4),
+    (r"mask_bits_", 2.8),
     (r"int8_mlp_\d+x768", 2.1),
     (r"int8_mlp_", 1.4),
 )

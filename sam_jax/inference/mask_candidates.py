@@ -21,7 +21,7 @@ from sam_jax.inference.encoding import EncodedImages, encode_and_wait
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
 from sam_jax.ops.crf import CELL, CrfPixels, refine_masks
-from sam_jax.ops.mask_bits import Enlarging, Seen, bits_inside, enlarging, see, see_stacked
+from sam_jax.ops.mask_bits import Enlarging, Seen, bits_inside, enlarging, fits_kernel, see, see_many, see_stacked
 from sam_jax.ops.masks import axis_matrix, bilinear_matrix
 from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.ops.products import einsum
@@ -207,7 +207,15 @@ def examine(
         masks, looks = jax.vmap(looks_of)(indices)
         return jax.vmap(_facts)(masks, see_stacked(looks, levels, enlarge, size))
 
-    found: dict[str, jax.Array] = jax.lax.platform_dependent(indices, cpu=partial(_in_groups, few), default=one_by_one)
+    def at_once(indices: jax.Array) -> dict[str, jax.Array]:
+        masks, looks = jax.lax.map(looks_of, indices, batch_size=8)
+        return jax.vmap(_facts)(masks, see_many(looks, levels, enlarge, size))
+
+    # Edge refinement takes memory by the mask.
+    tpu = at_once if pixels is None and fits_kernel(enlarge) else one_by_one
+    found: dict[str, jax.Array] = jax.lax.platform_dependent(
+        indices, cpu=partial(_in_groups, few), tpu=tpu, default=one_by_one
+    )
     return found
 
 

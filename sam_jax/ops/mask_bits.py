@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from sam_jax.ops import mask_bits_tpu
 from sam_jax.ops.masks import bands
 from sam_jax.ops.products import einsum, matmul
 
@@ -84,6 +85,20 @@ def see_stacked(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, size: j
     first = bits[:, 0]
     down = jnp.bitwise_or.reduce(first, axis=2)
     return Seen(first.swapaxes(1, 2), counts.astype(jnp.int32).sum(axis=(2, 3)), across, down)
+
+
+def fits_kernel(enlarge: Enlarging) -> bool:
+    """Whether `see_many` supports a crop: others have more than 32,768 rows, or are far smaller than the mask."""
+    return mask_bits_tpu.fits(enlarge.row_bands)
+
+
+def see_many(looks: jax.Array, levels: jax.Array, enlarge: Enlarging, size: jax.Array, interpret: bool = False) -> Seen:
+    """`see_stacked` for TPUs, as a kernel; `interpret` runs it elsewhere, slowly."""
+    own = looks[:, : min(2, looks.shape[1])]
+    parts = jnp.asarray(enlarge.columns), jnp.asarray(enlarge.row_starts), jnp.asarray(enlarge.row_bands)
+    bits, counts, down = mask_bits_tpu.see(own, levels, *parts, size, interpret)
+    rows = jnp.bitwise_or.reduce(rearrange(down, "m t s y -> m (t s) y"), axis=1)
+    return Seen(bits, counts.sum(axis=2), counts[:, 0] > 0, rows.astype(jnp.uint8))
 
 
 def _side_by_side(looks: jax.Array, levels: jax.Array, enlarge: Enlarging) -> jax.Array:

@@ -1,4 +1,4 @@
-"""An annotator who knows the answers: labels a store over HTTP as the page does, with clicks and a brush."""
+"""Annotators who know the answers, with clicks and a brush: one over HTTP as the page does it, one at the page."""
 
 import uuid
 
@@ -13,6 +13,30 @@ SAME = 0.5  # IoU from which a proposed mask is taken for an object
 CLICKS = 3
 BRUSH_SECONDS = 0.02  # for each wrong pixel
 CLICK_SECONDS = 1.5
+
+
+def click_until_right(predictor, target):
+    """The clicks on an object, three times corrected at most, the first mask that they find, and the last."""
+    clicks, first, mask, logits = [first_click(target)], None, None, None
+    while len(clicks) <= CLICKS:
+        coords, labels = np.array([click[:2] for click in clicks], float), np.array([c.label for c in clicks])
+        found = predictor.predict(coords, labels, mask_input=logits, multimask_output=len(clicks) == 1)
+        best = int(found.iou_predictions.argmax())
+        mask, logits = found.masks[best], found.low_res_masks[best : best + 1]
+        first = mask if first is None else first
+        click = next_click(target, mask, clicks)
+        if click is None:
+            break
+        clicks.append(click)
+    return clicks, first, mask
+
+
+def runs(region):
+    """Lines through the centres of the pixels of a region (H, W) bool, row by row: ((x0, y), (x1, y)) each."""
+    for y, row in enumerate(region):
+        ends = np.flatnonzero(np.diff(row.astype(np.int8), prepend=0, append=0))
+        for start, stop in ends.reshape(-1, 2):
+            yield (start + 0.5, y + 0.5), (stop - 0.5, y + 0.5)
 
 
 class ScriptedAnnotator:
@@ -55,18 +79,8 @@ class ScriptedAnnotator:
         assert self.client.post(f"/v1/engine/tasks/{task['task_id']}/done", json=sent).status_code == 200
 
     def _click(self, task, target):
-        """Clicks on an object, three times at most, then paints what is still wrong; the mask's key."""
-        clicks, first, mask, logits = [first_click(target)], None, None, None
-        while len(clicks) <= CLICKS:
-            coords, labels = np.array([click[:2] for click in clicks], float), np.array([c.label for c in clicks])
-            found = self.predictor.predict(coords, labels, mask_input=logits, multimask_output=len(clicks) == 1)
-            best = int(found.iou_predictions.argmax())
-            mask, logits = found.masks[best], found.low_res_masks[best : best + 1]
-            first = mask if first is None else first
-            click = next_click(target, mask, clicks)
-            if click is None:
-                break
-            clicks.append(click)
+        """Clicks on an object, then paints what is still wrong; the mask's key."""
+        clicks, first, mask = click_until_right(self.predictor, target)
         points = {"point_coords": [list(c[:2]) for c in clicks], "point_labels": [c.label for c in clicks], "box": None}
         wrong = np.count_nonzero(target ^ mask)
         return self._put(
@@ -92,3 +106,59 @@ class ScriptedAnnotator:
         wanted = {"annotator": self.name, "version": mask["version"]}
         answer = self.client.delete(f"/v1/engine/tasks/{task['task_id']}/masks/{mask['key']}", params=wanted)
         assert answer.status_code == 204, answer.text
+
+
+class AnnotatorAtThePage:
+    """The same with a mouse and keys, in a browser: clicks, accepts, and corrects the saved mask with brush and eraser.
+
+    Args:
+      ada: an `Annotator` whose images are of one size.
+      predictor: a `SamPredictor` of the present model, which says where the next click goes.
+      truth: {file name: masks (H, W) bool}.
+    """
+
+    def __init__(self, ada, predictor, truth):
+        self.ada, self.predictor, self.truth = ada, predictor, truth
+
+    def label_all(self, store):
+        """Labels until the page says that all images are done; how many that were."""
+        labelled = 0
+        while name := self._image_on_show():
+            image = next(image for image in store.images() if image.file_name == name)
+            self.predictor.set_image(read_image(store.image_path(image)))
+            self.ada.wait_for(name)
+            for target in self.truth[name]:
+                self._label(store, image.id, target)
+            self.ada.press("d")
+            labelled += 1
+            self.ada.page.wait_for_selector(f"#figures:has-text('{labelled} of ')", state="attached")
+        return labelled
+
+    def _image_on_show(self):
+        state = self.ada.page.wait_for_function("""() => {
+            if (document.getElementById("start-title").textContent === "All images are done") return {name: ""};
+            const title = document.getElementById("title").textContent;
+            const waits = !document.getElementById("wait").hidden || document.getElementById("work").hidden;
+            return title.startsWith("Masks of ") && !waits && {name: title.slice("Masks of ".length)};
+        }""")
+        return state.json_value()["name"]
+
+    def _label(self, store, image_id, target):
+        ada, (first, *others) = self.ada, click_until_right(self.predictor, target)[0][:CLICKS]
+        ada.press("c")
+        ada.find(*first[:2])
+        for x, y, label in others:
+            ada.click(x, y, button="left" if label else "right")
+            ada.page.wait_for_selector("#accept:not([disabled])")
+        ada.accept()
+        key = ada.page.get_attribute("#label-list li:last-child", "data-key")
+        saved = next(decode_mask(mask.segmentation) for mask in store.masks(image_id) if mask.key == key)
+        if np.array_equal(saved, target):
+            return
+        ada.page.click(f"#label-list li[data-key='{key}'] .open")
+        for tool, wrong in (("b", target & ~saved), ("e", saved & ~target)):
+            ada.press(tool)
+            ada.resize(0.75)
+            for line in runs(wrong):
+                ada.draw(line)
+        ada.accept()

@@ -22,8 +22,10 @@ from sam_jax.engine.rows import ASSISTED, AUDIT, AUTOMATIC, PROMOTED, REJECTED, 
 from sam_jax.engine.store import init_store
 from sam_jax.evaluation.metrics import mask_iou
 from sam_jax.ops.rle import decode_mask
-from tests.engine.scenes import write_scenes
-from tests.engine.scripted import ScriptedAnnotator
+from tests.engine.annotating import WIDE, Annotator
+from tests.engine.scenes import SIZE, write_scenes
+from tests.engine.scripted import AnnotatorAtThePage, ScriptedAnnotator
+from tests.serving.browsing import check_page_is_built
 from tests.serving.running import running
 
 HOLD_OUT = 0.3
@@ -57,14 +59,32 @@ def load(store):
 
 
 @contextlib.contextmanager
-def annotator(store, truth, stage=None):
-    """The server with the present model, and somebody at it."""
+def served(store, stage=None):
+    """The server with the present model, and a predictor of that model."""
     loaded = load(store)
     engine = EngineService(store, loaded.version, stage)
     model = loaded.model, loaded.variables
-    with running(*model, ServingConfig(port=0), routers=[create_router(engine)]) as server, server.client() as client:
-        yield ScriptedAnnotator(client, sam_jax.SamPredictor(*model), truth)
+    with running(*model, ServingConfig(port=0), routers=[create_router(engine)]) as server:
+        yield server, sam_jax.SamPredictor(*model)
     engine.close()
+
+
+@contextlib.contextmanager
+def annotator(store, truth, stage=None):
+    """Somebody at the server."""
+    with served(store, stage) as (server, predictor), server.client() as client:
+        yield ScriptedAnnotator(client, predictor, truth)
+
+
+@contextlib.contextmanager
+def annotator_at_the_page(browser, store, truth):
+    """The same with the page."""
+    check_page_is_built()
+    with served(store) as (server, predictor):
+        ada = Annotator(browser.new_context(viewport=WIDE).new_page(), server.url, size=SIZE)
+        yield AnnotatorAtThePage(ada, predictor, truth)
+        ada.page.context.close()
+        assert ada.errors == []
 
 
 def add(store, scenes):
@@ -103,11 +123,14 @@ def quality(store, truth, stage):
 
 
 @pytest.mark.slow
-def test_from_the_first_click_to_stage_3(tmp_path, full_speed):
+def test_from_the_first_click_to_stage_3(tmp_path, full_speed, browser):
     with init_store(tmp_path / "store", EngineConfig(hold_out=HOLD_OUT)) as store:
         truth = add(store, write_scenes(tmp_path / "one", 12, held_out=4, share=HOLD_OUT))
-        with annotator(store, truth) as ada:
+        with annotator_at_the_page(browser, store, truth) as ada:
             assert ada.label_all(store) == 12
+        for image in store.images():
+            saved = [decode_mask(mask.segmentation) for mask in store.masks(image.id)]
+            np.testing.assert_array_equal(saved, truth[image.file_name])
         statistics = store.statistics()
         assert statistics.masks == sum(map(len, truth.values()))
         assert 0 < statistics.proposal_iou < 1

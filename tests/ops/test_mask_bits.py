@@ -1,5 +1,7 @@
 """Masks packed to bits, against the logits of their full size."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -26,4 +28,5 @@ def test_what_is_seen_are_logits_above_the_levels(looks):
     inside = mask_bits.bits_inside(enlarge, size)
     one_by_one = [jax.jit(mask_bits.see)(mask, LEVELS, enlarge, inside) for mask in masks]
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda *x: np.stack(x), *one_by_one), expected)
-    jax.tree.map(np.testing.assert_array_equal, jax.jit(mask_bits.see_stacked)(masks, LEVELS, enlarge, size), expected)
+    for many in (mask_bits.see_stacked, functools.partial(mask_bits.see_many, interpret=True)):
+        jax.tree.map(np.testing.assert_array_equal, jax.jit(many)(masks, LEVELS, enlarge, size), expected)
