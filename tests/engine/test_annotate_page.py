@@ -115,6 +115,35 @@ def test_strokes_are_where_the_mouse_is_at_any_zoom(ada, two_images, zooms):
     assert not (found & ~perhaps).any()
 
 
+def test_masks_are_reordered_by_mouse_and_by_touch(ada, two_images):
+    ada.press("b")
+    for name, place in (("one", (5, 5)), ("two", (40, 30))):
+        ada.draw([place, place])
+        ada.page.fill("#name", name)
+        ada.accept("Enter")
+
+    def ends():
+        """The middle of the second grip, and the upper end of the first."""
+        first, second = (ada.page.locator(f"#label-list li:nth-child({n}) .grip").bounding_box() for n in (1, 2))
+        x = second["x"] + second["width"] / 2
+        return (x, second["y"] + second["height"] / 2), (x, first["y"] + 2)
+
+    start, end = ends()
+    ada.page.mouse.move(*start)
+    ada.page.mouse.down()
+    ada.page.mouse.move(*end)
+    ada.page.mouse.up()
+    assert ada.titles() == ["1. two", "2. one"]
+    fingers = ada.page.context.new_cdp_session(ada.page)
+    for kind, places in zip(("touchStart", "touchMove", "touchEnd"), [[place] for place in ends()] + [[]], strict=True):
+        points = [{"x": x, "y": y} for x, y in places]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    assert ada.titles() == ["1. one", "2. two"]
+    ada.press("Escape", "d")
+    ada.wait_for("image_1.png")
+    assert [mask.name for mask in two_images.masks(1)] == ["one", "two"]
+
+
 def test_keys_alone_are_enough(ada, two_images):
     """Nothing is clicked: cursor, box, brush, polygon, name, order, visibility, deletion, next image."""
     step = 12 / ada.scale

@@ -1,4 +1,4 @@
-// The list of masks: one is in focus, keys go along it, mouse and keys reorder it.
+// The list of masks: one is in focus, keys go along it; mouse, touch and keys reorder it.
 
 import type { Label, Labels } from "./labels";
 
@@ -23,10 +23,9 @@ export class MaskList {
   ) {
     list.addEventListener("keydown", (event) => this.onKey(event));
     list.addEventListener("focusin", (event) => this.onFocus(event.target as HTMLElement));
-    list.addEventListener("dragstart", (event) => this.onDragStart(event));
-    list.addEventListener("dragover", (event) => this.onDragOver(event));
-    list.addEventListener("dragend", () => this.onDragEnd());
-    list.addEventListener("drop", (event) => event.preventDefault());
+    list.addEventListener("pointerdown", (event) => this.onPointerDown(event));
+    list.addEventListener("pointermove", (event) => this.onPointerMove(event));
+    for (const end of ["pointerup", "pointercancel"]) list.addEventListener(end, () => this.onPointerEnd());
   }
 
   /** `current`: the mask that is corrected; `unaccepted`: whether a mask has changes that nobody accepted. */
@@ -54,7 +53,6 @@ export class MaskList {
     const title = titleOf(label, index);
     const state = unaccepted ? "changed" : label.state === "proposed" ? "proposed" : "";
     row.dataset.key = label.key;
-    row.draggable = true;
     row.classList.toggle("current", current);
     row.classList.toggle("proposed", label.state === "proposed");
     row.classList.toggle("hidden", !label.visible);
@@ -68,7 +66,9 @@ export class MaskList {
     open.append(textIn("b", title), " ", textIn("small", state), " ", textIn("span", `${label.mask.area} pixels`, "only-heard"));
     const remove = this.button("delete", `Delete ${title}`, label.key, () => this.intents.remove(label.key));
     remove.textContent = "×";
-    row.append(eye, open, remove);
+    const grip = textIn("span", "⠿", "grip");
+    grip.ariaHidden = "true"; // keys reorder, too
+    row.append(grip, eye, open, remove);
     return row;
   }
 
@@ -130,30 +130,32 @@ export class MaskList {
     this.intents.say(`${titleOf(labels.list[to], to)} is number ${to + 1} of ${labels.list.length}`);
   }
 
-  private onDragStart(event: DragEvent): void {
-    const row = rowOf(event.target as HTMLElement);
-    this.dragged = row?.dataset.key ?? "";
-    row?.classList.add("dragged");
-    event.dataTransfer?.setData("text/plain", this.dragged);
+  private onPointerDown(event: PointerEvent): void {
+    const grip = (event.target as HTMLElement).closest(".grip");
+    const row = rowOf(grip as HTMLElement | null);
+    if (!row || event.button !== 0) return;
+    event.preventDefault();
+    this.dragged = row.dataset.key ?? "";
+    row.classList.add("dragged");
+    this.list.setPointerCapture(event.pointerId); // the row itself moves about
   }
 
-  /** The row goes where the mouse is: up or down past the middle of another. */
-  private onDragOver(event: DragEvent): void {
-    const [over, row] = [rowOf(event.target as HTMLElement), this.draggedRow()];
-    if (!row) return;
-    event.preventDefault();
-    event.stopPropagation();
-    if (!over || over === row) return;
+  /** The row goes where the pointer is: up or down past the middle of another. */
+  private onPointerMove(event: PointerEvent): void {
+    const [row, { clientX, clientY }] = [this.draggedRow(), event];
+    const over = row && rowOf(document.elementFromPoint(clientX, clientY) as HTMLElement | null);
+    if (!row || !over || over === row || !this.list.contains(over)) return;
     const { top, height } = over.getBoundingClientRect();
-    if (event.clientY < top + height / 2) over.before(row);
+    if (clientY < top + height / 2) over.before(row);
     else over.after(row);
   }
 
-  private onDragEnd(): void {
+  private onPointerEnd(): void {
     const row = this.draggedRow();
     const at = row ? [...this.list.children].indexOf(row) : -1;
     const { dragged } = this;
     this.dragged = "";
+    row?.classList.remove("dragged");
     if (at >= 0) this.labels()?.moveTo(dragged, at);
   }
 
