@@ -147,6 +147,7 @@ class EngineOut(BaseModel):
     open: int
     masks: int = Field(description="accepted, of all stages")
     model_version: str = Field(description="the name of the model that this server runs")
+    promoted: str = Field(description="the name of the store's present model; a server that is started anew runs it")
     hint_seconds: float = Field(description="after so long on a mask, tell the annotator that a rough one will do")
     statistics: StatisticsOut
 
@@ -184,8 +185,9 @@ def task_out(task: Task, image: ImageRow, masks: list[MaskRow], lease_seconds: f
     )
 
 
-def engine_out(found: Statistics, model_version: str, hint_seconds: float) -> EngineOut:
+def engine_out(found: Statistics, model_version: str, promoted: str, hint_seconds: float) -> EngineOut:
     """The statistics for clients."""
     values: dict[str, Any] = dataclasses.asdict(found)
     averages = StatisticsOut(**{name: values.pop(name) for name in StatisticsOut.model_fields})
-    return EngineOut(**values, model_version=model_version, hint_seconds=hint_seconds, statistics=averages)
+    values |= {"model_version": model_version, "promoted": promoted}
+    return EngineOut(**values, hint_seconds=hint_seconds, statistics=averages)

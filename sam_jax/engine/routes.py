@@ -95,7 +95,8 @@ class EngineService:
 
     def about(self) -> EngineOut:
         """Where the store stands."""
-        return engine_out(self._store.statistics(), self._model.name, self._config.hint_seconds)
+        present = self._store.present().name
+        return engine_out(self._store.statistics(), self._model.name, present, self._config.hint_seconds)
 
     def claim(self, wanted: NextIn) -> TaskOut | None:
         """The next image."""

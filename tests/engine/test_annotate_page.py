@@ -139,9 +139,11 @@ def test_masks_are_reordered_by_mouse_and_by_touch(ada, two_images):
         points = [{"x": x, "y": y} for x, y in places]
         fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     assert ada.titles() == ["1. one", "2. two"]
+    two_images.promote(two_images.add_candidate("0001", None, two_images.present().id).id)
     ada.press("Escape", "d")
     ada.wait_for("image_1.png")
     assert [mask.name for mask in two_images.masks(1)] == ["one", "two"]
+    assert "model 0001 waits for a restart of the server" in ada.page.inner_text("#figures")
 
 
 def test_keys_alone_are_enough(ada, two_images):

@@ -28,6 +28,12 @@ def put(client, task, key=None, **fields):
     return client.put(f"/v1/engine/tasks/{task['task_id']}/masks/{key or uuid.uuid4()}", json=sent)
 
 
+def test_a_model_that_waits_for_a_restart_is_named(client, store):
+    store.promote(store.add_candidate("0001", None, store.present().id).id)
+    about = client.get("/v1/engine").json()
+    assert (about["model_version"], about["promoted"]) == ("vit_tiny", "0001")
+
+
 def test_an_image_from_next_to_done(client, store):
     about = client.get("/v1/engine").json()
     assert {name: about[name] for name in ("stage", "images", "done", "open", "masks")} == {
@@ -37,7 +43,7 @@ def test_an_image_from_next_to_done(client, store):
         "open": 3,
         "masks": 0,
     }
-    assert (about["model_version"], about["hint_seconds"]) == ("vit_tiny", 30)
+    assert (about["model_version"], about["promoted"], about["hint_seconds"]) == ("vit_tiny", "vit_tiny", 30)
     assert set(about["statistics"].values()) == {None}
     task = claim(client)
     assert (task["stage"], task["masks"], task["lease_seconds"]) == ("assisted-manual", [], 600)

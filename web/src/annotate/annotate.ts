@@ -191,7 +191,7 @@ async function refresh(): Promise<void> {
   await engine.info().then(show, () => undefined); // where the server is away, saving says so
 }
 
-function show({ done, images, masks, statistics, hint_seconds }: EngineInfo): void {
+function show({ done, images, masks, statistics, hint_seconds, model_version: used, promoted }: EngineInfo): void {
   const { seconds_per_mask: seconds, share_new: share } = statistics;
   time.hintSeconds = hint_seconds;
   find("figures").textContent = [
@@ -199,6 +199,7 @@ function show({ done, images, masks, statistics, hint_seconds }: EngineInfo): vo
     `${masks} masks`,
     seconds === null ? "" : `${Math.round(seconds)} s a mask`,
     share === null ? "" : `${Math.round(100 * share)} % new`,
+    promoted === used ? "" : `model ${promoted} waits for a restart of the server`,
   ]
     .filter(Boolean)
     .join(" · ");

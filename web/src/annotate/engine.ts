@@ -18,7 +18,8 @@ export interface EngineInfo {
   readonly done: number;
   readonly open: number;
   readonly masks: number;
-  readonly model_version: string | null;
+  readonly model_version: string;
+  readonly promoted: string;
   readonly hint_seconds: number;
   readonly statistics: {
     readonly masks_per_image: number | null;
