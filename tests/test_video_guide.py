@@ -41,7 +41,7 @@ def test_commands_run(line, here, capsys):
     assert "7 frames done" in capsys.readouterr().out
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_python_blocks_run(here, capsys):
     exec(compile(blocks(PAGE)[0], "video.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 7

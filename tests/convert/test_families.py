@@ -67,7 +67,7 @@ def test_what_mobile_sam_lacks_is_named(mobile):
         from_state_dict(state)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mobile", "hq"])
 def test_a_converted_directory_gives_masks(family, tmp_path, request):
     variables = request.getfixturevalue(family)

@@ -19,6 +19,7 @@ FULL = dataclasses.replace(
     TINY, details=8, crf=True, mask_decoder=dataclasses.replace(TINY.mask_decoder, iou_times_stability=True)
 )
 MODELS = {"plain": TINY, "full": FULL, "hq": as_hq(TINY)}
+NAMES = ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "hq"))]
 
 
 def test_what_is_missing_is_named(monkeypatch, checkpoint, tmp_path):
@@ -67,10 +68,9 @@ OFFICIAL = ["image_embeddings", "point_coords", "point_labels", "mask_input", "h
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize(
-    ("name", "more"), [("plain", []), ("full", ["image_details", "input_image"]), ("hq", ["image_details"])]
-)
-def test_the_decoder_has_the_official_signature(exported, name, more):
+@pytest.mark.parametrize("name", NAMES)
+def test_the_decoder_has_the_official_signature(exported, name):
+    more = {"plain": [], "full": ["image_details", "input_image"], "hq": ["image_details"]}[name]
     decoder = session(exported(name)[2] / "decoder.onnx")
     assert sorted(names(decoder.get_inputs())) == sorted([*OFFICIAL, *more])
     assert names(decoder.get_outputs()) == ["masks", "iou_predictions", "low_res_masks"]
@@ -79,7 +79,7 @@ def test_the_decoder_has_the_official_signature(exported, name, more):
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("points", [1, 2, 5, 40])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_any_number_of_points(exported, name, points):
     """Encoder and decoder one after the other, as a page or a label tool does, beside the predictor."""
     config, variables, directory = exported(name)
@@ -117,7 +117,8 @@ def predictor_frame(image):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("precision", [pytest.param("float16", marks=pytest.mark.slow), "int8"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_smaller_weights(exported, precision, tmp_path, capsys):
     import onnx
 

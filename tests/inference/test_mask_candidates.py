@@ -25,7 +25,7 @@ def known():
     return Sam(TINY), variables, embedding
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_points_in_groups_have_the_masks_of_all_at_once(known):
     model, variables, embedding = known
     labels = jnp.ones((1, len(POINTS), 1), jnp.int32)

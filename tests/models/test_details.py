@@ -25,7 +25,7 @@ def _masks(config, variables):
     return jitted(config, "__call__")(variables, IMAGES, PROMPTS).low_res_masks
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_fresh_details_change_nothing():
     """Training can begin with the weights of a model that has none."""
     variables = random_variables(TINY)

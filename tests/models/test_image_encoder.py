@@ -155,8 +155,9 @@ def test_inference_variables_give_the_same_numbers_from_half_the_bytes(variables
     assert inference_variables(TINY, variables) is variables
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("order", ["grid", "windows"])
+@pytest.mark.parametrize(
+    "order", [pytest.param("grid", marks=pytest.mark.slow), pytest.param("windows", marks=pytest.mark.long)]
+)
 def test_the_encoder_with_tpu_kernels_equals_the_one_without(order):
     """Kernels interpreted in both kinds of blocks, on a grid of 5 x 7 and windows of 3; values and gradients."""
     wide = {"embed_dim": 128, "num_heads": 8, "depth": 2, "remat": True, "token_order": order}

@@ -132,12 +132,17 @@ class Pair:
         return jax.jit(lambda variables, images: model.apply(variables, images, method="encode_image"))
 
 
-PUBLISHED = ["vit_b", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit_l", "vit_h"))]
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+PUBLISHED = ["vit_b", slow("vit_l"), slow("vit_h")]
+OTHERS = ["mobile_sam", "hq", "hq_token_only", slow("odd_mobile"), slow("hq_mobile")]
 
 
 @pytest.fixture(
     scope="module",
-    params=["tiny", "odd", *FAMILIES, *PUBLISHED],
+    params=["tiny", "odd", *OTHERS, *PUBLISHED],
 )
 def pair(request):
     yield Pair(CONFIGS[request.param])

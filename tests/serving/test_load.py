@@ -94,7 +94,7 @@ def load(server, seconds):
     return latencies, single
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_many_users_at_once(server):
     assert len(load(server, 3)[0]) >= 2 * USERS
 

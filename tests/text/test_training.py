@@ -72,7 +72,7 @@ def decode(prompts, config=KNOWING):
     return model.apply(variables, random_embeddings(0), prompts, method="predict_masks").low_res_masks
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_texts_are_prompts_of_their_own_and_beside_others():
     rng = np.random.default_rng(0)
     texts = rng.standard_normal((1, 2, 20)).astype(np.float32)

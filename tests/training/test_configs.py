@@ -179,9 +179,9 @@ def test_every_config_file_is_started_here():
 COMMANDS = ["finetune_coco.py", "sa1b_vit_b.py"]
 
 
-# The other files, some of them beside the slow tests.
+# The other files, most of them beside the slow tests.
 OTHERS = [
-    pytest.param(name, marks=pytest.mark.slow if name in ("decoder_only.py", "text_to_mask.py") else pytest.mark.long)
+    pytest.param(name, marks=pytest.mark.long if name in ("bundled.py", "sa1b_vit_h.py") else pytest.mark.slow)
     for name in sorted(STARTS.keys() - set(COMMANDS))
 ]
 

@@ -130,7 +130,7 @@ def test_finer_targets_are_compared_with_enlarged_logits(fixed):
     np.testing.assert_allclose(scores.loss[1], (parts.mask + parts.iou)[..., 0], rtol=1e-5)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_whole_step_with_masks_at_full_resolution():
     model, variables, batch = Sam(SMALLEST), random_variables(SMALLEST), batch_of()
     fine = batch | {"masks": batch["masks"].repeat(4, axis=2).repeat(4, axis=3)}

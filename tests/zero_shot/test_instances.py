@@ -66,7 +66,7 @@ def write_boxes(path, ids=(7, 8)):
     return path
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_command(run, tmp_path):
     code, out, err = run("--boxes", write_boxes(tmp_path / "boxes.json"))
     assert code == 0, err
