@@ -14,14 +14,11 @@ from sam_jax.engine.brush import decode_brush
 from sam_jax.engine.label_studio import LabelStudio, create_router
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.models.sam import Sam
+from tests.engine.drawn import INTERFACE, click, rectangle
 from tests.predicting import H, W, make_image
 from tests.serving.running import image_file, running
 from tests.tiny import TINY
 
-INTERFACE = """<View><Image name="img" value="$scene"/>
-<BrushLabels name="brush" toName="img"><Label value="Dog"/></BrushLabels>
-<KeyPointLabels name="click" toName="img" smart="true"><Label value="Dog" smart="true"/></KeyPointLabels>
-<RectangleLabels name="box" toName="img" smart="true"><Label value="Dog" smart="true"/></RectangleLabels></View>"""
 ADDRESS = "/data/upload/1/a.png"
 
 
@@ -74,18 +71,6 @@ def client(source, variables):
     with running(Sam(TINY), variables, config, routers=[router]) as server, server.client() as client:
         client.headers["Authorization"] = "Basic " + base64.b64encode(b"sam_jax:secret").decode()
         yield client
-
-
-def click(x, y, positive=1):
-    value = {"x": 100 * x / W, "y": 100 * y / H, "width": 0.5, "keypointlabels": ["Dog"]}
-    where = {"from_name": "click", "to_name": "img", "original_width": W, "original_height": H}
-    return where | {"id": "1", "type": "keypointlabels", "is_positive": positive, "value": value}
-
-
-def rectangle(x0, y0, x1, y1):
-    value = {"x": 100 * x0 / W, "y": 100 * y0 / H, "width": 100 * (x1 - x0) / W, "height": 100 * (y1 - y0) / H}
-    where = {"from_name": "box", "to_name": "img", "original_width": W, "original_height": H}
-    return where | {"id": "2", "type": "rectanglelabels", "value": value | {"rotation": 0, "rectanglelabels": ["Dog"]}}
 
 
 def asked(*drawn, address=ADDRESS, interface=INTERFACE):
