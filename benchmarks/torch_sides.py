@@ -100,13 +100,13 @@ def as_dtype(model: torch.nn.Module, dtype: str, device: str) -> torch.nn.Module
 def encode_official(model: torch.nn.Module, images: np.ndarray, device: str) -> Run:
     """Images (B, H, W, 3) -> embeddings (B, h, w, C) float32, by the official encoder, compiled or not."""
     x = _channels_first(images, model, device)
-    return _encode(lambda: model(x), device)
+    return _waiting(lambda: model(x).permute(0, 2, 3, 1), device)
 
 
 def encode_hugging_face(model: torch.nn.Module, images: np.ndarray, device: str) -> Run:
     """The same by Hugging Face's model."""
     x = _channels_first(images, model, device)
-    return _encode(lambda: model.get_image_embeddings(x), device)
+    return _waiting(lambda: model.get_image_embeddings(x).permute(0, 2, 3, 1), device)
 
 
 def _channels_first(images: np.ndarray, model: torch.nn.Module, device: str) -> torch.Tensor:
@@ -114,14 +114,16 @@ def _channels_first(images: np.ndarray, model: torch.nn.Module, device: str) -> 
     return torch.from_numpy(images).to(device, dtype).permute(0, 3, 1, 2).contiguous()
 
 
-def _encode(run: Run, device: str) -> Run:
+def _waiting(run: Run, device: str) -> Run:
+    """`run` without gradients, which returns when the device has done it."""
+
     @torch.no_grad()
-    def encode() -> torch.Tensor:
-        out = run().permute(0, 2, 3, 1)
+    def waiting() -> torch.Tensor:
+        out = run()
         wait(device)
         return out
 
-    return encode
+    return waiting
 
 
 def decode_official(model: torch.nn.Module, embeddings: np.ndarray, coords: np.ndarray, device: str) -> Run:
@@ -130,7 +132,6 @@ def decode_official(model: torch.nn.Module, embeddings: np.ndarray, coords: np.n
     embedding = torch.from_numpy(embeddings).to(device, dtype).permute(0, 3, 1, 2)
     points = (torch.from_numpy(coords).to(device), torch.ones(len(coords), 1, device=device))
 
-    @torch.no_grad()
     def decode() -> torch.Tensor:
         sparse, dense = model.prompt_encoder(points=points, boxes=None, masks=None)
         masks, _ = model.mask_decoder(
@@ -140,10 +141,9 @@ def decode_official(model: torch.nn.Module, embeddings: np.ndarray, coords: np.n
             dense_prompt_embeddings=dense.to(dtype),
             multimask_output=True,
         )
-        wait(device)
         return masks
 
-    return decode
+    return _waiting(decode, device)
 
 
 def decode_hugging_face(model: torch.nn.Module, embeddings: np.ndarray, coords: np.ndarray, device: str) -> Run:
@@ -153,15 +153,11 @@ def decode_hugging_face(model: torch.nn.Module, embeddings: np.ndarray, coords: 
     points = torch.from_numpy(coords).to(device, dtype)[None]
     labels = torch.ones(points.shape[:3], dtype=torch.int64, device=device)
 
-    @torch.no_grad()
     def decode() -> torch.Tensor:
-        out = model(
-            image_embeddings=embedding, input_points=points, input_labels=labels, multimask_output=True
-        ).pred_masks[0]
-        wait(device)
-        return out
+        given = {"image_embeddings": embedding, "input_points": points, "input_labels": labels}
+        return model(**given, multimask_output=True).pred_masks[0]
 
-    return decode
+    return _waiting(decode, device)
 
 
 def as_array(x: Any) -> np.ndarray:

@@ -4,23 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from sam_jax.batch.prompt_files import ImageObjects, ObjectPrompt
-from sam_jax.cli.main import main
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.models.sam import Sam
 from sam_jax.ops.rle import decode_mask
 from sam_jax.zero_shot.instances import InstanceSegmenter
 from tests.tiny import TINY
-from tests.zero_shot.test_proposals import SIZE, write_annotations
+from tests.zero_shot.conftest import SIZE
+from tests.zero_shot.test_proposals import write_annotations
 
 BOXES = [(10.0, 10.0, 60.0, 50.0), (5.5, 20.0, 95.0, 70.0), (0.0, 0.0, 30.0, 30.0)]
-
-
-@pytest.fixture(scope="module")
-def image():
-    return np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
 
 
 def test_the_best_mask_goes_back_with_its_box(variables, image):
@@ -45,19 +39,9 @@ def test_the_best_mask_goes_back_with_its_box(variables, image):
 
 
 @pytest.fixture
-def run(checkpoint, tmp_path, image, capsys):
-    """run(*arguments) -> (exit code, stdout, stderr), of images/7.png and 8.png."""
-    (tmp_path / "images").mkdir()
-    for name in ("7.png", "8.png"):
-        Image.fromarray(image).save(tmp_path / "images" / name)
-
-    def call(*arguments):
-        words = ["instances", tmp_path / "images", "--out", tmp_path / "out", "--checkpoint", checkpoint, *arguments]
-        code = main(["zero-shot", *map(str, words), "--boxes-per-batch", "4"])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(run_task):
+    options = ["--boxes-per-batch", "4"]
+    return lambda *arguments: run_task("instances", *arguments, *options)
 
 
 def write_boxes(path, ids=(7, 8)):

@@ -5,24 +5,17 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from sam_jax.cli.main import main
 from sam_jax.inference.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import nms
 from sam_jax.ops.rle import decode_mask
 from sam_jax.zero_shot.proposals import ProposalOptions, ProposalSegmenter
 from tests.tiny import TINY
+from tests.zero_shot.conftest import SIZE
 
-SIZE = 72, 100
 # 25 points in batches of 9: the last one is not full.
 OPTIONS = {"points_per_side": 5, "points_per_batch": 9}
-
-
-@pytest.fixture(scope="module")
-def image():
-    return np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
 
 
 def proposals(variables, image, **options):
@@ -74,20 +67,9 @@ def test_empty_masks_are_no_proposals(variables, image):
 
 
 @pytest.fixture
-def run(checkpoint, tmp_path, image, capsys):
-    """run(*arguments) -> (exit code, stdout, stderr), of images/7.png and 8.png."""
-    (tmp_path / "images").mkdir()
-    for name in ("7.png", "8.png"):
-        Image.fromarray(image).save(tmp_path / "images" / name)
-
-    def call(*arguments):
-        words = ["proposals", tmp_path / "images", "--out", tmp_path / "out", "--checkpoint", checkpoint, *arguments]
-        sides = ["--points-per-side", "3", "--points-per-batch", "9", "--box-nms-thresh", "1"]
-        code = main(["zero-shot", *map(str, words), *sides])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(run_task):
+    options = ["--points-per-side", "3", "--points-per-batch", "9", "--box-nms-thresh", "1"]
+    return lambda *arguments: run_task("proposals", *arguments, *options)
 
 
 def write_annotations(path, ids=(7, 8)):
