@@ -12,7 +12,8 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 MAX_BYTES = 150_000
 # What a notebook needs beyond the `examples` extra is the marker of its test.
 # Two minutes of training are slow.
-NEEDS = {"official_weights": pytest.mark.oracle, "tpu_pod": pytest.mark.libtpu, "fine_tuning": pytest.mark.slow}
+SLOW = dict.fromkeys(("everything_mode", "fine_tuning"), pytest.mark.slow)
+NEEDS = {"official_weights": pytest.mark.oracle, "tpu_pod": pytest.mark.libtpu} | SLOW
 
 
 def cells(path, kind):

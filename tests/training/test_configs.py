@@ -181,7 +181,7 @@ COMMANDS = ["finetune_coco.py", "sa1b_vit_b.py"]
 
 # The other files, most of them beside the slow tests.
 OTHERS = [
-    pytest.param(name, marks=pytest.mark.long if name in ("bundled.py", "sa1b_vit_h.py") else pytest.mark.slow)
+    pytest.param(name, marks=pytest.mark.long if name == "bundled.py" else pytest.mark.slow)
     for name in sorted(STARTS.keys() - set(COMMANDS))
 ]
 
