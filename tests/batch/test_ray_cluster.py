@@ -101,8 +101,8 @@ def results(folder):
     return {path.name: json.loads(path.read_text())["annotations"] for path in folder.glob("[0-9]*.json")}
 
 
-@pytest.mark.oracle
-@pytest.mark.parametrize("images", [40, pytest.param(300, marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [40, 300], indirect=True)
 def test_a_host_dies_and_every_image_is_there_once(cluster, images, tmp_path, checkpoint, capsys, monkeypatch):
     """The command on a cluster of which a host is killed midway, beside the command without one."""
     monkeypatch.chdir(tmp_path)
@@ -165,7 +165,7 @@ def run(cluster, folder, out, build):
     return run_on_cluster(find_images([str(folder)]), job, files, options)
 
 
-@pytest.mark.oracle
+@pytest.mark.slow
 def test_an_image_that_kills_its_workers_is_one_failure(cluster, images, tmp_path):
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(images / "005.png")
     summary = run(cluster, images, tmp_path / "out", Deadly)
@@ -174,13 +174,13 @@ def test_an_image_that_kills_its_workers_is_one_failure(cluster, images, tmp_pat
     assert len(list((tmp_path / "out").glob("0*.json"))) == summary.done + summary.skipped == 38
 
 
-@pytest.mark.oracle
+@pytest.mark.slow
 def test_what_workers_cannot_load_is_said(cluster, images, tmp_path):
     with pytest.raises(ValueError, match="no such checkpoint: nowhere"):
         run(cluster, images, tmp_path / "out", Wrong)
 
 
-@pytest.mark.oracle
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
 def test_a_cluster_that_is_not_there(address, tmp_path, capsys):
     Image.fromarray(make_image(20, 30)).save(tmp_path / "a.png")
