@@ -139,10 +139,16 @@ def test_masks_are_reordered_by_mouse_and_by_touch(ada, two_images):
         points = [{"x": x, "y": y} for x, y in places]
         fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     assert ada.titles() == ["1. one", "2. two"]
-    two_images.promote(two_images.add_candidate("0001", None, two_images.present().id).id)
     ada.press("Escape", "d")
     ada.wait_for("image_1.png")
     assert [mask.name for mask in two_images.masks(1)] == ["one", "two"]
+
+
+def test_a_model_that_waits_for_a_restart_is_named(ada, two_images):
+    assert "restart" not in ada.page.inner_text("#figures")
+    two_images.promote(two_images.add_candidate("0001", None, two_images.present().id).id)
+    ada.press("d")
+    ada.wait_for("image_1.png")
     assert "model 0001 waits for a restart of the server" in ada.page.inner_text("#figures")
 
 

@@ -42,16 +42,18 @@ def studio(tmp_path_factory):
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONPATH")}
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(command, env=environment | switches, stdout=log, stderr=log, cwd=folder)
-    headers = {"Authorization": f"Token {TOKEN}"}
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120, trust_env=False) as client:
-        ends = time.monotonic() + 300
-        while not is_up(client):
-            lives = process.poll() is None and time.monotonic() < ends
-            assert lives, (folder / "log.txt").read_text()[-3000:]
-            time.sleep(1)
-        yield client
-    process.terminate()
-    process.wait()
+    options = {"headers": {"Authorization": f"Token {TOKEN}"}, "timeout": 120, "trust_env": False}
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", **options) as client:
+            ends = time.monotonic() + 300
+            while not is_up(client):
+                lives = process.poll() is None and time.monotonic() < ends
+                assert lives, (folder / "log.txt").read_text()[-3000:]
+                time.sleep(1)
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def is_up(client):
