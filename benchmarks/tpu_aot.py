@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import tpu_training
 from sam_jax import Prompts, config
 from sam_jax.estimates import tpu as tpu_estimates
-from sam_jax.inference import mask_candidates
+from sam_jax.inference import mask_candidates, point_decoding
 from sam_jax.inference.encoding import EncodedImages
 from sam_jax.models.sam import Sam, inference_variables, init_variables
 from sam_jax.ops import crf
@@ -224,7 +224,7 @@ def everything(size: str, args: Any) -> list[Program]:
     points = jax.ShapeDtypeStruct((64, 2), jnp.float32)
     planes = jax.ShapeDtypeStruct((3 * 64, 16, grid * grid), jnp.float32)
     indices = jax.ShapeDtypeStruct((chunk,), jnp.int32)
-    decode = partial(mask_candidates.decode_points, model)
+    decode = partial(point_decoding.decode_points, model)
     least_iou = jax.ShapeDtypeStruct((), jnp.float32)
     examined = planes, indices, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), enlarge)
     return [

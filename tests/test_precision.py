@@ -17,7 +17,8 @@ from jax.extend.core import jaxprs_in_params
 from sam_jax.config import FinetuneConfig, InteractionConfig, OptimConfig, TrainConfig
 from sam_jax.evaluation import programs
 from sam_jax.inference.encoding import encode_images
-from sam_jax.inference.mask_candidates import decode_points, examine
+from sam_jax.inference.mask_candidates import examine
+from sam_jax.inference.point_decoding import decode_points
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.ops import mask_decoder_tpu
 from sam_jax.ops.attention import packed_attention

@@ -18,6 +18,7 @@ import numpy as np
 
 from sam_jax.config import AmgConfig
 from sam_jax.inference.encoding import EncodedImages, encode_and_wait
+from sam_jax.inference.point_decoding import decode_batches, decode_points, in_groups
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
 from sam_jax.ops.crf import CELL, CrfPixels, refine_masks
@@ -26,7 +27,6 @@ from sam_jax.ops.masks import axis_matrix, bilinear_matrix
 from sam_jax.ops.planes import SIDE, join_subpixels, split_subpixels
 from sam_jax.ops.products import einsum
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side, to_input_frame
-from sam_jax.structs import Prompts
 
 # Sides of enlarged masks are padded to multiples of this: images of similar size share programs, and bits fill bytes.
 SIDE_STEP = 64
@@ -34,7 +34,6 @@ SIDE_STEP = 64
 CHUNK_PIXELS = 1 << 29
 MAX_CHUNK, MIN_CHUNK = 64, 4
 CROPS_AT_ONCE = 4
-CPU_GROUP = 4  # points or masks that a CPU processes at once: as many as fit into its caches
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
@@ -123,47 +122,6 @@ def concatenate(parts: list[Candidates]) -> Candidates:
     return Candidates([pixels for part in parts for pixels in part.pixels], **arrays)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="single_output")
-def decode_points(
-    model: Sam,
-    variables: Any,
-    embedding: jax.Array,
-    points: jax.Array,
-    least_iou: jax.Array,
-    single_output: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Three masks of each point (HQ-SAM: one), as planes, because most are dropped before their pixels are needed.
-
-    CPUs decode few points at once, so that pixels stay in the caches, and upscale only masks of promising points.
-
-    Args:
-      embedding: (h, w, C); points: (P, 2) in pixels of the input frame.
-      least_iou: () float32; on CPUs, points without a predicted IoU above it get planes of zeros.
-      single_output: return only the decoder's mask for unambiguous prompts, one per point.
-
-    Returns:
-      (3 P, 16, h*w) logits, see `ops.planes`, and predicted IoU (3 P,), both float32.
-    """
-
-    def decode(points: jax.Array, least_iou: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        prompts = Prompts(point_coords=points[None, :, None], point_labels=jnp.ones((1, len(points), 1), jnp.int32))
-        wanted = slice(0, 1) if single_output else slice(1, None)
-        options: Any = {"masks": wanted, "least_iou": least_iou, "method": "predict_planes"}
-        found: Any = model.apply(variables, embedding[None], prompts, **options)
-        planes, iou = found
-        return planes.reshape(-1, *planes.shape[-2:]), iou.reshape(-1)
-
-    def in_groups(points: jax.Array, least_iou: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found: tuple[jax.Array, jax.Array] = _in_groups(lambda group: decode(group, least_iou), points)
-        return found
-
-    def at_once(points: jax.Array, _: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return decode(points, None)
-
-    found: tuple[jax.Array, jax.Array] = jax.lax.platform_dependent(points, least_iou, cpu=in_groups, default=at_once)
-    return found
-
-
 @jax.jit
 def examine(
     planes: jax.Array,
@@ -214,16 +172,9 @@ def examine(
     # Edge refinement takes memory by the mask.
     tpu = at_once if pixels is None and fits_kernel(enlarge) else one_by_one
     found: dict[str, jax.Array] = jax.lax.platform_dependent(
-        indices, cpu=partial(_in_groups, few), tpu=tpu, default=one_by_one
+        indices, cpu=partial(in_groups, few), tpu=tpu, default=one_by_one
     )
     return found
-
-
-def _in_groups(few: Callable[[jax.Array], Any], rows: jax.Array) -> Any:
-    """Applies `few` to all rows (n, ...), CPU_GROUP at a time."""
-    padded = jnp.pad(rows, ((0, -len(rows) % CPU_GROUP), *((0, 0),) * (rows.ndim - 1)), mode="edge")
-    found = jax.lax.map(few, padded.reshape(-1, CPU_GROUP, *rows.shape[1:]))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: x.shape[1] * len(rows) // CPU_GROUP], found)
 
 
 def _facts(mask: jax.Array, seen: Seen) -> dict[str, jax.Array]:
@@ -279,20 +230,21 @@ def find_in_crop(
     in_frame = to_input_frame(points, crop.size, crop.input_size).astype(np.float32)
     enlarge = enlargement(model, config, crop)
     parts: list[Chunk] = []
-    waiting: list[tuple[int, jax.Array, jax.Array]] = []  # batches in progress on the device
-    for start in range(0, len(points), config.points_per_batch):
-        batch = in_frame[start : start + config.points_per_batch]
-        if on_points is not None:
-            on_points(len(batch))
-        filled = np.concatenate([batch, np.repeat(batch[:1], config.points_per_batch - len(batch), axis=0)])
-        least_iou = _least_iou(config)
-        found = decode_points(model, variables, crop.encoded.embeddings, filled, least_iou, single_output=single_output)
-        waiting.append((start, *found))
-        # The device decodes this batch while the host filters the previous one.
-        if len(waiting) > 1:
-            parts += _chunks(config, *waiting.pop(0), len(points), enlarge)
-    for batch_of_masks in waiting:
-        parts += _chunks(config, *batch_of_masks, len(points), enlarge)
+    decoded = decode_batches(
+        partial(
+            decode_points,
+            model,
+            variables,
+            crop.encoded.embeddings,
+            least_iou=_least_iou(config),
+            single_output=single_output,
+        ),
+        in_frame,
+        config.points_per_batch,
+        on_points,
+    )
+    for start, planes, iou in decoded:
+        parts += _chunks(config, start, planes, iou, len(points), enlarge)
     return concatenate([_filter(config, crop, points, *part) for part in parts])
 
 

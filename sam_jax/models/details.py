@@ -123,6 +123,11 @@ def split_details(image_embeddings: jax.Array, dim: int) -> tuple[jax.Array, Det
     return proper, Details(planes(first, 4), planes(second, 4), planes(masks, _CELLS))
 
 
+def centred(details: Details) -> Details:
+    """Details whose `first` sums to zero over its channels, as the LayerNorm that follows it wants."""
+    return details._replace(first=details.first - details.first.mean(axis=-2, keepdims=True))
+
+
 def pixel_embeddings(masks: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """`Details.masks` with sub-pixels joined, for an embedding grid (h, w): (B, 4h, 4w, F)."""
     return jnp.moveaxis(join_subpixels(masks[:, 0].swapaxes(1, 2), grid), 1, -1)

@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import MaskDecoderConfig
-from sam_jax.models.details import Details, split_details
+from sam_jax.models.details import Details, centred, split_details
 from sam_jax.models.layers import Mlp
 from sam_jax.models.planes import PlaneNorm, PlaneSubpixelConv
 from sam_jax.models.prompt_encoder import PromptEmbeddings
@@ -94,13 +94,17 @@ class MaskDecoder(nn.Module):
         upscaling = Upscaling(*up.matrices(), norm.scale, norm.bias, *up_again.matrices())
         heads, kernels = self.config.num_heads, self.config.kernels
 
+        # `kept`, so that a loop over prompts does not prepare an image's details again and again.
+        prepared = None if details is None else Details(*(kept(x.astype(self.dtype)) for x in centred(details)))
+        features = None if prepared is None else kept(rearrange(prepared.masks, "b 1 x f s -> b f (x s)"))
+
         def of_prompts(hypernetworks: jax.Array, pixels: jax.Array) -> jax.Array:
-            if details is None:
+            if prepared is None:
                 return upscale(upscaling, hypernetworks, pixels, heads, norm.epsilon, kernels)
-            first, second, masks = (x.astype(self.dtype) for x in details)
             own, shared = jnp.split(hypernetworks, [c // 8], axis=-1)
-            planes = upscale(upscaling, own, pixels, heads, norm.epsilon, kernels, (first, second))
-            return planes + einsum("bnmf,bxfs->bnmxs", shared, masks[:, 0]).astype(jnp.float32)
+            both = prepared.first, prepared.second
+            planes = upscale(upscaling, own, pixels, heads, norm.epsilon, kernels, both)
+            return planes + einsum("bnmf,bft->bnmt", shared, features).reshape(planes.shape).astype(jnp.float32)
 
         if wanted is None:
             return of_prompts(hypernetworks, pixels)

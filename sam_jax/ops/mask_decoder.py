@@ -183,8 +183,8 @@ def upscale(
 ) -> jax.Array:
     """Pixels (B, N, C, S), upscaled fourfold, times a vector per mask (B, N, M, G): planes (B, N, M, 16, S) float32.
 
-    `details`, (B, 1, 4, F, S) and (B, 1, 4, 4 G, S), are added after the first and the second upscaling step; the
-    kernel does not support them.
+    `details`, (B, 1, 4, F, S) with zero sums over F and (B, 1, 4, 4 G, S), are added after the first and the second
+    upscaling step; the kernel does not support them.
     """
 
     def tpu(pixels: jax.Array, rows: jax.Array, *parts: jax.Array, interpret: bool) -> tuple[jax.Array]:
@@ -205,7 +205,7 @@ def upscale(
         known = Upscaling(*parts)
         x = split(known.first, known.first_bias, pixels)
         if details is not None:
-            x = x + (details[0] - details[0].mean(axis=-2, keepdims=True))
+            x = x + details[0]
         x = gelu(layer_norm(x, known.scale, known.shift, epsilon, -2, CENTRED))
         x = stack(known.second, known.second_bias, x)
         x = gelu(x if details is None else x + details[1])

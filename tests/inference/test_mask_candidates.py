@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.inference.mask_candidates import decode_points
+from sam_jax.inference.point_decoding import decode_points
 from sam_jax.models import mask_decoder
 from sam_jax.models.sam import Sam
 from sam_jax.structs import Prompts
