@@ -127,7 +127,7 @@ THIRD_PARTY = {
     "rgb": {"numpy", "PIL"},
     "inference": _ARRAYS | _HOST,
     # Ray is optional, imported where a cluster is asked for.
-    "batch": _ARRAYS | _HOST | {"ray"},
+    "batch": _ARRAYS | _HOST | {"ray", "cloudpickle"},
     "plotting": {"numpy", "PIL", "matplotlib"},
     "training": _ARRAYS | {"flax", "optax", "etils", "tqdm", "PIL", "tensorboardX"},
     "training/loop": _ARRAYS | {"flax", "optax", "etils", "tqdm"},

@@ -1,108 +1,30 @@
-"""A run over many images on the hosts of a Ray cluster: one worker per host, each with the compiled model.
+"""A run over many images on the hosts of a Ray cluster, as its user sees it: what goes in, and the summary.
 
-The results are the files that a run without Ray writes, and the same files say what is finished: an image whose worker
-died is given to another one, and is done again only where its results are not there. Ray's own tasks wait for the actor
-that they were given to; here a lost host's images go to those that are left, and a host that joins gets its share.
+The results are the files that a run without Ray writes, and the same files say what is finished. All that touches Ray
+in a process of its own, see `ray_driver`: Ray's library can crash where a host is lost, and the run then goes on in
+a new process, with what was not answered.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import logging
+import importlib.util
+import multiprocessing
+import signal
 import socket
 import time
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from multiprocessing.connection import Connection
 
 from tqdm import tqdm
 
-from sam_jax.batch.image_list import ImageFile, ImageList
-from sam_jax.batch.prompt_files import PromptTable
+from sam_jax.batch import ray_driver
+from sam_jax.batch.image_list import ImageList
+from sam_jax.batch.ray_driver import Answer, ClusterOptions, Ended, Waiting, WorkerJob
 from sam_jax.batch.result_files import ResultFiles
-from sam_jax.batch.run import RunOptions, Summary, own_devices, save_failures, writing_hooks
-from sam_jax.batch.segmenters import Segmenter
-from sam_jax.batch.stream import segment_images
-from sam_jax.files import absolute
+from sam_jax.batch.run import Summary, save_failures
 
-_CHUNK = 16  # most images of one request: what is given out again when a worker dies
-_AHEAD = 2  # requests that a worker has: one in work, one that waits
-_MOST_DEATHS = 3  # of workers, by the same images or before they are ready
+_MOST_CRASHES = 3  # of Ray's process, without an answer between them
 _CONNECT_SECONDS = 20.0
-_LOOK_SECONDS = 5.0  # how often hosts are counted anew
-
-
-@dataclasses.dataclass(frozen=True)
-class ClusterOptions:
-    """Which cluster, and what a worker takes of it.
-
-    Attributes:
-      address: "auto" finds this machine's cluster, "HOST:6379" and "ray://HOST:10001" name one, "local" starts one.
-      resources: of one worker, such as {"TPU": 4}; None means a host's TPUs, else its GPUs, else all its CPUs but one.
-      workers: at most so many; None means as many as the hosts hold.
-    """
-
-    address: str = "auto"
-    resources: dict[str, float] | None = None
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers of the cluster must be 1 or more, not {self.workers}")
-        for name, count in (self.resources or {}).items():
-            if count <= 0:
-                raise ValueError(f"resource {name} must be more than 0, not {count:g}")
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkerJob:
-    """What a worker needs, as it can be sent to it.
-
-    Attributes:
-      build: makes the segmenter, on the worker's host.
-      out, formats, settings: as of `ResultFiles`; `out` is absolute.
-      prompts, options: as of `run_images`.
-    """
-
-    build: Callable[[], Segmenter]
-    out: str
-    formats: tuple[str, ...]
-    settings: dict[str, Any]
-    prompts: PromptTable | None
-    options: RunOptions
-
-
-class _Worker:
-    """Lives on a host of the cluster."""
-
-    def __init__(self, job: WorkerJob) -> None:
-        self._job = job
-
-    def build(self) -> str:
-        """Loads the model; the host's id. Not in __init__, whose errors Ray takes for a death."""
-        import ray
-
-        self._segmenter = self._job.build()
-        self._files = ResultFiles(self._job.out, self._job.formats, self._job.settings, listing=False)
-        node: str = ray.get_runtime_context().get_node_id()
-        return node
-
-    def segment(self, chunk: Sequence[ImageFile]) -> Summary:
-        """Segments images and writes their results."""
-        job, summary = self._job, Summary()
-        results = segment_images(
-            chunk,
-            self._segmenter,
-            workers=job.options.workers,
-            devices=own_devices(job.options, len(chunk)),
-            hooks=writing_hooks(self._files, job.prompts, job.options),
-            timings=summary.timings,
-        )
-        for result in results:
-            summary.count(result)
-        return summary
+_STOP_SECONDS = 30.0
 
 
 def run_on_cluster(
@@ -118,41 +40,85 @@ def run_on_cluster(
     Raises:
       ValueError: Ray is not installed, there is no such cluster, or no host of it has a worker's resources.
       OutputError: results can no longer be written.
-      RuntimeError: workers die whatever they are given.
+      RuntimeError: workers, or Ray itself, die whatever they are given.
       PromptFileError: the prompts fit none of the images.
     """
-    ray = _connect(cluster.address)
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("ray is not installed; a cluster needs it: pip install 'sam_jax[ray]'")
+    _reach(cluster.address)
     summary, start = Summary(prompts=job.prompts, noun=noun), time.perf_counter()
     files.write_failures([], job.options.failures_file)
     try:
         if job.prompts is not None:
             job.prompts.check(images)
-        run = _ClusterRun(ray, job, cluster, images, summary)
         with tqdm(total=len(images), unit="image", disable=None, smoothing=0.05) as bar:
-            run.work(bar)
+            _drive(images, job, cluster, summary, bar)
     finally:
         summary.seconds = time.perf_counter() - start
         save_failures(files, summary, job.options)
-        ray.shutdown()  # ends the workers, too
     return summary
 
 
-def _connect(address: str) -> Any:
+def _drive(images: ImageList, job: WorkerJob, cluster: ClusterOptions, summary: Summary, bar: tqdm) -> None:
+    """Starts Ray's process, and again where it crashes, until all images are answered."""
+    answered: set[str] = set()
+    crashes = 0
+    while True:
+        before = len(answered)
+        code = _drive_once(images, job, cluster, answered, summary, bar)
+        if code is None:
+            return
+        crashes = crashes + 1 if len(answered) == before else 1
+        if crashes >= _MOST_CRASHES:
+            name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise RuntimeError(f"Ray's process ended {crashes} times before any answer; the last time by {name}")
+        bar.set_postfix_str("Ray crashed; starting it again")
+
+
+def _drive_once(
+    images: ImageList,
+    job: WorkerJob,
+    cluster: ClusterOptions,
+    answered: set[str],
+    summary: Summary,
+    bar: tqdm,
+) -> int | None:
+    """Runs one process with Ray; its exit code where it ended without a word, else None."""
+    import cloudpickle  # a command's class is made as the program runs, which plain pickle refuses
+
+    spawn = multiprocessing.get_context("spawn")  # a fork would take along the threads of JAX
+    receiver, sender = spawn.Pipe(duplex=False)
+    run = cloudpickle.dumps((images, job, cluster, frozenset(answered)))
+    process = spawn.Process(target=ray_driver.drive, args=(sender, run))
+    process.start()
+    sender.close()
     try:
-        import ray
-    except ModuleNotFoundError:
-        raise ValueError("ray is not installed; a cluster needs it: pip install 'sam_jax[ray]'") from None
-    _reach(address)
-    try:
-        with warnings.catch_warnings():
-            # JAX's warning of forks: Ray starts its processes, and this one runs nothing of JAX.
-            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-            dashboard = False if address == "local" else None
-            where = None if address == "local" else address
-            ray.init(where, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=dashboard)
-    except ConnectionError as error:
-        raise _no_cluster(address, error) from error
-    return ray
+        _listen(receiver, answered, summary, bar)
+        return None
+    except EOFError:
+        process.join()
+        return process.exitcode
+    finally:
+        receiver.close()
+        process.join(_STOP_SECONDS)
+        process.kill()
+
+
+def _listen(receiver: Connection, answered: set[str], summary: Summary, bar: tqdm) -> None:
+    """Until the end of the run; raises what ended it, or EOFError where the process is gone."""
+    while True:
+        message = receiver.recv()
+        match message:
+            case Answer(names, part):
+                answered.update(names)
+                summary.add(part)
+                bar.update(len(names))
+            case Waiting(anybody):
+                bar.set_postfix_str("" if anybody else "no host is there; waiting for one")
+            case Ended(error):
+                if error is not None:
+                    raise error
+                return
 
 
 def _reach(address: str) -> None:
@@ -161,177 +127,8 @@ def _reach(address: str) -> None:
     if address in ("auto", "local"):
         return
     if not sign or not port.isdigit():
-        raise _no_cluster(address, ValueError("not an address"))
+        raise ray_driver.no_cluster(address, ValueError("not an address"))
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        raise _no_cluster(address, error) from error
-
-
-def _no_cluster(address: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"no Ray cluster at {address!r} ({_line(error)}); expected 'auto', 'HOST:6379', 'ray://HOST:10001', "
-        "or 'local' to start one here"
-    )
-
-
-def _chunks(images: ImageList, workers: int) -> Iterator[list[ImageFile]]:
-    """Requests, with paths that hold wherever a worker's current directory is."""
-    moved = (dataclasses.replace(one, path=absolute(one.path)) for one in images)
-    size = max(1, min(_CHUNK, len(images) // (2 * _AHEAD * max(1, workers))))
-    while chunk := list(itertools.islice(moved, size)):
-        yield chunk
-
-
-def worker_resources(nodes: Sequence[dict[str, float]], wanted: dict[str, float] | None) -> dict[str, float]:
-    """What one worker takes of a host.
-
-    Args:
-      nodes: resources of each host, as Ray names them.
-
-    Raises:
-      ValueError: no host has as much.
-    """
-    if wanted is None:
-        largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in ("TPU", "GPU", "CPU")}
-        chips = next((name for name in ("TPU", "GPU") if largest[name]), None)
-        wanted = {chips: largest[chips]} if chips else {"CPU": max(1, largest["CPU"] - 1)}
-    if not any(_fits(node, wanted) for node in nodes):
-        asked = ", ".join(f"{name} {count:g}" for name, count in wanted.items())
-        raise ValueError(f"no host of the cluster has {asked}; say what a worker takes: --ray-resources CPU=2")
-    return wanted
-
-
-def _fits(node: dict[str, float], wanted: dict[str, float]) -> int:
-    """How many workers a host has room for."""
-    return int(min(node.get(name, 0) // count for name, count in wanted.items()))
-
-
-class _ClusterRun:
-    """The driver's part: gives chunks to workers, and takes back those of the dead."""
-
-    def __init__(self, ray: Any, job: WorkerJob, cluster: ClusterOptions, images: ImageList, summary: Summary) -> None:
-        self._ray, self._cluster, self._summary = ray, cluster, summary
-        self._deaths: dict[str, int] = {}  # of workers, by the images that they had
-        self._early_deaths = 0
-        self._resources = worker_resources(list(self._nodes().values()), cluster.resources)
-        self._fresh, self._returned = _chunks(images, self._wanted_workers()), deque[list[ImageFile]]()
-        self._job = ray.put(job)
-        self._worker_class = ray.remote(_Worker).options(**_actor_options(self._resources))
-        self._starting: dict[Any, Any] = {}  # what tells that it is ready -> worker
-        self._ready: dict[Any, int] = {}  # worker -> how many requests it has
-        self._node_of: dict[Any, str] = {}
-        self._requests: dict[Any, tuple[Any, list[ImageFile]]] = {}  # what brings the answer -> worker, chunk
-
-    def work(self, bar: Any) -> None:
-        """Until all images are done or have failed."""
-        looked = -_LOOK_SECONDS
-        while True:
-            if time.monotonic() - looked > _LOOK_SECONDS:
-                self._start_workers()
-                looked = time.monotonic()
-            self._give_out()
-            if not self._requests and not self._has_more():
-                return
-            waiting = [*self._starting, *self._requests]
-            bar.set_postfix_str("" if waiting else "no host is there; waiting for one")
-            if not waiting:
-                time.sleep(_LOOK_SECONDS)
-                continue
-            for answer in self._ray.wait(waiting, num_returns=1, timeout=_LOOK_SECONDS)[0]:
-                if answer in self._starting:
-                    self._take_worker(answer)
-                else:
-                    bar.update(self._take_answer(answer))
-
-    def _nodes(self) -> dict[str, dict[str, float]]:
-        """The hosts that are there: id -> resources."""
-        return {node["NodeID"]: node["Resources"] for node in self._ray.nodes() if node["Alive"]}
-
-    def _wanted_workers(self) -> int:
-        room = sum(_fits(node, self._resources) for node in self._nodes().values())
-        return min(room, self._cluster.workers or room)
-
-    def _start_workers(self) -> None:
-        for _ in range(self._wanted_workers() - len(self._starting) - len(self._ready)):
-            worker = self._worker_class.remote(self._job)
-            self._starting[worker.build.remote()] = worker
-
-    def _has_more(self) -> bool:
-        if not self._returned and (chunk := next(self._fresh, None)):
-            self._returned.append(chunk)
-        return bool(self._returned)
-
-    def _give_out(self) -> None:
-        for worker in self._ready:
-            while self._ready[worker] < _AHEAD and self._has_more():
-                chunk = self._returned.popleft()
-                self._requests[worker.segment.remote(chunk)] = worker, chunk
-                self._ready[worker] += 1
-
-    def _take_worker(self, answer: Any) -> None:
-        worker = self._starting.pop(answer)
-        try:
-            self._node_of[worker] = self._ray.get(answer)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        except self._ray.exceptions.RayActorError as error:
-            self._early_deaths += 1
-            if self._early_deaths >= _MOST_DEATHS:
-                raise RuntimeError(
-                    f"{_MOST_DEATHS} workers died while they loaded the model; the last: {_line(error)}"
-                ) from error
-            return
-        self._early_deaths = 0
-        self._ready[worker] = 0
-
-    def _take_answer(self, answer: Any) -> int:
-        """How many images are done or have failed by it."""
-        worker, chunk = self._requests.pop(answer)
-        try:
-            found = self._ray.get(answer)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError) as error:
-            self._ready.pop(worker, None)
-            self._ray.kill(worker)  # one that cannot be reached may live on
-            return self._take_back(chunk, error, self._node_of[worker] in self._nodes())
-        if worker in self._ready:
-            self._ready[worker] -= 1
-        self._summary.add(found)
-        return len(chunk)
-
-    def _take_back(self, chunk: list[ImageFile], error: Exception, has_host: bool) -> int:
-        """Gives images of a dead worker to others; how many have failed for good.
-
-        Where the host is still there, one of them may be what killed it: they are given out one by one.
-        """
-        if not has_host:
-            self._returned.append(chunk)
-            return 0
-        failed = 0
-        for image_file in chunk:
-            deaths = self._deaths[image_file.path] = self._deaths.get(image_file.path, 0) + 1
-            if deaths < _MOST_DEATHS:
-                self._returned.append([image_file])
-                continue
-            why = f"{image_file.path}: {deaths} workers died that had it; the last: {_line(error)}"
-            self._summary.failures.append((image_file, why))
-            failed += 1
-        return failed
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _actor_options(resources: dict[str, float]) -> dict[str, Any]:
-    others = {name: count for name, count in resources.items() if name not in ("CPU", "GPU")}
-    return {
-        "num_cpus": resources.get("CPU", 0),
-        "num_gpus": resources.get("GPU", 0),
-        "resources": others,
-        "scheduling_strategy": "SPREAD",
-        "max_restarts": 0,
-    }
+        raise ray_driver.no_cluster(address, error) from error

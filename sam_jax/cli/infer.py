@@ -302,7 +302,8 @@ def _run_on_cluster(
     command: Infer, images: ImageList, files: ResultFiles, prompts: PromptTable | None, options: RunOptions
 ) -> Summary:
     """What `run_images` does, on a Ray cluster; paths are made absolute, as workers have directories of their own."""
-    from sam_jax.batch.ray_cluster import ClusterOptions, WorkerJob, run_on_cluster
+    from sam_jax.batch.ray_cluster import run_on_cluster
+    from sam_jax.batch.ray_driver import ClusterOptions, WorkerJob
     from sam_jax.files import absolute
 
     cluster = ClusterOptions(str(command.ray), _resources(command.ray_resources), command.ray_workers)

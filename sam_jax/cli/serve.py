@@ -42,7 +42,9 @@ class ServerOptions:
     max_requests_per_client: Annotated[int, arg(help="the same for one address (429)")] = (
         _DEFAULT.max_requests_per_client
     )
-    max_batch: Annotated[int, arg(help="prompts that the decoder works on at once")] = _DEFAULT.max_batch
+    max_batch: Annotated[
+        int | None, arg(help="prompts that the decoder works on at once; 8, and on a CPU a prompt for each core")
+    ] = _DEFAULT.max_batch
     text_model: Annotated[
         str | None, arg(metavar="DIR", help="CLIP or SigLIP 2, as `sam-jax convert from-clip` writes it, for phrases")
     ] = None

@@ -23,7 +23,8 @@ class ServingConfig:
       cache_megabytes: memory for images and their embeddings; the least recently used ones go first.
       max_requests: requests that are worked on or wait; more are told to come again (503).
       max_requests_per_client: the same for one address (429).
-      max_batch: prompts that the decoder works on at once, rounded down to a power of two.
+      max_batch: prompts that the decoder works on at once, rounded down to a power of two; None means 8, and on a CPU a
+        prompt for each core.
       threads: requests whose masks are enlarged and encoded at the same time.
       everything_runs: everything mode at the same time; as many again may wait.
       request_seconds: a request has to arrive within this time.
@@ -38,7 +39,7 @@ class ServingConfig:
     cache_megabytes: float = 1000.0
     max_requests: int = 128
     max_requests_per_client: int = 64
-    max_batch: int = 8
+    max_batch: int | None = None
     threads: int = 8
     everything_runs: int = 1
     request_seconds: float = 60.0

@@ -22,7 +22,9 @@ from flax import linen as nn
 
 from sam_jax.models.layers import Conv, Dense, LayerNorm, PatchConv
 from sam_jax.ops.gelu import gelu
+from sam_jax.ops.mask_decoder import kept
 from sam_jax.ops.planes import SIDE, join_subpixels
+from sam_jax.ops.products import einsum, matmul
 
 DEPTH = 2  # convolutions before and after the ViT
 _CELLS = SIDE**2  # sub-pixels per embedding cell
@@ -116,16 +118,24 @@ def split_details(image_embeddings: jax.Array, dim: int) -> tuple[jax.Array, Det
     if not rest.shape[-1]:
         return proper, None
 
-    def planes(x: jax.Array, subpixels: int) -> jax.Array:
-        return rearrange(x, "b h w (x f) -> b 1 x f (h w)", x=subpixels)
-
-    first, second, masks = rest[..., :dim], rest[..., dim : 3 * dim], rest[..., 3 * dim :]
-    return proper, Details(planes(first, 4), planes(second, 4), planes(masks, _CELLS))
+    # One transposition: CPUs need three times as long for three.
+    rows = kept(rearrange(rest, "b h w c -> b 1 c (h w)"))
+    first, second, masks = rows[:, :, :dim], rows[:, :, dim : 3 * dim], rows[:, :, 3 * dim :]
+    parts = (rearrange(x, "b 1 (x f) s -> b 1 x f s", x=n) for x, n in ((first, 4), (second, 4), (masks, _CELLS)))
+    return proper, Details(*parts)
 
 
 def centred(details: Details) -> Details:
     """Details whose `first` sums to zero over its channels, as the LayerNorm that follows it wants."""
     return details._replace(first=details.first - details.first.mean(axis=-2, keepdims=True))
+
+
+def weighted(weights: jax.Array, masks: jax.Array) -> jax.Array:
+    """Each mask's weights (B, N, M, F) times `Details.masks`: planes (B, N, M, 16, S)."""
+    if weights.shape[1] != 1:
+        return einsum("bnmf,bxfs->bnmxs", weights, masks[:, 0])
+    # As above, but without a transposition of the features, which would be most of the work for a single prompt.
+    return matmul(jnp.broadcast_to(weights[:, :, None], (*masks.shape[:3], *weights.shape[2:])), masks).swapaxes(2, 3)
 
 
 def pixel_embeddings(masks: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -13,13 +13,12 @@ from einops import rearrange
 from flax import linen as nn
 
 from sam_jax.config import MaskDecoderConfig
-from sam_jax.models.details import Details, centred, split_details
+from sam_jax.models.details import Details, centred, split_details, weighted
 from sam_jax.models.layers import Mlp
 from sam_jax.models.planes import PlaneNorm, PlaneSubpixelConv
 from sam_jax.models.prompt_encoder import PromptEmbeddings
 from sam_jax.models.two_way_transformer import TwoWayTransformer
 from sam_jax.ops.mask_decoder import Upscaling, kept, upscale
-from sam_jax.ops.products import einsum
 from sam_jax.ops.sums import repeat
 
 _normal = nn.initializers.normal(stddev=1.0)
@@ -96,15 +95,14 @@ class MaskDecoder(nn.Module):
 
         # `kept`, so that a loop over prompts does not prepare an image's details again and again.
         prepared = None if details is None else Details(*(kept(x.astype(self.dtype)) for x in centred(details)))
-        features = None if prepared is None else kept(rearrange(prepared.masks, "b 1 x f s -> b f (x s)"))
 
         def of_prompts(hypernetworks: jax.Array, pixels: jax.Array) -> jax.Array:
             if prepared is None:
                 return upscale(upscaling, hypernetworks, pixels, heads, norm.epsilon, kernels)
+            first, second, masks = prepared
             own, shared = jnp.split(hypernetworks, [c // 8], axis=-1)
-            both = prepared.first, prepared.second
-            planes = upscale(upscaling, own, pixels, heads, norm.epsilon, kernels, both)
-            return planes + einsum("bnmf,bft->bnmt", shared, features).reshape(planes.shape).astype(jnp.float32)
+            planes = upscale(upscaling, own, pixels, heads, norm.epsilon, kernels, (first, second))
+            return planes + weighted(shared, masks).astype(jnp.float32)
 
         if wanted is None:
             return of_prompts(hypernetworks, pixels)

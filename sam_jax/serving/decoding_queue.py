@@ -1,10 +1,12 @@
-"""Prompts of all users, decoded together: one thread takes what waits and runs it as one program.
+"""Prompts of all users, decoded together: a thread takes what waits and runs it as one program.
 
-Nothing waits for company: while a batch is decoded, the next one gathers. A single user's prompt is a batch of one.
+Nothing waits for company: while a batch is decoded, the next one gathers. A single user's prompt is a batch of one. A
+CPU gains nothing by batches, and each of its cores decodes a prompt of its own.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from sam_jax.models.sam import Sam
 from sam_jax.structs import MaskPredictions, Prompts
 
 _STOP = None  # what `close` puts behind the last job
+MOST_THREADS = 8
 
 
 class Job(NamedTuple):
@@ -43,19 +46,27 @@ class DecodingQueue:
     """Decodes prompts in batches. `submit` may be called from any thread."""
 
     def __init__(
-        self, model: Sam, variables: Any, max_batch: int, on_batch: Callable[[int], None] = lambda size: None
+        self,
+        model: Sam,
+        variables: Any,
+        max_batch: int | None = None,
+        on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
-        """Starts the thread.
+        """Starts the threads: one, or on a CPU without batches one for each core.
 
         Args:
-          max_batch: prompts decoded at once, rounded down to a power of two.
+          max_batch: prompts decoded at once, rounded down to a power of two; None means 8, on a CPU 1.
           on_batch: told the size of each batch.
         """
+        is_cpu = jax.default_backend() == "cpu"
+        max_batch = max_batch or (1 if is_cpu else 8)
+        threads = min(os.cpu_count() or 1, MOST_THREADS) if is_cpu and max_batch == 1 else 1
         self._model, self._variables, self._on_batch = model, variables, on_batch
         self._sizes = [1 << power for power in range(max_batch.bit_length()) if 1 << power <= max_batch]
         self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="decoding", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._work, name="decoding", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, image_embeddings: jax.Array, prompts: Prompts) -> Future[MaskPredictions]:
         """A prompt (1, 1, ...) of an image (1, h, w, C); predictions come as numpy (M, ...)."""
@@ -71,12 +82,14 @@ class DecodingQueue:
     def close(self) -> None:
         """Ends when all that waits is done."""
         self._waiting.put(_STOP)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         while True:
             first = self._waiting.get()
             if first is None:
+                self._waiting.put(_STOP)  # for the other threads
                 return
             jobs = [first]
             while len(jobs) < self._sizes[-1] and not self._waiting.empty():

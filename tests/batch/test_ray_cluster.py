@@ -1,6 +1,7 @@
 """Many images on a Ray cluster: hosts that die, images that kill, and the same files as without Ray."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 
 from sam_jax.batch.image_list import find_images
-from sam_jax.batch.ray_cluster import ClusterOptions, WorkerJob, run_on_cluster, worker_resources
+from sam_jax.batch.ray_cluster import run_on_cluster
+from sam_jax.batch.ray_driver import ClusterOptions, WorkerJob, worker_resources
 from sam_jax.batch.result_files import ResultFiles
 from sam_jax.batch.run import RunOptions
 from sam_jax.cli import infer
@@ -172,6 +174,41 @@ def test_an_image_that_kills_its_workers_is_one_failure(cluster, images, tmp_pat
     assert {file.path.rpartition("/")[2] for file, _ in summary.failures} == {"005.png", "017.png"}
     assert any("3 workers died that had it" in error for _, error in summary.failures)
     assert len(list((tmp_path / "out").glob("0*.json"))) == summary.done + summary.skipped == 38
+
+
+def kill_drivers(until, most):
+    """Ends the process with Ray as a crash of its library would, once `until()` holds, and `most` times."""
+
+    def work():
+        killed = set()
+        while len(killed) < most:
+            for process in multiprocessing.active_children():
+                if process.pid not in killed and until():
+                    os.kill(process.pid, signal.SIGSEGV)
+                    killed.add(process.pid)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+def test_a_crash_of_ray_costs_no_image(cluster, images, tmp_path):
+    out = tmp_path / "out"
+    killer = kill_drivers(lambda: len(list(out.glob("0*.json"))) > 10, most=2)
+    summary = run(cluster, images, out, Deadly)
+    killer.join(1)
+    assert not killer.is_alive()
+    assert [file.path.rpartition("/")[2] for file, _ in summary.failures] == ["017.png"]
+    assert summary.done + summary.skipped == len(list(out.glob("0*.json"))) == 39
+
+
+@pytest.mark.slow
+def test_ray_that_only_crashes_ends_the_run(cluster, images, tmp_path):
+    kill_drivers(lambda: True, most=3)
+    with pytest.raises(RuntimeError, match=r"Ray's process ended 3 times before any answer; the last time by SIGSEGV"):
+        run(cluster, images, tmp_path / "out", Deadly)
 
 
 @pytest.mark.slow
