@@ -1,8 +1,8 @@
 """Strict switches for every test, and which tests run.
 
 Eight host devices, as sharded code needs them; warnings are errors. Rank promotion stays allowed: adding a bias (C,) to
-(B, N, T, C) is how every layer is written. Tiny models take longer to compile than to run, so that the default run
-compiles with few optimisations, and keeps compiled programs in pytest's cache directory.
+(B, N, T, C) is how every layer is written. Tiny models take longer to compile than to run: programs are compiled with
+few optimisations, but for `-m slow`, `-m browser` and files that want all of them; they stay in pytest's cache.
 """
 
 import os
@@ -38,11 +38,14 @@ def pytest_sessionfinish(session, exitstatus):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def compiles_fast(config):
+    return not any(name in config.option.markexpr for name in ("slow", "browser"))
+
+
 def pytest_configure(config):
     for line in WARNINGS:
         config.addinivalue_line("filterwarnings", line)
-    full_size = any(name in config.option.markexpr for name in ("oracle", "slow", "browser"))
-    jax.config.update("jax_disable_most_optimizations", not full_size)
+    jax.config.update("jax_disable_most_optimizations", compiles_fast(config))
     # In the environment, too, so that processes which tests start keep their programs there.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("jax"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -68,6 +71,14 @@ def forget_programs():
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def all_optimisations(request):
+    """Compiles a file's programs as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", compiles_fast(request.config))
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from sam_jax.ops.masks import postprocess_masks
 from sam_jax.structs import Prompts
 from tests.tiny import TINY, as_hq
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("all_optimisations")]
 
 # Three heads of 16, windows of 5 on a grid of 14, decoder heads of another number.
 ODD = SamConfig(
@@ -96,7 +96,7 @@ class Pair:
         self.official = build_official(config)
         self.variables = from_state_dict(dict(self.official.state_dict()), config.mask_decoder.num_heads)[1]
         self._encode_official = encode_official
-        self.images = {name: self._encode(make_image(name, config.image_size)) for name in IMAGES}
+        self.encoded = functools.cache(lambda name: self._encode(make_image(name, config.image_size)))
 
     @functools.cached_property
     def apply(self):
@@ -137,13 +137,18 @@ def slow(name):
 
 
 PUBLISHED = ["vit_b", slow("vit_l"), slow("vit_h")]
-OTHERS = ["mobile_sam", "hq", "hq_token_only", slow("odd_mobile"), slow("hq_mobile")]
+SLOW = ("odd_mobile", "hq_mobile", "vit_l", "vit_h")
+LARGE = ("mobile_sam", "vit_b")  # an image takes seconds on both sides
+CASES = [
+    pytest.param(
+        config, name, marks=[pytest.mark.slow] * (config in SLOW or (config in LARGE and name in ("tall", "small")))
+    )
+    for config in ("tiny", "odd", *FAMILIES, "vit_b", "vit_l", "vit_h")
+    for name in IMAGES
+]
 
 
-@pytest.fixture(
-    scope="module",
-    params=["tiny", "odd", *OTHERS, *PUBLISHED],
-)
+@pytest.fixture(scope="module")
 def pair(request):
     yield Pair(CONFIGS[request.param])
     gc.collect()
@@ -185,20 +190,20 @@ def make_prompts(pair, encoded, kind):
     return one_point | {"mask_inputs": masks[np.arange(2), ious.argmax(axis=1)]}
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(("pair", "name"), CASES, indirect=["pair"], scope="module")
 def test_image_embeddings(pair, name):
-    encoded = pair.images[name]
+    encoded = pair.encoded(name)
     ours = encoded.ours[..., : pair.config.prompt_embed_dim]  # HQ-SAM's carry more
     np.testing.assert_allclose(ours, encoded.official[0].permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(("pair", "name"), CASES, indirect=["pair"], scope="module")
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_and_scores(pair, name, kind):
     """End to end: each side decodes its own embeddings. The masks are compared as logits and at the image's size."""
     import torch
 
-    encoded = pair.images[name]
+    encoded = pair.encoded(name)
     prompts = make_prompts(pair, encoded, kind)
     ours = pair.apply(pair.variables, encoded.ours, Prompts(**{key: value[None] for key, value in prompts.items()}))
     frame = (pair.config.image_size,) * 2
@@ -215,10 +220,10 @@ def test_masks_and_scores(pair, name, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pair", PUBLISHED, indirect=True)  # the kernels do not take smaller decoders
+@pytest.mark.parametrize("pair", PUBLISHED, indirect=True, scope="module")  # the kernels do not take smaller decoders
 def test_masks_with_the_decoders_kernels(pair, kind):
     """The TPU kernels, interpreted, on the wide image."""
-    encoded = pair.images["wide"]
+    encoded = pair.encoded("wide")
     prompts = make_prompts(pair, encoded, kind)
     decoder = dataclasses.replace(pair.config.mask_decoder, kernels="pallas")
     model = Sam(dataclasses.replace(pair.config, mask_decoder=decoder))
