@@ -86,6 +86,7 @@ def test_boxes_alone(run, tmp_path):
     assert len(re.findall("<svg", page)) == 1  # calibration, but no clicks to draw
 
 
+@pytest.mark.long
 def test_masks_are_taken_to_edges_where_that_is_asked_for(run, tmp_path):
     data = write_folder(tmp_path / "mine", 2)
 

@@ -124,6 +124,7 @@ def test_points_on_and_off(run, image_path, predictor, tmp_path):
     assert results.overlay_size == (W, H)
 
 
+@pytest.mark.long
 def test_two_boxes_are_two_objects(run, image_path, predictor, tmp_path):
     code, out, _ = run(image_path, "--box", "10,5,50,30", "--box", "40.5,20,90,59")
     assert (code, len(out)) == (0, 2)

@@ -178,7 +178,16 @@ def test_lists_and_integers_will_do(predictor):
     assert_same(predictor.predict([[20, 30]], [True], np.array([[10, 5, 60, 35]])), expected)
 
 
-@pytest.mark.parametrize("p", [1, POINT_BUCKETS[0], POINT_BUCKETS[0] + 1, POINT_BUCKETS[1], POINT_BUCKETS[-1] + 1])
+@pytest.mark.parametrize(
+    "p",
+    [
+        1,
+        POINT_BUCKETS[0],
+        POINT_BUCKETS[0] + 1,
+        POINT_BUCKETS[1],
+        pytest.param(POINT_BUCKETS[-1] + 1, marks=pytest.mark.slow),
+    ],
+)
 def test_spare_points_change_nothing(predictor, p):
     """At buckets' edges and beyond the largest: the same as the model on exactly these points."""
     coords, labels = points(1, p)

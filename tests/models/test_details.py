@@ -111,6 +111,7 @@ def test_every_parameter_of_the_details_learns():
     assert min(learned.values()) > 1e-6, learned
 
 
+@pytest.mark.long
 def test_bfloat16_is_close():
     variables = random_variables(DETAILED)
     low = dataclasses.replace(DETAILED, dtype="bfloat16")

@@ -66,6 +66,7 @@ def test_two_masks_and_the_parts_of_their_sum(variables, embeddings):
         np.testing.assert_allclose(one.low_res_masks[:, :, 0], both.low_res_masks[:, :, index], atol=1e-5)
 
 
+@pytest.mark.long
 def test_prompts_without_a_good_mask_are_spared(variables, embeddings):
     prompts, embeddings = points(4, batch=1), embeddings[:1]
     wanted = jax.jit(partial(Sam(HQ).apply, masks=slice(1, None), method="predict_planes"))

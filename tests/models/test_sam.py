@@ -93,7 +93,7 @@ def test_order_of_prompts_does_not_matter(predict):
     assert_same(jax.tree.map(lambda x: x[:, ::-1], back), predict(embeddings, prompts))
 
 
-@pytest.mark.parametrize("grid", [(5, 5), (3, 6)])
+@pytest.mark.parametrize("grid", [pytest.param((5, 5), marks=pytest.mark.slow), (3, 6)])
 def test_folded_and_unfolded_attention_agree(variables, monkeypatch, grid):
     embeddings, prompts = random_embeddings(0, 2, grid), mixed_prompts(2, 3, grid)
     outputs = []

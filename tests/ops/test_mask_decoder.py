@@ -105,7 +105,7 @@ def _config(kernels):
 
 
 @pytest.mark.parametrize("fed_back", [False, True])
-@pytest.mark.parametrize("grid", [(16, 16), (8, 16)])
+@pytest.mark.parametrize("grid", [(16, 16), pytest.param((8, 16), marks=pytest.mark.slow)])
 def test_the_whole_decoder_with_kernels(grid, fed_back):
     """A point, points with one missing, with and without masks that are fed back; 8 tokens, which fold."""
     variables = random_variables(_config("xla"))
