@@ -107,8 +107,7 @@ def _drive_once(
 def _listen(receiver: Connection, answered: set[str], summary: Summary, bar: tqdm) -> None:
     """Until the end of the run; raises what ended it, or EOFError where the process is gone."""
     while True:
-        message = receiver.recv()
-        match message:
+        match receiver.recv():
             case Answer(names, part):
                 answered.update(names)
                 summary.add(part)

@@ -22,9 +22,14 @@ from sam_jax.models.sam import Sam
 from sam_jax.structs import Prompts
 
 CPU_GROUP = 4  # points or masks that a CPU's core processes at once: as many as fit into its caches
-MOST_CORES = 8  # of a CPU, which then has so many batches in work
+MOST_CORES = 8  # of a CPU that decode side by side
 
 Decoded = tuple[jax.Array, jax.Array]  # what `decode_points` returns
+
+
+def decoding_cores() -> int:
+    """How many cores decode side by side; 0 where the device is no CPU."""
+    return min(os.cpu_count() or 1, MOST_CORES) if jax.default_backend() == "cpu" else 0
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="single_output")
@@ -83,7 +88,7 @@ def decode_batches(
       decode: `decode_points` of a model and an image.
       on_points: called with the number of points of each batch before it is decoded.
     """
-    cores = min(os.cpu_count() or 1, MOST_CORES) if jax.default_backend() == "cpu" else 0
+    cores = decoding_cores()
     compiling = threading.Lock()  # one thread compiles, the others wait for it
 
     def on_core(batch: np.ndarray) -> Decoded:

@@ -118,7 +118,7 @@ def split_details(image_embeddings: jax.Array, dim: int) -> tuple[jax.Array, Det
     if not rest.shape[-1]:
         return proper, None
 
-    # One transposition: CPUs need three times as long for three.
+    # One transposition, once, where prompts are decoded in a loop: CPUs need three times as long for three.
     rows = kept(rearrange(rest, "b h w c -> b 1 c (h w)"))
     first, second, masks = rows[:, :, :dim], rows[:, :, dim : 3 * dim], rows[:, :, 3 * dim :]
     parts = (rearrange(x, "b 1 (x f) s -> b 1 x f s", x=n) for x, n in ((first, 4), (second, 4), (masks, _CELLS)))

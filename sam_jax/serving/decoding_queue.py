@@ -6,7 +6,6 @@ CPU gains nothing by batches, and each of its cores decodes a prompt of its own.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -18,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam_jax.inference.point_decoding import decoding_cores
 from sam_jax.models.sam import Sam
 from sam_jax.structs import MaskPredictions, Prompts
 
 _STOP = None  # what `close` puts behind the last job
-MOST_THREADS = 8
 
 
 class Job(NamedTuple):
@@ -58,9 +57,9 @@ class DecodingQueue:
           max_batch: prompts decoded at once, rounded down to a power of two; None means 8, on a CPU 1.
           on_batch: told the size of each batch.
         """
-        is_cpu = jax.default_backend() == "cpu"
-        max_batch = max_batch or (1 if is_cpu else 8)
-        threads = min(os.cpu_count() or 1, MOST_THREADS) if is_cpu and max_batch == 1 else 1
+        cores = decoding_cores()
+        max_batch = max_batch or (1 if cores else 8)
+        threads = max(1, cores) if max_batch == 1 else 1
         self._model, self._variables, self._on_batch = model, variables, on_batch
         self._sizes = [1 << power for power in range(max_batch.bit_length()) if 1 << power <= max_batch]
         self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
