@@ -2,7 +2,8 @@
 
 Eight host devices, as sharded code needs them; warnings are errors. Rank promotion stays allowed: adding a bias (C,) to
 (B, N, T, C) is how every layer is written. Tiny models take longer to compile than to run: programs are compiled with
-few optimisations, but for `-m slow`, `-m browser` and files that want all of them; they stay in pytest's cache.
+few optimisations and by XLA's older, quicker emitters, but for `-m slow`, `-m browser` and files that want the
+optimisations; they stay in pytest's cache.
 """
 
 import os
@@ -46,6 +47,8 @@ def pytest_configure(config):
     for line in WARNINGS:
         config.addinivalue_line("filterwarnings", line)
     jax.config.update("jax_disable_most_optimizations", compiles_fast(config))
+    if compiles_fast(config):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # read when the first program compiles
     # In the environment, too, so that processes which tests start keep their programs there.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("jax"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
