@@ -7,6 +7,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.experimental.layout import Format
 from jax.sharding import PartitionSpec
 
 from sam_jax import sharding
@@ -108,18 +109,26 @@ def stored(tmp_path_factory):
     return path, variables
 
 
-def test_a_model_is_read_straight_into_its_shardings(stored, monkeypatch):
+@pytest.fixture
+def given(monkeypatch):
+    """How many numbers orbax has given to each device."""
+    device_put, given = jax.device_put, collections.Counter()
+
+    def watched(x, where=None, **options):
+        if isinstance(where, Format):  # as orbax has it
+            for device in where.sharding.device_set:
+                given[device] += x.size
+        return device_put(x, where, **options)
+
+    monkeypatch.setattr(jax, "device_put", watched)
+    return given
+
+
+def test_a_model_is_read_straight_into_its_shardings(stored, given, monkeypatch):
     """No device is ever given more than its share: all of the small leaves, a quarter of the others."""
     path, variables = stored
     monkeypatch.setattr(sharding, "MIN_SPLIT_ELEMENTS", 64)
-    mesh, device_put, given = sharding.make_mesh(2, 4), jax.device_put, collections.Counter()
-
-    def watched(x, where):
-        for device in where.sharding.device_set:
-            given[device] += x.size
-        return device_put(x, where)
-
-    monkeypatch.setattr(jax, "device_put", watched)
+    mesh = sharding.make_mesh(2, 4)
     _, loaded = load_model(path, shardings=functools.partial(sharding.tree_shardings, mesh))
     shardings, share = jax.tree.leaves(sharding.tree_shardings(mesh, variables)), 0
     for x, where, value in zip(jax.tree.leaves(loaded), shardings, jax.tree.leaves(variables), strict=True):
@@ -130,17 +139,18 @@ def test_a_model_is_read_straight_into_its_shardings(stored, monkeypatch):
     assert given == dict.fromkeys(jax.devices(), share)
 
 
-def test_a_run_starts_from_a_model_in_pieces(stored, monkeypatch):
-    """The state that `init_from` gives is split as a fresh one is, and no leaf was read onto one device."""
+def test_a_run_starts_from_a_model_in_pieces(stored, given, monkeypatch):
+    """The state that `init_from` gives is split as a fresh one is, and no device was given all of a large leaf."""
     path, variables = stored
     monkeypatch.setattr(sharding, "MIN_SPLIT_ELEMENTS", 64)
-    monkeypatch.setattr(jax.sharding, "SingleDeviceSharding", lambda _: pytest.fail("a leaf was read onto one device"))
     config, mesh = dataclasses.replace(CONFIG, init_from=str(path)), sharding.make_mesh(2, 4)
     model, optimizer = Sam(SMALLEST), make_optimizer(CONFIG.optim, SMALLEST, STEPS)
     state = initial_state(config, model, optimizer, mesh)
     shapes = abstract_state(config, model, optimizer, mesh)
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, shapes)
     jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
+    assert set(given) == set(jax.devices())
+    assert max(given.values()) < sum(x.size for x in jax.tree.leaves(variables)) / 3
 
 
 def test_make_mesh_names_what_does_not_divide():
