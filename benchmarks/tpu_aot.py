@@ -35,7 +35,7 @@ from benchmarks import tpu_training
 from sam_jax import Prompts, config
 from sam_jax.estimates import tpu as tpu_estimates
 from sam_jax.inference import mask_candidates, point_decoding
-from sam_jax.inference.encoding import EncodedImages
+from sam_jax.inference.encoding import EncodedImages, prepare_embeddings
 from sam_jax.models.sam import Sam, inference_variables, init_variables
 from sam_jax.ops import crf
 from sam_jax.ops.attention import packed_attention
@@ -220,7 +220,8 @@ def everything(size: str, args: Any) -> list[Program]:
     image, input_size, chunk = (1500, 2250), (683, 1024), mask_candidates.MAX_CHUNK
     crop = mask_candidates.Crop((0, 0, *image[::-1]), image, input_size, EncodedImages(jnp.zeros(()), None))
     enlarge = mask_candidates.enlargement(model, config.AmgConfig(), crop)
-    embedding = jax.ShapeDtypeStruct((grid, grid, model.config.embedding_channels), jnp.float32)
+    shape = jax.ShapeDtypeStruct((1, grid, grid, model.config.embedding_channels), jnp.float32)
+    embedding = jax.eval_shape(partial(prepare_embeddings, model), variables, shape)
     points = jax.ShapeDtypeStruct((64, 2), jnp.float32)
     planes = jax.ShapeDtypeStruct((3 * 64, 16, grid * grid), jnp.float32)
     indices = jax.ShapeDtypeStruct((chunk,), jnp.int32)

@@ -77,7 +77,7 @@ def decoder(dtype):
 
 def everything_mode(dtype):
     model, variables = model_of(TINY, dtype)
-    yield decode_points.trace(model, variables, shape(GRID, GRID, TINY.prompt_embed_dim), shape(4, 2), shape())
+    yield decode_points.trace(model, variables, shape(1, GRID, GRID, TINY.prompt_embed_dim), shape(4, 2), shape())
     pixels = pixels_of_an_image()
     for own, side in ((None, LOW), (pixels, 2 * LOW)):
         starts, parts = shape(1, dtype=jnp.int32), shape(1, 64, 8)

@@ -95,6 +95,10 @@ class ToOnnx:
     return_single_mask: Annotated[
         bool, arg(help="the decoder gives one mask, chosen as the official export does, in place of all")
     ] = False
+    low_res_only: Annotated[
+        bool,
+        arg(help="the decoder gives low_res_masks alone, for programs that enlarge the one they show, as pages do"),
+    ] = False
     part: Annotated[Literal["both", "encoder", "decoder"], arg(help="which of the two files")] = "both"
     crf: parsing.Crf = False
     no_crf: parsing.NoCrf = False
@@ -105,7 +109,8 @@ class ToOnnx:
 
         refine = parsing.edge_refinement(self.crf, self.no_crf)
         parts = flax_to_onnx.PARTS if self.part == "both" else (self.part,)
-        flax_to_onnx.convert(self.source, self.target, self.precision, self.return_single_mask, refine, parts)
+        outputs = self.return_single_mask, self.low_res_only
+        flax_to_onnx.convert(self.source, self.target, self.precision, *outputs, refine, parts)
 
 
 @dataclasses.dataclass(frozen=True)

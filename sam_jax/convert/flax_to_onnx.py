@@ -32,6 +32,7 @@ def convert(
     target: str,
     precision: str = "float32",
     return_single_mask: bool = False,
+    low_res_only: bool = False,
     crf: bool | None = None,
     parts: tuple[str, ...] = PARTS,
 ) -> None:
@@ -42,6 +43,7 @@ def convert(
       target: a directory that does not exist yet, local or gs://.
       precision: of the weights: "float32", "float16", or "int8" by onnxruntime's dynamic quantisation.
       return_single_mask: the decoder gives one mask, chosen as the official export does, in place of all.
+      low_res_only: the decoder leaves it to its caller to enlarge masks.
       crf: edge refinement in the decoder; None is as the model has it.
       parts: which of the two.
 
@@ -60,11 +62,12 @@ def convert(
             directory = Path(name)
             for part in parts:
                 file = directory / f"{part}.onnx"
-                graph = (
-                    encoder(model, variables) if part == "encoder" else decoder(model, variables, return_single_mask)
-                )
+                if part == "encoder":
+                    graph, check = encoder(model, variables), check_encoder
+                else:
+                    graph = decoder(model, variables, return_single_mask, low_res_only)
+                    check = partial(check_decoder, single=return_single_mask)
                 _save(graph, file, precision)
-                check = check_encoder if part == "encoder" else partial(check_decoder, single=return_single_mask)
                 print(f"{file.name}: {_size(directory, part):.1f} MB, {check(file, reference, precision)}")
             _publish(directory, epath.Path(target))
     print(f"{target}: written, from {source}")
@@ -78,12 +81,17 @@ def encoder(model: sam_jax.Sam, variables: Any) -> Any:
     return graph
 
 
-def decoder(model: sam_jax.Sam, variables: Any, return_single_mask: bool = False) -> Any:
-    """Prompt encoder and mask decoder as an ONNX model with the official export's inputs and outputs."""
+def decoder(model: sam_jax.Sam, variables: Any, return_single_mask: bool = False, low_res_only: bool = False) -> Any:
+    """Prompt encoder and mask decoder as an ONNX model with the official export's inputs and outputs.
+
+    With `low_res_only` it has no `masks`, but low_res_masks, and refined_masks of models with edge refinement.
+    """
     graph = with_any_points(lambda points: decoder_function(model, variables, points, return_single_mask), "decoder")
-    take_orig_im_size(graph, model.config.image_size)
-    masks = 1 if return_single_mask else model.config.mask_decoder.num_masks
-    enlarge_masks(graph, masks, model.config.image_size)
+    if model.config.crf or not low_res_only:
+        take_orig_im_size(graph, model.config.image_size)
+    if not low_res_only:
+        masks = 1 if return_single_mask else model.config.mask_decoder.num_masks
+        enlarge_masks(graph, masks, model.config.image_size)
     tidy(graph, _facts(model))
     return graph
 

@@ -9,6 +9,7 @@ import numpy as np
 
 import sam_jax
 from sam_jax.convert.errors import ConversionError
+from sam_jax.ops.masks import postprocess_masks
 from sam_jax.ops.transforms import pad_to_square, resize_longest_side, to_input_frame
 
 # Of embeddings and logits, both of order one: relative to their RMS where that is larger.
@@ -92,6 +93,14 @@ class Reference:
             "has_mask_input": np.array([mask_input is not None], np.float32),
         }
 
+    def masks(self, found: Arrays) -> np.ndarray:
+        """Logits (M, H, W) of what a decoder gives; one of low resolution leaves enlarging to its caller."""
+        if "masks" in found:
+            return found["masks"][0]
+        logits = found.get("refined_masks", found["low_res_masks"])[0]
+        assert self.predictor.input_size is not None
+        return np.asarray(postprocess_masks(logits, self.predictor.input_size, self.size, (self.side, self.side)))
+
 
 def check_encoder(file: Path, reference: Reference, precision: str) -> str:
     """How far an encoder's file is from the model, in words. Raises ConversionError where that is too far."""
@@ -120,7 +129,7 @@ def check_decoder(file: Path, reference: Reference, precision: str, single: bool
             errors.append(_error(found["low_res_masks"], low_res[None]))
             iou_error = _error(found["iou_predictions"], iou[None])
             threshold = reference.predictor.model.config.mask_threshold
-            inside, wanted = found["masks"][0] > threshold, masks > threshold
+            inside, wanted = reference.masks(found) > threshold, masks > threshold
             wrong = (inside != wanted) & (abs(masks - threshold) > NEAR_THRESHOLD)
             ious.append((inside & wanted).sum() / max(1, (inside | wanted).sum()))
             if precision == "float32":

@@ -26,6 +26,7 @@ from sam_jax.structs import Prompts
 # Official: a single mask is the first where there are three points or more, and the best of the others for fewer. A
 # point that only fills a slot (label -1) counts, as it does there.
 _FEW_POINTS, _MUCH = 2.5, 1000.0
+_EMBEDDINGS = ("image_embeddings", "image_details")
 
 
 class GraphFunction(NamedTuple):
@@ -140,10 +141,13 @@ def _predict(grid: tuple[int, int], sam: Sam, given: dict[str, jax.Array]) -> tu
     tokens = sam.prompt_encoder.embed_points(given["point_coords"][:, None], labels, (side, side))
     tokens = jnp.where((labels < 0)[..., None], sam.prompt_encoder.not_a_point_embed, tokens)
     embedded = embedded._replace(sparse=tokens, sparse_valid=labels >= -1)
-    embeddings = [given[name] for name in ("image_embeddings", "image_details") if name in given]
-    image_embeddings = jnp.concatenate(embeddings, axis=1).transpose(0, 2, 3, 1)
-    planes, iou = sam.mask_decoder(image_embeddings, sam.prompt_encoder.dense_pe(grid), embedded)
-    return join_subpixels(planes, grid)[:, 0], iou[:, 0]
+    # Channels come first, as the decoder has them.
+    cells = grid[0] * grid[1]
+    planes = {name: given[name].reshape(1, 1, -1, cells) for name in _EMBEDDINGS if name in given}
+    image_pe = sam.prompt_encoder.dense_pe(grid).reshape(1, 1, cells, -1).swapaxes(2, 3)
+    prepared = sam.mask_decoder.prepare(planes[_EMBEDDINGS[0]], planes.get(_EMBEDDINGS[1]), image_pe, grid)
+    masks, iou = sam.mask_decoder(prepared, embedded)
+    return join_subpixels(masks, grid)[:, 0], iou[:, 0]
 
 
 def _chosen(low_res: jax.Array, iou: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

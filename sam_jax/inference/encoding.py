@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from sam_jax.models.mask_decoder import PreparedEmbeddings
 from sam_jax.models.sam import Sam
 from sam_jax.ops.crf import CrfPixels, crf_pixels
 from sam_jax.ops.transforms import normalize_batch
@@ -43,6 +44,13 @@ def encode_images(model: Sam, variables: Any, frames: jax.Array, input_sizes: ja
         return EncodedImages(embeddings, None)
     pixels = jax.vmap(partial(crf_pixels, patch_size=config.image_encoder.patch_size))(images, input_sizes)
     return EncodedImages(embeddings, pixels)
+
+
+@partial(jax.jit, static_argnums=0)
+def prepare_embeddings(model: Sam, variables: Any, embeddings: jax.Array) -> PreparedEmbeddings:
+    """What the mask decoder makes of `EncodedImages.embeddings` once, for all prompts; see `Sam`."""
+    prepared: Any = model.apply(variables, embeddings, method="prepare_embeddings")
+    return prepared
 
 
 def encode_and_wait(model: Sam, variables: Any, frames: Any, input_sizes: Any) -> EncodedImages:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam_jax.config import AmgConfig
-from sam_jax.inference.encoding import EncodedImages, encode_and_wait
+from sam_jax.inference.encoding import EncodedImages, encode_and_wait, prepare_embeddings
 from sam_jax.inference.point_decoding import decode_batches, decode_points, in_groups
 from sam_jax.models.sam import Sam
 from sam_jax.ops.boxes import near_crop_edge
@@ -229,13 +229,14 @@ def find_in_crop(
     points = grid * np.array(crop.size[::-1])
     in_frame = to_input_frame(points, crop.size, crop.input_size).astype(np.float32)
     enlarge = enlargement(model, config, crop)
+    embedding = prepare_embeddings(model, variables, crop.encoded.embeddings[None])
     parts: list[Chunk] = []
     decoded = decode_batches(
         partial(
             decode_points,
             model,
             variables,
-            crop.encoded.embeddings,
+            embedding,
             least_iou=_least_iou(config),
             single_output=single_output,
         ),

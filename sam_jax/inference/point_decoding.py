@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam_jax.models.mask_decoder import PreparedEmbeddings
 from sam_jax.models.sam import Sam
 from sam_jax.structs import Prompts
 
@@ -36,7 +37,7 @@ def decoding_cores() -> int:
 def decode_points(
     model: Sam,
     variables: Any,
-    embedding: jax.Array,
+    embedding: PreparedEmbeddings,
     points: jax.Array,
     least_iou: jax.Array,
     single_output: bool = False,
@@ -46,7 +47,7 @@ def decode_points(
     CPUs decode few points at once, so that pixels stay in the caches, and upscale only masks of promising points.
 
     Args:
-      embedding: (h, w, C); points: (P, 2) in pixels of the input frame.
+      embedding: of one image. points: (P, 2) in pixels of the input frame.
       least_iou: () float32; on CPUs, points without a predicted IoU above it get planes of zeros.
       single_output: return only the decoder's mask for unambiguous prompts, one per point.
 
@@ -58,7 +59,7 @@ def decode_points(
         prompts = Prompts(point_coords=points[None, :, None], point_labels=jnp.ones((1, len(points), 1), jnp.int32))
         wanted = slice(0, 1) if single_output else slice(1, None)
         options: Any = {"masks": wanted, "least_iou": least_iou, "method": "predict_planes"}
-        found: Any = model.apply(variables, embedding[None], prompts, **options)
+        found: Any = model.apply(variables, embedding, prompts, **options)
         planes, iou = found
         return planes.reshape(-1, *planes.shape[-2:]), iou.reshape(-1)
 

@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from sam_jax.inference.buckets import bucket_size
-from sam_jax.inference.encoding import EncodedImages, encode_and_wait
+from sam_jax.inference.encoding import EncodedImages, encode_and_wait, prepare_embeddings
 from sam_jax.inference.images import as_array
 from sam_jax.inference.text_prompts import check_text_embeddings
+from sam_jax.models.mask_decoder import PreparedEmbeddings
 from sam_jax.models.sam import Sam, inference_variables
 from sam_jax.ops.crf import box_limits, refine_masks
 from sam_jax.ops.masks import postprocess_masks
@@ -53,7 +54,7 @@ class PredictedMasks(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def _decode(model: Sam, variables: Any, image_embeddings: jax.Array, prompts: Prompts) -> MaskPredictions:
+def _decode(model: Sam, variables: Any, image_embeddings: PreparedEmbeddings, prompts: Prompts) -> MaskPredictions:
     # Always all masks: selecting one or three on the host saves a second program.
     predictions: Any = model.apply(variables, image_embeddings, prompts, method="predict_masks")
     return predictions
@@ -89,6 +90,7 @@ class SamPredictor:
         self.original_size: tuple[int, int] | None = None
         self.input_size: tuple[int, int] | None = None
         self._encoded: EncodedImages | None = None
+        self._prepared: PreparedEmbeddings | None = None
 
     @property
     def is_image_set(self) -> bool:
@@ -115,6 +117,7 @@ class SamPredictor:
         input_size = np.array(resized.shape[:2], np.int32)
         images = pad_to_square(resized, side)[None]
         self._encoded = encode_and_wait(self.model, self.variables, images, input_size[None])
+        self._prepared = prepare_embeddings(self.model, self.variables, self._encoded.embeddings)
         self.original_size = image.shape[:2]
         self.input_size = resized.shape[:2]
 
@@ -291,7 +294,7 @@ class SamPredictor:
         return MaskPredictions(low_res, np.zeros((0, masks), np.float32))
 
     def _decode_padded(self, prompts: Prompts, count: int) -> MaskPredictions:
-        out = _decode(self.model, self.variables, self._image().embeddings, prompts)
+        out = _decode(self.model, self.variables, self._prepared, prompts)
         return jax.tree.map(lambda x: np.asarray(x)[0, :count], out)
 
 

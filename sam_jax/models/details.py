@@ -22,7 +22,6 @@ from flax import linen as nn
 
 from sam_jax.models.layers import Conv, Dense, LayerNorm, PatchConv
 from sam_jax.ops.gelu import gelu
-from sam_jax.ops.mask_decoder import kept
 from sam_jax.ops.planes import SIDE, join_subpixels
 from sam_jax.ops.products import einsum, matmul
 
@@ -115,14 +114,14 @@ def _by_cell(x: jax.Array) -> jax.Array:
 def split_details(image_embeddings: jax.Array, dim: int) -> tuple[jax.Array, Details | None]:
     """Splits image embeddings into those of SAM (B, h, w, C = dim) and the details, or None if there are none."""
     proper, rest = image_embeddings[..., :dim], image_embeddings[..., dim:]
-    if not rest.shape[-1]:
-        return proper, None
+    return proper, details_of(rearrange(rest, "b h w c -> b 1 c (h w)"), dim) if rest.shape[-1] else None
 
-    # One transposition, once, where prompts are decoded in a loop: CPUs need three times as long for three.
-    rows = kept(rearrange(rest, "b h w c -> b 1 c (h w)"))
+
+def details_of(rows: jax.Array, dim: int) -> Details:
+    """Details of an image embedding's further channels (B, 1, 3 C + 16 F, S); C is `dim`."""
     first, second, masks = rows[:, :, :dim], rows[:, :, dim : 3 * dim], rows[:, :, 3 * dim :]
     parts = (rearrange(x, "b 1 (x f) s -> b 1 x f s", x=n) for x, n in ((first, 4), (second, 4), (masks, _CELLS)))
-    return proper, Details(*parts)
+    return Details(*parts)
 
 
 def centred(details: Details) -> Details:

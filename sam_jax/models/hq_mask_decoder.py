@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from sam_jax.config import HqMaskDecoderConfig
 from sam_jax.models.layers import Mlp
-from sam_jax.models.mask_decoder import join_tokens, of_wanted
+from sam_jax.models.mask_decoder import PreparedEmbeddings, join_tokens, of_wanted
 from sam_jax.models.planes import PlaneNorm, PlaneSubpixelConv
 from sam_jax.models.prompt_encoder import PromptEmbeddings
 from sam_jax.models.two_way_transformer import TwoWayTransformer
@@ -96,29 +96,34 @@ class HqMaskDecoder(nn.Module):
     dim: int
     dtype: jnp.dtype = jnp.float32
 
+    def prepare(
+        self, pixels: jax.Array, rest: jax.Array | None, image_pe: jax.Array, grid: tuple[int, int]
+    ) -> PreparedEmbeddings:
+        """As `MaskDecoder.prepare`, with the fine features (B, 1, 2 C, S)."""
+        assert rest is not None
+        fine = rearrange(rest, "b 1 (x c) s -> b x c s", x=16)
+        pixels, image_pe, fine = (kept(x.astype(self.dtype)) for x in (pixels, image_pe, fine))
+        return PreparedEmbeddings(pixels, image_pe, fine, grid)
+
     @nn.compact
     def __call__(
         self,
-        image_embeddings: jax.Array,
-        image_pe: jax.Array,
+        embeddings: PreparedEmbeddings,
         prompts: PromptEmbeddings,
         masks: slice = slice(None),
         deterministic: bool = True,
         least_iou: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """As `MaskDecoder`; `masks` selects from the two masks. image_embeddings are (B, h, w, 3 C)."""
+        """As `MaskDecoder`; `masks` selects from the two masks."""
         c, dim = self.config, self.dim
         names = {"iou_token": 1, "mask_tokens": c.num_mask_tokens, "hf_token": 1}
         tokens, valid = join_tokens(
             jnp.concatenate([self.param(name, _normal, (count, dim)) for name, count in names.items()]), prompts
         )
-        image_embeddings, cells = jnp.split(image_embeddings, [dim], axis=-1)
-        pixels = rearrange(image_embeddings, "b h w c -> b 1 c (h w)").astype(self.dtype)
-        pixels = repeat(pixels, prompts.dense.shape[1], 1) + prompts.dense
-        pe = kept(rearrange(image_pe, "h w c -> 1 1 c (h w)").astype(self.dtype))
+        pixels = repeat(embeddings.pixels, prompts.dense.shape[1], 1) + prompts.dense
         transformer = TwoWayTransformer(c, dim, self.dtype, deterministic, name="transformer")
         outputs = None if least_iou is None else sum(names.values())
-        tokens, pixels = transformer(tokens.astype(self.dtype), pixels, pe, valid, outputs)
+        tokens, pixels = transformer(tokens.astype(self.dtype), pixels, embeddings.image_pe, valid, outputs)
         hypernetworks = [
             Mlp(dim, dim // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
             for i in range(c.num_mask_tokens)
@@ -127,9 +132,7 @@ class HqMaskDecoder(nn.Module):
         head = Mlp(c.iou_head_hidden_dim, c.num_mask_tokens, c.iou_head_depth, self.dtype, name="iou_prediction_head")
         iou = head(tokens[:, :, 0]).astype(jnp.float32)
         rows, iou = (x[:, :, masks] for x in _single_and_best(jnp.stack(hypernetworks, axis=2), iou))
-        fine = rearrange(cells, "b h w (x c) -> b x c (h w)", x=16).astype(self.dtype)
-        h, w = image_pe.shape[:2]
-        of_prompts = partial(_planes, *self._parts(), fine, (h, w), c.hq_token_only)
+        of_prompts = partial(_planes, *self._parts(), embeddings.details, embeddings.grid, c.hq_token_only)
         if least_iou is None:
             return of_prompts(rows, of_token, pixels), iou
         return of_wanted(of_prompts, (iou > least_iou).any(axis=-1), rows, of_token, pixels), iou

@@ -6,14 +6,15 @@ Source: official `modeling/mask_decoder.py`; SAM paper, section 3 and appendix A
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
+from flax import struct
 
 from sam_jax.config import MaskDecoderConfig
-from sam_jax.models.details import Details, centred, split_details, weighted
+from sam_jax.models.details import Details, centred, details_of, weighted
 from sam_jax.models.layers import Mlp
 from sam_jax.models.planes import PlaneNorm, PlaneSubpixelConv
 from sam_jax.models.prompt_encoder import PromptEmbeddings
@@ -24,6 +25,23 @@ from sam_jax.ops.sums import repeat
 _normal = nn.initializers.normal(stddev=1.0)
 
 
+@struct.dataclass
+class PreparedEmbeddings:
+    """Image embeddings as the mask decoder reads them, made once for any number of prompts.
+
+    Attributes:
+      pixels: (B, 1, C, S) in the compute dtype.
+      image_pe: (1, 1, C, S), the positional encoding of the grid.
+      details: finer features, `Details`; of HQ-SAM (B, 16, C / 8, S); None if the model has none.
+      grid: (h, w).
+    """
+
+    pixels: jax.Array
+    image_pe: jax.Array
+    details: Any
+    grid: tuple[int, int] = struct.field(pytree_node=False)
+
+
 class MaskDecoder(nn.Module):
     """Predicts one mask per mask token: the single mask first, then the masks for ambiguous prompts."""
 
@@ -31,11 +49,21 @@ class MaskDecoder(nn.Module):
     dim: int
     dtype: jnp.dtype = jnp.float32
 
+    def prepare(
+        self, pixels: jax.Array, rest: jax.Array | None, image_pe: jax.Array, grid: tuple[int, int]
+    ) -> PreparedEmbeddings:
+        """Prepares image embeddings (B, 1, C, S), their further channels (B, 1, D, S), and image_pe (1, 1, C, S)."""
+        # `first` sums to zero over its channels, as the LayerNorm that follows it wants.
+        details = None if rest is None else jax.tree.map(self._compute, centred(details_of(rest, self.dim)))
+        return PreparedEmbeddings(self._compute(pixels), self._compute(image_pe), details, grid)
+
+    def _compute(self, x: jax.Array) -> jax.Array:
+        return kept(x.astype(self.dtype))
+
     @nn.compact
     def __call__(
         self,
-        image_embeddings: jax.Array,
-        image_pe: jax.Array,
+        embeddings: PreparedEmbeddings,
         prompts: PromptEmbeddings,
         masks: slice = slice(None),
         deterministic: bool = True,
@@ -44,7 +72,7 @@ class MaskDecoder(nn.Module):
         """Predicts masks, as planes, and their IoUs.
 
         Args:
-          image_embeddings: (B, h, w, C), with more channels if there are details; image_pe: (h, w, C).
+          embeddings: of B images, from `prepare`.
           prompts: of N prompts per image.
           masks: selects M of the 1 + num_multimask_outputs masks.
           deterministic: no dropout.
@@ -58,13 +86,11 @@ class MaskDecoder(nn.Module):
         iou_token = self.param("iou_token", _normal, (1, self.dim))
         mask_tokens = self.param("mask_tokens", _normal, (c.num_mask_tokens, self.dim))
         tokens, valid = join_tokens(jnp.concatenate([iou_token, mask_tokens]), prompts)
-        image_embeddings, details = split_details(image_embeddings, self.dim)
-        pixels = rearrange(image_embeddings, "b h w c -> b 1 c (h w)").astype(self.dtype)
-        pixels = repeat(pixels, prompts.dense.shape[1], 1) + prompts.dense
-        image_pe = kept(rearrange(image_pe, "h w c -> 1 1 c (h w)").astype(self.dtype))
+        details: Details | None = embeddings.details
+        pixels = repeat(embeddings.pixels, prompts.dense.shape[1], 1) + prompts.dense
         transformer = TwoWayTransformer(c, self.dim, self.dtype, deterministic, name="transformer")
         outputs = None if least_iou is None else 1 + c.num_mask_tokens
-        tokens, pixels = transformer(tokens.astype(self.dtype), pixels, image_pe, valid, outputs)
+        tokens, pixels = transformer(tokens.astype(self.dtype), pixels, embeddings.image_pe, valid, outputs)
         weights = self.dim // 8 + (0 if details is None else details.masks.shape[-2])
         hypernetworks = [
             Mlp(self.dim, weights, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
@@ -93,13 +119,10 @@ class MaskDecoder(nn.Module):
         upscaling = Upscaling(*up.matrices(), norm.scale, norm.bias, *up_again.matrices())
         heads, kernels = self.config.num_heads, self.config.kernels
 
-        # `kept`, so that a loop over prompts does not prepare an image's details again and again.
-        prepared = None if details is None else Details(*(kept(x.astype(self.dtype)) for x in centred(details)))
-
         def of_prompts(hypernetworks: jax.Array, pixels: jax.Array) -> jax.Array:
-            if prepared is None:
+            if details is None:
                 return upscale(upscaling, hypernetworks, pixels, heads, norm.epsilon, kernels)
-            first, second, masks = prepared
+            first, second, masks = details
             own, shared = jnp.split(hypernetworks, [c // 8], axis=-1)
             planes = upscale(upscaling, own, pixels, heads, norm.epsilon, kernels, (first, second))
             return planes + weighted(shared, masks).astype(jnp.float32)

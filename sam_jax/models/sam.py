@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -13,7 +14,7 @@ from sam_jax.config import HqMaskDecoderConfig, MaskDecoderConfig, SamConfig, Ti
 from sam_jax.models.hq_mask_decoder import HqFeatures, HqMaskDecoder
 from sam_jax.models.image_encoder import HqImageEncoder, ImageEncoder
 from sam_jax.models.layers import KERNEL_SCALE
-from sam_jax.models.mask_decoder import MaskDecoder
+from sam_jax.models.mask_decoder import MaskDecoder, PreparedEmbeddings
 from sam_jax.models.prompt_encoder import PromptEncoder
 from sam_jax.models.tiny_vit import HqTinyVit, TinyVit
 from sam_jax.ops.int8_mlp import quantize
@@ -52,8 +53,21 @@ class Sam(nn.Module):
         encoded = self.image_encoder(images, deterministic)
         return self.hq_features(encoded) if self.config.is_hq else encoded
 
+    def prepare_embeddings(self, image_embeddings: jax.Array) -> PreparedEmbeddings:
+        """What the mask decoder makes of image embeddings (B, h, w, C) whatever the prompts are.
+
+        The methods below take either. Prepared once, an image's prompts are decoded faster: by half of a single
+        prompt's time on CPUs.
+        """
+        _, h, w, _ = image_embeddings.shape
+        planes = rearrange(image_embeddings, "b h w c -> b 1 c (h w)")
+        c = self.config.prompt_embed_dim
+        rest = planes[:, :, c:] if planes.shape[2] > c else None
+        image_pe = rearrange(self.prompt_encoder.dense_pe((h, w)), "h w c -> 1 1 c (h w)")
+        return self.mask_decoder.prepare(planes[:, :, :c], rest, image_pe, (h, w))
+
     def predict_masks(
-        self, image_embeddings: jax.Array, prompts: Prompts, masks: slice = slice(None)
+        self, image_embeddings: jax.Array | PreparedEmbeddings, prompts: Prompts, masks: slice = slice(None)
     ) -> MaskPredictions:
         """Masks of N prompts per image: the single mask first, then the num_multimask_outputs for ambiguous prompts.
 
@@ -64,13 +78,13 @@ class Sam(nn.Module):
           prompts: in pixels of the input frame (H, W) = patch_size * (h, w).
           masks: selects M of the masks.
         """
-        h, w = image_embeddings.shape[1:3]
-        planes, iou_predictions = self.predict_planes(image_embeddings, prompts, masks=masks)
-        return MaskPredictions(join_subpixels(planes, (h, w)), iou_predictions)
+        embeddings = self._prepared(image_embeddings)
+        planes, iou_predictions = self.predict_planes(embeddings, prompts, masks=masks)
+        return MaskPredictions(join_subpixels(planes, embeddings.grid), iou_predictions)
 
     def predict_planes(
         self,
-        image_embeddings: jax.Array,
+        image_embeddings: jax.Array | PreparedEmbeddings,
         prompts: Prompts,
         mask_planes: jax.Array | None = None,
         masks: slice = slice(None),
@@ -87,13 +101,19 @@ class Sam(nn.Module):
         Returns:
           Logits (B, N, M, 16, h*w) float32 and IoU predictions (B, N, M) float32.
         """
-        h, w = image_embeddings.shape[1:3]
-        patch = self.config.image_encoder.patch_size
+        embeddings = self._prepared(image_embeddings)
+        (h, w), patch = embeddings.grid, self.config.image_encoder.patch_size
         embedded = self.prompt_encoder(prompts, (h, w), (h * patch, w * patch), mask_planes)
-        image_pe = self.prompt_encoder.dense_pe((h, w))
-        return self.mask_decoder(image_embeddings, image_pe, embedded, masks, deterministic, least_iou)
+        return self.mask_decoder(embeddings, embedded, masks, deterministic, least_iou)
 
-    def decode_masks(self, image_embeddings: jax.Array, prompts: Prompts, multimask_output: bool) -> MaskPredictions:
+    def _prepared(self, image_embeddings: jax.Array | PreparedEmbeddings) -> PreparedEmbeddings:
+        if isinstance(image_embeddings, PreparedEmbeddings):
+            return image_embeddings
+        return self.prepare_embeddings(image_embeddings)
+
+    def decode_masks(
+        self, image_embeddings: jax.Array | PreparedEmbeddings, prompts: Prompts, multimask_output: bool
+    ) -> MaskPredictions:
         """Masks for N prompts of each image.
 
         Args:

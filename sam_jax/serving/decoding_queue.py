@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam_jax.inference.point_decoding import decoding_cores
+from sam_jax.models.mask_decoder import PreparedEmbeddings
 from sam_jax.models.sam import Sam
 from sam_jax.structs import MaskPredictions, Prompts
 
@@ -27,17 +28,19 @@ _STOP = None  # what `close` puts behind the last job
 class Job(NamedTuple):
     """One prompt of one image, as arrays with the axes B and N of length 1; and where the answer goes."""
 
-    image_embeddings: jax.Array
+    embedding: PreparedEmbeddings
     prompts: Prompts
     answer: Future[MaskPredictions]
 
 
 @partial(jax.jit, static_argnums=0)
 def _decode(
-    model: Sam, variables: Any, image_embeddings: tuple[jax.Array, ...], prompts: tuple[Prompts, ...]
+    model: Sam, variables: Any, embeddings: tuple[PreparedEmbeddings, ...], prompts: tuple[Prompts, ...]
 ) -> MaskPredictions:
     together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *prompts)
-    predictions: Any = model.apply(variables, jnp.concatenate(image_embeddings), together, method="predict_masks")
+    images = jax.tree.map(lambda *parts: jnp.concatenate(parts), *embeddings)
+    images = images.replace(image_pe=embeddings[0].image_pe)  # which all images share
+    predictions: Any = model.apply(variables, images, together, method="predict_masks")
     return predictions
 
 
@@ -67,16 +70,16 @@ class DecodingQueue:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, image_embeddings: jax.Array, prompts: Prompts) -> Future[MaskPredictions]:
-        """A prompt (1, 1, ...) of an image (1, h, w, C); predictions come as numpy (M, ...)."""
-        job = Job(image_embeddings, prompts, Future())
+    def submit(self, embedding: PreparedEmbeddings, prompts: Prompts) -> Future[MaskPredictions]:
+        """A prompt (1, 1, ...) of an image; predictions come as numpy (M, ...)."""
+        job = Job(embedding, prompts, Future())
         self._waiting.put(job)
         return job.answer
 
-    def compile(self, image_embeddings: jax.Array, prompts: Prompts) -> None:
+    def compile(self, embedding: PreparedEmbeddings, prompts: Prompts) -> None:
         """Compiles the programs for all sizes of batches, which first users would wait for otherwise."""
         for size in self._sizes:
-            jax.block_until_ready(_decode(self._model, self._variables, (image_embeddings,) * size, (prompts,) * size))
+            jax.block_until_ready(_decode(self._model, self._variables, (embedding,) * size, (prompts,) * size))
 
     def close(self) -> None:
         """Ends when all that waits is done."""
@@ -116,7 +119,7 @@ class DecodingQueue:
         size = next(size for size in self._sizes if size >= len(jobs))
         filled = [*jobs, *[jobs[0]] * (size - len(jobs))]
         prompts = tuple(_with_slots(job.prompts, slots) for job in filled)
-        found = _decode(self._model, self._variables, tuple(job.image_embeddings for job in filled), prompts)
+        found = _decode(self._model, self._variables, tuple(job.embedding for job in filled), prompts)
         low_res, iou = np.asarray(found.low_res_masks), np.asarray(found.iou_predictions)
         return [MaskPredictions(low_res[number, 0], iou[number, 0]) for number in range(len(jobs))]
 

@@ -10,6 +10,7 @@ from collections import OrderedDict
 import jax
 
 from sam_jax.inference.encoding import EncodedImages
+from sam_jax.models.mask_decoder import PreparedEmbeddings
 from sam_jax.serving.refusals import Refusal
 
 Size = tuple[int, int]
@@ -22,18 +23,19 @@ class StoredImage:
     Attributes:
       content: the file as it came, which everything mode decodes again.
       original_size: (H, W) in pixels, upright. input_size: (h, w) as resized into the model's frame.
-      encoded: with a leading axis of 1.
+      encoded: with a leading axis of 1. prepared: its embedding, for the mask decoder.
     """
 
     content: bytes
     original_size: Size
     input_size: Size
     encoded: EncodedImages
+    prepared: PreparedEmbeddings
 
     @property
     def num_bytes(self) -> int:
         """Memory that it takes."""
-        return len(self.content) + sum(x.nbytes for x in jax.tree.leaves(self.encoded))
+        return len(self.content) + sum(x.nbytes for x in jax.tree.leaves((self.encoded, self.prepared)))
 
 
 class ImageStore:

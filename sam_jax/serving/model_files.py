@@ -73,15 +73,15 @@ class ModelFiles:
         return next((name for name in _PACKAGES if importlib.util.find_spec(name) is None), None)
 
     def _key(self) -> str:
-        """Another model, or another version of the library, has another key."""
+        """Another model, another version of the library, or another form of the files, has another key."""
         facts = sorted((str(path), path.stat().length, path.stat().mtime) for path in _files(self._source))
-        return hashlib.sha256(repr((__version__, self._crf, facts)).encode()).hexdigest()[:24]
+        return hashlib.sha256(repr((__version__, self._crf, "low_res_only", facts)).encode()).hexdigest()[:24]
 
     def _make(self) -> None:
         self._directory.parent.mkdir(parents=True, exist_ok=True)
         refine = "--crf" if self._crf else "--no-crf"
         command = [sys.executable, "-m", "sam_jax", "convert", "to-onnx"]
-        command += [str(self._source), str(self._directory), refine]
+        command += [str(self._source), str(self._directory), refine, "--low-res-only"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         _, errors = self._process.communicate()
         if self._process.returncode and not self._stopped:

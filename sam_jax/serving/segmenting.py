@@ -42,13 +42,14 @@ class StoredPredictor(SamPredictor):
 
     def __init__(self, model: Sam, variables: dict[str, Any], image: StoredImage, decoding: DecodingQueue) -> None:
         super().__init__(model, variables)
-        self._decoding, self._encoded = decoding, image.encoded
+        self._decoding, self._encoded, self._prepared = decoding, image.encoded, image.prepared
         self.original_size, self.input_size = image.original_size, image.input_size
 
     def submit(self, objects: Sequence[ObjectPrompt]) -> list[tuple[Prompts, Future[MaskPredictions]]]:
         """Checks all prompts, then hands them to the decoder. Raises ValueError as `predict` does."""
+        assert self._prepared is not None
         collected = [self._of_one(one) for one in objects]
-        return [(prompts, self._decoding.submit(self._image().embeddings, prompts)) for prompts in collected]
+        return [(prompts, self._decoding.submit(self._prepared, prompts)) for prompts in collected]
 
     def masks(
         self, waiting: Sequence[tuple[Prompts, Future[MaskPredictions]]], multimask_output: bool

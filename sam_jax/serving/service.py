@@ -17,7 +17,7 @@ from PIL import Image
 
 from sam_jax.config import ServingConfig
 from sam_jax.inference.automatic_mask_generator import Record, SamAutomaticMaskGenerator
-from sam_jax.inference.encoding import encode_and_wait
+from sam_jax.inference.encoding import encode_and_wait, prepare_embeddings
 from sam_jax.inference.images import ImageError, decode_image
 from sam_jax.inference.predictor import POINT_BUCKETS
 from sam_jax.models.sam import Sam, inference_variables
@@ -95,7 +95,7 @@ class SegmentationService:
         for points in (1, POINT_BUCKETS[0] + 1):
             one = ObjectPrompt(np.zeros((points, 2)), np.ones(points), None, None)
             ((prompts, _),) = predictor.submit([one])
-            self._decoding.compile(self.images.get(name).encoded.embeddings, prompts)
+            self._decoding.compile(self.images.get(name).prepared, prompts)
         for several in (True, False):
             list(predictor.masks(predictor.submit([one]), several))
         self.images.remove(name)
@@ -113,7 +113,8 @@ class SegmentationService:
         resized = resize_longest_side(image, side)
         frame = pad_to_square(resized, side)[None]
         encoded = self._encoder.submit(self._encode, frame, np.array([resized.shape[:2]], np.int32)).result()
-        return self.images.put(StoredImage(content, image.shape[:2], resized.shape[:2], encoded))
+        prepared = prepare_embeddings(self.model, self.variables, encoded.embeddings)
+        return self.images.put(StoredImage(content, image.shape[:2], resized.shape[:2], encoded, prepared))
 
     def embedding(self, name: str) -> bytes:
         """An image's embedding (1, C, h, w): little-endian float16."""

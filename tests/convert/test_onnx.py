@@ -136,11 +136,25 @@ def test_smaller_weights(exported, precision, tmp_path, capsys):
 
 
 @pytest.mark.oracle
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_masks_of_low_resolution(exported, name, tmp_path, capsys):
+    """The command holds them, enlarged, to the model's."""
+    source = str(exported(name)[2].parent / "model")
+    arguments = ["--part", "decoder", "--low-res-only"]
+    assert main.main(["convert", "to-onnx", source, str(tmp_path / "out"), *arguments]) == 0, capsys.readouterr().err
+    decoder = session(tmp_path / "out" / "decoder.onnx")
+    refined = ["refined_masks"] * MODELS[name].crf
+    assert names(decoder.get_outputs()) == ["iou_predictions", "low_res_masks", *refined]
+    assert ("orig_im_size" in names(decoder.get_inputs())) == MODELS[name].crf
+
+
+@pytest.mark.oracle
 def test_a_wrong_export_is_an_error(checkpoint, tmp_path, monkeypatch, capsys):
     """A decoder whose graph is that of other weights is not written."""
     right = flax_to_onnx.decoder
     other = random_variables(TINY, seed=1)
-    monkeypatch.setattr(flax_to_onnx, "decoder", lambda model, variables, single: right(model, other, single))
+    monkeypatch.setattr(flax_to_onnx, "decoder", lambda model, _, *outputs: right(model, other, *outputs))
     arguments = ["convert", "to-onnx", str(checkpoint), str(tmp_path / "onnx"), "--part", "decoder"]
     assert main.main(arguments) == 2
     assert "masks' logits are off by" in capsys.readouterr().err

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="other pl
 @pytest.fixture(scope="module")
 def known():
     variables = random_variables(TINY)
-    embedding = jax.random.normal(jax.random.key(1), (GRID, GRID, TINY.prompt_embed_dim))
+    embedding = jax.random.normal(jax.random.key(1), (1, GRID, GRID, TINY.prompt_embed_dim))
     return Sam(TINY), variables, embedding
 
 
@@ -30,7 +30,7 @@ def test_points_in_groups_have_the_masks_of_all_at_once(known):
     model, variables, embedding = known
     labels = jnp.ones((1, len(POINTS), 1), jnp.int32)
     prompts = Prompts(point_coords=POINTS[None, :, None], point_labels=labels)
-    expected = model.apply(variables, embedding[None], prompts, masks=slice(1, None), method="predict_planes")
+    expected = model.apply(variables, embedding, prompts, masks=slice(1, None), method="predict_planes")
     for count in (12, 5, 1):
         planes, iou = decode_points(*known, POINTS[:count], EVERY)
         np.testing.assert_allclose(planes, expected[0][0].reshape(36, 16, -1)[: 3 * count], atol=1e-4)

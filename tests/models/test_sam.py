@@ -12,8 +12,9 @@ from sam_jax.models import two_way_transformer
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.ops.planes import join_subpixels, split_subpixels
 from sam_jax.structs import Prompts
-from tests.tiny import TINY, jitted, random_embeddings, random_images, random_variables
+from tests.tiny import TINY, as_hq, jitted, random_embeddings, random_images, random_variables
 
+WITH_DETAILS = dataclasses.replace(TINY, details=8)
 EXACT = 2e-6  # a few units in the last place of logits of order ten
 
 
@@ -64,6 +65,21 @@ def test_absent_boxes_and_masks_change_nothing(predict):
     none = np.zeros((1, 2), bool)
     absent = prompts.replace(box_valid=none, mask_valid=none)
     assert_same(predict(embeddings, absent), predict(embeddings, only_points(prompts)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(TINY, marks=pytest.mark.slow), WITH_DETAILS, pytest.param(as_hq(TINY), marks=pytest.mark.slow)],
+    ids=["plain", "details", "hq"],
+)
+def test_prepared_embeddings_give_the_same_masks(config):
+    variables, prompts = random_variables(config), mixed_prompts()
+    shape = (2, 5, 5, config.embedding_channels)
+    embeddings = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    prepared = jitted(config, "prepare_embeddings")(variables, embeddings)
+    found, expected = (jitted(config, "predict_masks")(variables, x, prompts) for x in (prepared, embeddings))
+    assert np.abs(expected.low_res_masks[0] - expected.low_res_masks[1]).max() > 0.1
+    assert_same(found, expected)
 
 
 def test_present_ones_do_change_something(predict):

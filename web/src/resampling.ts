@@ -75,21 +75,40 @@ export function bitsAbove(logits: Float32Array, threshold: number): Uint8Array {
   return bits;
 }
 
-/** Logits (h, w) -> bits (H, W): bilinear, pixels at their middles, no smoothing; 1 where above the threshold. */
-export function enlargedBits(logits: Float32Array, [height, width]: Size, outer: Size, threshold: number): Uint8Array {
-  const [outHeight, outWidth] = outer;
-  const [rows, columns] = [bilinearTaps(height, outHeight), bilinearTaps(width, outWidth)];
-  const bits = new Uint8Array(outHeight * outWidth);
-  const row = new Float32Array(width);
-  for (let y = 0; y < outHeight; y++) {
+/**
+ * Logits (h, w) -> (H, W), row by row: bilinear, pixels at their middles, no smoothing. `kept`: only so much at the top
+ * left.
+ */
+function enlargeRows(
+  logits: Float32Array,
+  [height, width]: Size,
+  outer: Size,
+  [keptHeight, keptWidth]: Size,
+  take: (row: Float32Array, y: number) => void,
+): void {
+  const [rows, columns] = [bilinearTaps(height, outer[0]), bilinearTaps(width, outer[1])];
+  const [narrow, row] = [new Float32Array(width), new Float32Array(keptWidth)];
+  for (let y = 0; y < keptHeight; y++) {
     const [upper, lower, share] = [rows.low[y] * width, rows.high[y] * width, rows.share[y]];
-    for (let x = 0; x < width; x++) row[x] = logits[upper + x] * (1 - share) + logits[lower + x] * share;
-    for (let x = 0; x < outWidth; x++) {
+    for (let x = 0; x < width; x++) narrow[x] = logits[upper + x] * (1 - share) + logits[lower + x] * share;
+    for (let x = 0; x < keptWidth; x++) {
       const part = columns.share[x];
-      const value = row[columns.low[x]] * (1 - part) + row[columns.high[x]] * part;
-      if (value > threshold) bits[y * outWidth + x] = 1;
+      row[x] = narrow[columns.low[x]] * (1 - part) + narrow[columns.high[x]] * part;
     }
+    take(row, y);
   }
+}
+
+export function enlarged(logits: Float32Array, inner: Size, outer: Size, kept: Size = outer): Float32Array {
+  const out = new Float32Array(kept[0] * kept[1]);
+  enlargeRows(logits, inner, outer, kept, (row, y) => out.set(row, y * kept[1]));
+  return out;
+}
+
+/** 1 where the enlarged logits are above the threshold. */
+export function enlargedBits(logits: Float32Array, inner: Size, outer: Size, threshold: number): Uint8Array {
+  const bits = new Uint8Array(outer[0] * outer[1]);
+  enlargeRows(logits, inner, outer, outer, (row, y) => bits.set(bitsAbove(row, threshold), y * outer[1]));
   return bits;
 }
 

@@ -3,7 +3,7 @@
 import * as ort from "onnxruntime-web/wasm";
 import { type Mask, type Size, maskOfBits } from "./masks";
 import { type Found, type Prompts, decoderPoints, offered } from "./prompts";
-import { bitsAbove, enlargedBits, halfToFloat, inputFrame } from "./resampling";
+import { bitsAbove, enlarged, enlargedBits, halfToFloat, inputFrame } from "./resampling";
 import type { EncodedImage, ModelInfo } from "./server";
 
 export type Task =
@@ -55,8 +55,7 @@ class Decoder {
       image_embeddings: new ort.Tensor("float32", all.slice(0, cut), [1, own, height, width]),
       mask_input: new ort.Tensor("float32", new Float32Array(low * low), [1, 1, low, low]),
       has_mask_input: new ort.Tensor("float32", new Float32Array(1), [1]),
-      // Masks come in the model's frame, whatever the image's size; `enlarged` does what remains.
-      orig_im_size: new ort.Tensor("float32", Float32Array.from(this.inputSize), [2]),
+      orig_im_size: new ort.Tensor("float32", Float32Array.from(this.size), [2]),
     };
     if (channels > own) {
       this.fixed.image_details = new ort.Tensor("float32", all.slice(cut), [1, channels - own, height, width]);
@@ -72,7 +71,7 @@ class Decoder {
     const start = performance.now();
     const { masks, ious } = await this.run(prompts);
     const { indices, best } = offered(prompts, ious);
-    const bits = bitsAbove(this.logits(masks, indices[best]), this.model.mask_threshold);
+    const bits = bitsAbove(this.inFrame(masks, indices[best]), this.model.mask_threshold);
     return { bits, size: this.inputSize, milliseconds: performance.now() - start };
   }
 
@@ -80,32 +79,37 @@ class Decoder {
     const start = performance.now();
     const { masks, ious } = await this.run(prompts);
     const { indices, best } = offered(prompts, ious);
-    const found = indices.map((index) => this.enlarged(this.logits(masks, index), ious[index]));
+    const found = indices.map((index) => this.mask(this.inFrame(masks, index), ious[index]));
     return { masks: found, best, milliseconds: performance.now() - start };
   }
 
-  private async run(prompts: Prompts): Promise<{ masks: Float32Array; ious: Float32Array }> {
+  /** Masks as they come: of low resolution, so that only what is shown is enlarged. */
+  private async run(prompts: Prompts): Promise<{ masks: ort.Tensor; ious: Float32Array }> {
     const { coords, labels } = decoderPoints(prompts, this.size, this.inputSize);
     const given: Record<string, ort.Tensor> = {
       ...this.fixed,
       point_coords: new ort.Tensor("float32", coords, [1, labels.length, 2]),
       point_labels: new ort.Tensor("float32", labels, [1, labels.length]),
     };
-    const names = this.session.inputNames;
-    const answer = await this.session.run(Object.fromEntries(names.map((name) => [name, given[name]])), [
-      "masks",
+    const { inputNames, outputNames } = this.session;
+    const masks = outputNames.includes("refined_masks") ? "refined_masks" : "low_res_masks";
+    const answer = await this.session.run(Object.fromEntries(inputNames.map((name) => [name, given[name]])), [
+      masks,
       "iou_predictions",
     ]);
-    return { masks: answer.masks.data as Float32Array, ious: answer.iou_predictions.data as Float32Array };
+    return { masks: answer[masks], ious: answer.iou_predictions.data as Float32Array };
   }
 
-  private logits(masks: Float32Array, index: number): Float32Array {
-    const pixels = this.inputSize[0] * this.inputSize[1];
-    return masks.subarray(index * pixels, (index + 1) * pixels);
+  /** Logits of a mask, of the image as resized for the model. */
+  private inFrame(masks: ort.Tensor, index: number): Float32Array {
+    const [, , height, width] = masks.dims;
+    const logits = (masks.data as Float32Array).subarray(index * height * width, (index + 1) * height * width);
+    const side = this.model.image_size;
+    return enlarged(logits, [height, width], [side, side], this.inputSize);
   }
 
-  private enlarged(logits: Float32Array, predictedIou: number): Mask {
-    const bits = enlargedBits(logits, this.inputSize, this.size, this.model.mask_threshold);
+  private mask(inFrame: Float32Array, predictedIou: number): Mask {
+    const bits = enlargedBits(inFrame, this.inputSize, this.size, this.model.mask_threshold);
     return maskOfBits(bits, this.size, predictedIou);
   }
 

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { enlargedBits, frameSize, halfToFloat, inputFrame } from "../src/resampling";
+import { enlarged, enlargedBits, frameSize, halfToFloat, inputFrame } from "../src/resampling";
 
 // A (5, 7, 3) image of noise.
 const NOISE = [
@@ -46,6 +46,12 @@ test("logits are enlarged between pixels' middles", () => {
   assert.deepEqual([...enlargedBits(Float32Array.from([3, -1]), [1, 2], [1, 4], 1.9)], [1, 1, 0, 0]);
   assert.deepEqual([...enlargedBits(Float32Array.from([3, -1]), [1, 2], [1, 4], 2.1)], [1, 0, 0, 0]);
   assert.deepEqual([...enlargedBits(Float32Array.from([3, -1, 3, -1]), [2, 2], [1, 2], 0)], [1, 0]);
+});
+
+test("of enlarged logits the padding is cut off", () => {
+  const logits = Float32Array.from([4, 0, 0, -4]);
+  assert.deepEqual([...enlarged(logits, [2, 2], [4, 4], [1, 4])], [4, 3, 1, 0]);
+  assert.deepEqual([...enlarged(logits, [2, 2], [4, 4])].slice(4), [3, 2, 0, -1, 1, 0, -2, -3, 0, -1, -3, -4]);
 });
 
 test("float16", () => {
