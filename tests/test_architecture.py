@@ -140,7 +140,8 @@ THIRD_PARTY = {
     # Optional, imported only where they are used: floors that need no learning, and Hypersim's HDF5 labels.
     "evaluation": _ARRAYS | _HOST | {"cv2", "skimage", "h5py"},
     "text": _ARRAYS | _HOST | {"flax", "tokenizers", "instant_clip_tokenizer"},
-    "serving": _ARRAYS | {"PIL", "etils", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"},
+    "serving": _ARRAYS
+    | {"PIL", "etils", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "threadpoolctl"},
     # Optional: another floor, and the measures of COCO and LVIS.
     "zero_shot": _ARRAYS | _HOST | {"skimage", "faster_coco_eval"},
     # PyAV is optional, imported where a video file is read or written.

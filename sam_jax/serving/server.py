@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import uvicorn
 from fastapi import APIRouter
+from threadpoolctl import threadpool_limits
 
 from sam_jax.checkpoint import load_model, model_path
 from sam_jax.config import ServingConfig
@@ -39,6 +40,8 @@ def serve(
     # By force: what reads checkpoints has set up the log for warnings alone.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
+    # Requests run side by side; BLAS's threads, which spin while they wait, would take their cores.
+    threadpool_limits(1, "blas")
     model, variables = load_model(checkpoint, dtype, crf)
     name = model_path(checkpoint).name
     towers = None if text_model is None else load_towers(text_model, model.config.dtype)
