@@ -135,6 +135,52 @@ def test_a_cut_out_is_the_image_inside_the_mask_and_nothing_outside(visitor):
     np.testing.assert_array_equal(decode_mask(sa1b["annotations"][0]["segmentation"]), mask)
 
 
+def test_a_cut_out_is_copied_and_pasted(visitor):
+    """Through the browser's own clipboard; what is pasted is an image like any other."""
+    visitor.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visitor.open(DOG, "dog.jpg")
+    visitor.actual_size(341, 512)
+    visitor.click(275, 149)
+    visitor.keep()
+    cut_out = np.asarray(Image.open(io.BytesIO(visitor.download("#tray button >> text=Download")[0])))
+    visitor.page.click("#tray button >> text=Copy")
+    visitor.page.wait_for_selector("text=dog_cutout_1.png copied")
+    content = visitor.page.evaluate(
+        """async () => {
+            const [item] = await navigator.clipboard.read();
+            return [...new Uint8Array(await (await item.getType("image/png")).arrayBuffer())];
+        }"""
+    )
+    copied = np.asarray(Image.open(io.BytesIO(bytes(content))).convert("RGBA"))
+    np.testing.assert_array_equal(copied[..., 3], cut_out[..., 3])
+    inside = cut_out[..., 3] > 0
+    np.testing.assert_array_equal(copied[inside], cut_out[inside])
+    visitor.page.keyboard.press("Control+v")
+    height, width = cut_out.shape[:2]
+    visitor.page.wait_for_selector("text=the image is ready")
+    visitor.actual_size(height, width)
+    visitor.click(width // 2, height // 2)
+    visitor.keep()
+    assert visitor.kept_mask().shape == (height, width)
+
+
+def test_two_fingers_zoom(visitor, predictor):
+    """Twice as far apart, an image is twice as large, and what was between them stays there."""
+    visitor.open(DOG, "dog.jpg")
+    visitor.actual_size(341, 512)
+    box = visitor.page.locator("#stage").bounding_box()
+    middle = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] / 2])
+    fingers = visitor.page.context.new_cdp_session(visitor.page)
+    for kind, reach in (("touchStart", 50), ("touchMove", 75), ("touchMove", 100), ("touchEnd", None)):
+        ends = [] if reach is None else [middle - (reach, 0), middle + (reach, 0)]
+        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(ends)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    visitor.page.mouse.click(*(middle + 2 * (np.array(visitor.at(275, 149)) - middle)))
+    visitor.wait_for_mask()
+    visitor.keep()
+    assert browsing.iou(visitor.kept_mask(), expected(predictor, DOG, **at((275, 149)))) > 0.999
+
+
 def turned(image):
     """A file that is stored on its side, and says so."""
     exif = Image.Exif()
