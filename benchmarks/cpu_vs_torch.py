@@ -82,6 +82,9 @@ class Parts:
         self.coords = rng.uniform(0, side, (64, 1, 2)).astype(np.float32)
         self.embeddings = rng.standard_normal((1, grid, grid, config.prompt_embed_dim)).astype(np.float32)
         self._encode = jax.jit(lambda v, x: self.model.apply(v, x, method="encode_image"))
+        # Once an image, as `SamPredictor.set_image` does.
+        prepare = jax.jit(lambda v, e: self.model.apply(v, e, method="prepare_embeddings"))
+        self._prepared = prepare(self.variables, self.embeddings)
         self._decode = jax.jit(lambda v, e, p: self.model.apply(v, e, p, True, method="decode_masks"))
 
     def encode(self) -> Sides:
@@ -110,7 +113,7 @@ class Parts:
                 multimask_output=True,
             )
 
-        return lambda: jax.block_until_ready(self._decode(self.variables, self.embeddings, prompts)), theirs
+        return lambda: jax.block_until_ready(self._decode(self.variables, self._prepared, prompts)), theirs
 
 
 class Everything:
