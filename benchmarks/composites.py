@@ -68,7 +68,7 @@ class Maker:
     def costs(self) -> pstats.Stats:
         """What its profiler found; the process ends."""
         out, _ = self._process.communicate()
-        stats = pstats.Stats(cProfile.Profile())
+        stats = pstats.Stats()
         stats.stats = pickle.loads(out)
         return stats
 

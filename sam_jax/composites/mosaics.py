@@ -7,7 +7,7 @@ fails here, while on composites a blob around the prompt is often good enough.
 import numpy as np
 from scipy import ndimage
 
-from sam_jax.composites.patches import random_crop, recolour
+from sam_jax.composites.patches import mean_colour, random_crop, recolour
 from sam_jax.composites.pool import CutoutPool
 from sam_jax.composites.random_shapes import random_split, smooth_field
 from sam_jax.composites.scene import MAX_IMAGE_SHARE
@@ -18,11 +18,11 @@ MIN_REGION_SHARE = 0.01  # of the image; smaller pieces belong to no mask
 def mosaic(rng: np.random.Generator, pool: CutoutPool, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
     """An image (h, w, 3) uint8 and the masks (n, h, w) bool of its connected surfaces."""
     labels = _partition(rng, h, w)
-    canvas = np.zeros((h, w, 3))
+    canvas = np.zeros((h, w, 3), np.float32)
     for label in range(labels.max() + 1):
         inside = labels == label
         canvas[inside] = _surface(rng, pool, inside)
-    image = ndimage.gaussian_filter(canvas, (*[rng.uniform(0, 0.8)] * 2, 0))
+    image = ndimage.gaussian_filter(canvas, [rng.uniform(0, 0.8)] * 2, axes=(0, 1))
     kept = []
     for label in range(labels.max() + 1):
         pieces, _ = ndimage.label(labels == label)
@@ -50,16 +50,15 @@ def _partition(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 def _surface(rng: np.random.Generator, pool: CutoutPool, inside: np.ndarray) -> np.ndarray:
-    """(n, 3) float64, of the pixels `inside` (h, w) bool of a surface.
+    """(n, 3) float32, of the pixels `inside` (h, w) bool of a surface.
 
     The surface is a recoloured photograph with random contrast, down to a plain colour.
     """
     h, w = inside.shape
     texture = random_crop(rng, pool.random_background(rng), h, w, rng.uniform(0.6, 3)).astype(np.float32)
     contrast = rng.choice([0.0, rng.uniform(0.1, 0.5), 1.0], p=[0.2, 0.5, 0.3])
-    middle = texture.mean(axis=(0, 1))
-    mean = middle + rng.normal(0, 30, 3)
-    surface = recolour(rng, mean + contrast * (texture[inside] - middle), 1.0)
-    light = rng.uniform(0, 30) * smooth_field(rng, h, w, 2)[inside]
-    surface += np.repeat(light, 3).reshape(-1, 3)
+    middle = mean_colour(texture.reshape(-1, 3))
+    mean = middle + rng.normal(0, 30, 3).astype(np.float32)
+    surface = recolour(rng, np.float32(contrast) * texture[inside] + (mean - np.float32(contrast) * middle), 1.0)
+    surface += np.float32(rng.uniform(0, 30)) * smooth_field(rng, h, w, 2)[inside][:, None]
     return surface

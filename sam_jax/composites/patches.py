@@ -54,7 +54,8 @@ def warp(rng: np.random.Generator, rgba: np.ndarray, length: float, max_angle: f
     stretch = math.exp(rng.uniform(-0.12, 0.12))
     scale = length / max(h, w)
     size = np.array([max(3, round(w * scale * stretch)), max(3, round(h * scale / stretch))])
-    image = Image.fromarray(rgba).resize((int(size[0]), int(size[1])), Image.Resampling.BILINEAR)
+    # Premultiplied throughout: Pillow would go there and back in each step.
+    image = Image.fromarray(rgba).convert("RGBa").resize((int(size[0]), int(size[1])), Image.Resampling.BILINEAR)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     unit = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
@@ -66,7 +67,7 @@ def warp(rng: np.random.Generator, rgba: np.ndarray, length: float, max_angle: f
     extent = math.ceil(right) + 1, math.ceil(bottom) + 1
     coefficients = _homography(corners, (unit + 0.5) * size).tolist()
     warped = image.transform(extent, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
-    return np.asarray(warped)
+    return np.asarray(warped.convert("RGBA"))
 
 
 def photo_region(rng: np.random.Generator, photo: np.ndarray, length: float) -> np.ndarray:
@@ -117,15 +118,26 @@ def match_colours(rgb: np.ndarray, alpha: np.ndarray, around: np.ndarray, streng
     own = rgb[alpha > 0.5]
     if len(own) < 16 or len(around) < 16:
         return rgb
-    own_mean, around_mean = own.mean(axis=0), around.mean(axis=0)
-    own_std, std = own.std(axis=0, mean=own_mean[None]) + 4, around.std(axis=0, mean=around_mean[None]) + 4
-    gain = np.clip(std / own_std, 0.4, 2.0) ** strength
+    (own_mean, own_std), (around_mean, around_std) = _mean_and_deviation(own), _mean_and_deviation(around)
+    gain = np.clip((around_std + 4) / (own_std + 4), 0.4, 2.0) ** np.float32(strength)
     # Row by row: three colours at a time would make short loops.
     h, w = alpha.shape
     moved = rgb.reshape(h, -1) - np.tile(own_mean, w)
     moved *= np.tile(gain, w)
     moved += np.tile(own_mean * (1 - strength) + around_mean * strength, w)
     return np.clip(moved, 0, 255, out=moved).reshape(h, w, 3)
+
+
+def mean_colour(pixels: np.ndarray) -> np.ndarray:
+    """(n, 3) float32 -> (3,). As a product: NumPy's own sum along n is a loop of threes."""
+    return np.full(len(pixels), 1 / len(pixels), np.float32) @ pixels
+
+
+def _mean_and_deviation(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of (n, 3) float32, (3,) each."""
+    mean = mean_colour(pixels)
+    deviations = pixels - mean
+    return mean, np.sqrt(np.einsum("nc,nc->c", deviations, deviations) / np.float32(len(pixels)))
 
 
 def blend(below: np.ndarray, above: np.ndarray, alpha: np.ndarray) -> None:

@@ -172,8 +172,8 @@ def test_two_fingers_zoom(visitor, predictor):
     middle = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] / 2])
     fingers = visitor.page.context.new_cdp_session(visitor.page)
     for kind, reach in (("touchStart", 50), ("touchMove", 75), ("touchMove", 100), ("touchEnd", None)):
-        ends = [] if reach is None else [middle - (reach, 0), middle + (reach, 0)]
-        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(ends)]
+        ends = [] if reach is None else [-reach, reach]
+        points = [{"x": middle[0] + end, "y": middle[1], "id": number} for number, end in enumerate(ends)]
         fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     visitor.page.mouse.click(*(middle + 2 * (np.array(visitor.at(275, 149)) - middle)))
     visitor.wait_for_mask()
