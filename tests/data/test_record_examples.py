@@ -12,6 +12,7 @@ from sam_jax.composites.random_shapes import smooth_field
 from sam_jax.data.example import MIN_CELLS, PIXEL_MEAN_RGB, reduce_masks
 from sam_jax.data.record_examples import ExampleMaker, jittered, whole
 from sam_jax.data.records import DataError, NoMaskError, Record
+from sam_jax.inference.encoding import EncodedImages
 from sam_jax.inference.predictor import SamPredictor
 from sam_jax.models.sam import Sam
 from tests.tiny import TINY
@@ -85,7 +86,13 @@ def test_pixels_are_exactly_those_that_the_predictor_encodes(h, w, kind, mode, m
     record = Record("image", 0, encoded(original, kind), (encode(everything),))
     example = ExampleMaker(80, 1)(0, record)
     seen = []
-    monkeypatch.setattr("sam_jax.inference.predictor.encode_and_wait", lambda *args: seen.append(args[2:]))
+
+    def watched(*arguments):
+        seen.append(arguments[2:])
+        return EncodedImages(None, None)
+
+    monkeypatch.setattr("sam_jax.inference.predictor.encode_and_wait", watched)
+    monkeypatch.setattr("sam_jax.inference.predictor.prepare_embeddings", lambda *arguments: None)
     with Image.open(io.BytesIO(record.image)) as image:
         SamPredictor(Sam(TINY), {"params": {}}).set_image(image)
     ((frames, sizes),) = seen
