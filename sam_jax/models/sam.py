@@ -56,7 +56,7 @@ class Sam(nn.Module):
     def prepare_embeddings(self, image_embeddings: jax.Array) -> PreparedEmbeddings:
         """What the mask decoder makes of image embeddings (B, h, w, C) whatever the prompts are.
 
-        The methods below take either. Prepared once, an image's prompts are decoded faster: by half of a single
+        The methods below take either. Prepared once, an image's prompts are decoded faster: by a third of a single
         prompt's time on CPUs.
         """
         _, h, w, _ = image_embeddings.shape
