@@ -26,7 +26,6 @@ from sam_jax.structs import Prompts
 # Official: a single mask is the first where there are three points or more, and the best of the others for fewer. A
 # point that only fills a slot (label -1) counts, as it does there.
 _FEW_POINTS, _MUCH = 2.5, 1000.0
-_EMBEDDINGS = ("image_embeddings", "image_details")
 
 
 class GraphFunction(NamedTuple):
@@ -143,11 +142,11 @@ def _predict(grid: tuple[int, int], sam: Sam, given: dict[str, jax.Array]) -> tu
     embedded = embedded._replace(sparse=tokens, sparse_valid=labels >= -1)
     # Channels come first, as the decoder has them.
     cells = grid[0] * grid[1]
-    planes = {name: given[name].reshape(1, 1, -1, cells) for name in _EMBEDDINGS if name in given}
+    pixels, rest = given["image_embeddings"].reshape(1, 1, -1, cells), given.get("image_details")
+    rest = None if rest is None else rest.reshape(1, 1, -1, cells)
     image_pe = sam.prompt_encoder.dense_pe(grid).reshape(1, 1, cells, -1).swapaxes(2, 3)
-    prepared = sam.mask_decoder.prepare(planes[_EMBEDDINGS[0]], planes.get(_EMBEDDINGS[1]), image_pe, grid)
-    masks, iou = sam.mask_decoder(prepared, embedded)
-    return join_subpixels(masks, grid)[:, 0], iou[:, 0]
+    planes, iou = sam.mask_decoder(sam.mask_decoder.prepare(pixels, rest, image_pe, grid), embedded)
+    return join_subpixels(planes, grid)[:, 0], iou[:, 0]
 
 
 def _chosen(low_res: jax.Array, iou: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
