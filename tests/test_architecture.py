@@ -63,6 +63,7 @@ KERNEL_FILES = {
     "ops/int8_mlp_tpu",
     "ops/mask_bits_tpu",
     "ops/mask_decoder_tpu",
+    "ops/mask_decoder_tpu_backward",
 }
 # room: the rooms that it may import, besides itself.
 ALLOWED = {

@@ -20,7 +20,7 @@ from sam_jax.inference.encoding import encode_images
 from sam_jax.inference.mask_candidates import examine
 from sam_jax.inference.point_decoding import decode_points
 from sam_jax.models.sam import Sam, init_variables
-from sam_jax.ops import mask_decoder_tpu
+from sam_jax.ops import mask_decoder_tpu, mask_decoder_tpu_backward
 from sam_jax.ops.attention import packed_attention
 from sam_jax.ops.crf import refine_masks
 from sam_jax.ops.mask_bits import Enlarging
@@ -172,7 +172,7 @@ def inner_products(jaxpr):
 
 
 def kernels(dtype):
-    """The TPU kernels: of global and windowed attention with their gradients, and the decoder's; those for GPUs."""
+    """The TPU kernels of global and windowed attention and of the decoder, with their gradients; those for GPUs."""
     qkv, table = shape(1, 256, 3 * 128, dtype=dtype), shape(31, 64)
     yield (
         jax.grad(lambda *x: packed_attention(*x, 2, "pallas").astype(jnp.float32).sum(), (0, 1, 2)),
@@ -190,12 +190,17 @@ def kernels(dtype):
     )
     pixels, rows = shape(1, 2, 128, 256, dtype=dtype), shape(1, 2, 24, 128, dtype=dtype)
     pe, constants = shape(1, 1, 128, 256, dtype=dtype), shape(1, 2, 24, 1)
-    yield partial(mask_decoder_tpu.read_pixels, interpret=False), (rows, pixels, pe)
-    update = partial(mask_decoder_tpu.update_pixels, num_heads=8, epsilon=1e-5, interpret=False)
-    yield update, (pixels, pe, rows, constants, rows, shape(3, 128, 1))
-    upscale = partial(mask_decoder_tpu.upscale, epsilon=1e-6, interpret=False)
+    words = jax.ShapeDtypeStruct((1, 2, 2, 1), jnp.uint32)
     weights = shape(128, 128, dtype=dtype), shape(3, 128, 1), shape(64, 32, dtype=dtype), shape(64, 1)
-    yield upscale, (pixels, *weights, shape(1, 2, 16, 64, dtype=dtype))
+    for module, of_rows, of_pixels, of_masks in (
+        (mask_decoder_tpu, (), (), ()),
+        (mask_decoder_tpu_backward, (rows, pixels), (pixels,), (shape(1, 2, 4, 16, 256),)),
+    ):
+        yield partial(module.read_pixels, interpret=False), (rows, pixels, pe, *of_rows)
+        update = partial(module.update_pixels, num_heads=8, epsilon=1e-5, keep=0.9, interpret=False)
+        yield update, (pixels, pe, rows, constants, rows, shape(3, 128, 1), words, *of_pixels)
+        upscale = partial(module.upscale, epsilon=1e-6, interpret=False)
+        yield upscale, (pixels, *weights, shape(1, 2, 16, 64, dtype=dtype), *of_masks)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -130,10 +130,10 @@ def for_inference(config: SamConfig, dtype: str = "float32", kernels: str = "aut
 def for_training(
     config: SamConfig, drop_path_rate: float = 0.0, remat: bool = True, dropout_rate: float = 0.0
 ) -> SamConfig:
-    """The config of a network for training on TPUs, in bfloat16 and with XLA's form of the decoder.
+    """The config of a network for training on TPUs, in bfloat16.
 
     `drop_path_rate` and `remat` are the encoder's, `dropout_rate` the decoder's. Raises ValueError for a TinyViT.
     """
     encoder = dataclasses.replace(config.vit, drop_path_rate=drop_path_rate, remat=remat)
-    decoder = dataclasses.replace(config.mask_decoder, kernels="xla", dropout_rate=dropout_rate)
+    decoder = dataclasses.replace(config.mask_decoder, kernels="auto", dropout_rate=dropout_rate)
     return dataclasses.replace(config, image_encoder=encoder, mask_decoder=decoder, dtype="bfloat16")

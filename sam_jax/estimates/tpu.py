@@ -50,16 +50,21 @@ class Chip:
 
 # Kernels of ops/attention_tpu.py: with windows, the vector unit is the bottleneck, not the matrix unit, and heads of 80
 # channels also need to be moved. Those of ops/mask_decoder_tpu.py normalise and activate more than they multiply. int8
-# has twice the peak. From the dumps of libtpu 0.0.52 for the sizes of ViT-B, L and H, for 64 prompts with 7 tokens, and
-# for masks of an image of 1500 x 2250; none for v5p.
+# has twice the peak. From the dumps of libtpu 0.0.52 for the sizes of ViT-B, L and H, for 64 prompts with 7 tokens, or
+# in training 16 (128 rows) with dropout, and for masks of an image of 1500 x 2250; none for v5p.
 _V5E_SCHEDULES = (
     (r"attention_14x14_\d+x80_backward", 2.7),
     (r"attention_14x14_\d+x80", 3.2),
     (r"attention_14x14_\d+x64", 2.2),
     (r"attention_64x64_\d+x80", 1.08),
     (r"attention_64x64_\d+x64_backward", 1.07),
+    (r"read_pixels_\d+x\d+x\d+_backward", 1.1),
     (r"read_pixels_", 1.4),
+    (r"update_pixels_128x\d+x\d+_backward", 2.4),
+    (r"update_pixels_\d+x\d+x\d+_backward", 4.9),
+    (r"update_pixels_128x", 3.3),
     (r"update_pixels_", 4.1),
+    (r"upscale_\d+x16x\d+_backward", 1.08),
     (r"upscale_", 1.2),
     (r"mask_bits_", 1.04),
     (r"int8_mlp_\d+x1280", 0.63),
@@ -70,8 +75,13 @@ _V6E_SCHEDULES = (
     (r"attention_14x14_\d+x80", 10.5),
     (r"attention_14x14_\d+x64", 7.2),
     (r"attention_64x64_", 2.3),
+    (r"read_pixels_\d+x\d+x\d+_backward", 1.8),
     (r"read_pixels_", 3.9),
+    (r"update_pixels_128x\d+x\d+_backward", 7.1),
+    (r"update_pixels_\d+x\d+x\d+_backward", 16.2),
+    (r"update_pixels_128x", 11.3),
     (r"update_pixels_", 13.5),
+    (r"upscale_\d+x16x\d+_backward", 3.1),
     (r"upscale_", 4.4),
     (r"mask_bits_", 2.8),
     (r"int8_mlp_\d+x768", 2.1),

@@ -14,7 +14,7 @@ from flax import linen as nn
 from sam_jax.ops.int8_mlp import Int8Dense, quantize
 from sam_jax.ops.layer_norm import ONE_PASS, TWO_PASSES, layer_norm
 from sam_jax.ops.products import conv_general_dilated, einsum, matmul
-from sam_jax.ops.random_bits import bernoulli
+from sam_jax.ops.random_bits import Dropping, draw
 
 KERNEL_SCALE = "kernel_scale"  # of an int8 kernel, beside it in the parameter tree
 kernel_init = nn.initializers.truncated_normal(stddev=0.02)
@@ -131,14 +131,16 @@ class Dropout(nn.Module):
     rate: float
     deterministic: bool = True
 
-    @nn.compact
+    def draw(self, leading: tuple[int, ...]) -> Dropping | None:
+        """The elements that are dropped next, in matrices (*leading, M, N); None if none are."""
+        if self.deterministic or self.rate == 0.0:
+            return None
+        return Dropping(draw(self.make_rng("dropout"), leading), 1.0 - self.rate)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., M, N)."""
-        if self.deterministic or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        kept = bernoulli(self.make_rng("dropout"), keep, x.shape)
-        return jnp.where(kept, (x / keep).astype(x.dtype), jnp.zeros_like(x))
+        drop = self.draw(x.shape[:-2])
+        return x if drop is None else drop(x)
 
 
 def _cubic_weights(target: int, source: int) -> np.ndarray:

@@ -13,8 +13,6 @@ A prompt has few tokens (T), an image has many pixels (S = h*w), kept as planes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -26,14 +24,15 @@ from sam_jax.models.planes import PlaneNorm
 from sam_jax.ops.mask_decoder import PixelUpdate, read_pixels, update_pixels
 from sam_jax.ops.planes import project
 from sam_jax.ops.products import einsum, matmul
+from sam_jax.ops.random_bits import Dropping
 from sam_jax.ops.softmax import low_precision_softmax
 
 
 class Attention(nn.Module):
     """Multi-head attention with an inner width of `dim / downsample_rate`.
 
-    Shapes: tokens (B, N, T, C); pixels (B, N or 1, C, S); image_pe (1, 1, C, S); valid (B, N, T) bool, which tokens
-    may be attended to. `kernels`: see `MaskDecoderConfig`.
+    Shapes: tokens (B, N, T, C); pixels (B, N or 1, C, S); image_pe (1, 1, C, S), a constant to which no gradient flows;
+    valid (B, N, T) bool, which tokens may be attended to. `kernels`: see `MaskDecoderConfig`.
     """
 
     dim: int
@@ -77,9 +76,11 @@ class Attention(nn.Module):
         out = matmul(jax.nn.softmax(logits).astype(self.dtype), self._heads(self.v_proj(v)))
         return self.out_proj(rearrange(out, "b n h t d -> b n t (h d)"))
 
-    def tokens_to_pixels(self, tokens: jax.Array, pixels: jax.Array, image_pe: jax.Array) -> jax.Array:
-        """Attention of tokens to pixels: (B, N, T, C)."""
-        q = self._heads(self.q_proj(tokens)) * self._scale
+    def tokens_to_pixels(
+        self, tokens: jax.Array, pixels: jax.Array, image_pe: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attention of tokens to pixels: (B, N, T, C), and the pixels for what comes next, see `read_pixels`."""
+        q, image_pe = self._heads(self.q_proj(tokens)) * self._scale, jax.lax.stop_gradient(image_pe)
         k_proj, v_proj = self.k_proj, self.v_proj
 
         def each_pixel_projected() -> jax.Array:
@@ -88,13 +89,13 @@ class Attention(nn.Module):
             return rearrange(_matmul_shared(weights, values.swapaxes(-1, -2)), "b n h t d -> b n t (h d)")
 
         if not self._folds(tokens.shape[2]):
-            return self.out_proj(each_pixel_projected())
+            return self.out_proj(each_pixel_projected()), pixels
         # The key bias adds the same constant to all logits of a query, which cancels in the softmax.
         rows = self._fold(q, k_proj.kernel)
         kernel = rearrange(v_proj.kernel.astype(self.dtype), "c (h d) -> h c d", h=self.num_heads)
         cheaper = each_pixel_projected if _shared(pixels, tokens) else None
-        read = read_pixels(rows, kernel, v_proj.bias, pixels, image_pe, self.kernels, cheaper)
-        return self.out_proj(read)
+        read, pixels = read_pixels(rows, kernel, v_proj.bias, pixels, image_pe, self.kernels, cheaper)
+        return self.out_proj(read), pixels
 
     def pixels_to_tokens(
         self,
@@ -104,13 +105,12 @@ class Attention(nn.Module):
         values: jax.Array,
         valid: jax.Array,
         norm: PlaneNorm,
-        drop: Callable[[jax.Array], jax.Array] | None,
+        drop: Dropping | None,
     ) -> jax.Array:
         """Attention of pixels to tokens, then dropout (`drop`), the residual and `norm`: (B, N, C, S)."""
         k, v = self._heads(self.k_proj(keys)) * self._scale, self._heads(self.v_proj(values))
         invalid = jnp.where(valid, 0.0, -jnp.inf)[..., None]
-
-        q_proj = self.q_proj
+        q_proj, image_pe = self.q_proj, jax.lax.stop_gradient(image_pe)
 
         def each_pixel_projected() -> jax.Array:
             logits = _matmul_shared(k, _projected(k, q_proj, pixels + image_pe))
@@ -202,12 +202,13 @@ class TwoWayAttentionBlock(nn.Module):
 
         rate = c.attention_downsample_rate
         to_image = attention("cross_attn_token_to_image", rate)
-        tokens = norm("norm2")(tokens + drop(to_image.tokens_to_pixels(tokens + token_pe, pixels, image_pe)))
+        read, pixels = to_image.tokens_to_pixels(tokens + token_pe, pixels, image_pe)
+        tokens = norm("norm2")(tokens + drop(read))
         tokens = norm("norm3")(tokens + drop(MlpBlock(self.dim, c.mlp_dim, self.dtype, name="mlp")(tokens)))
         to_tokens = attention("cross_attn_image_to_token", rate)
         norm4 = PlaneNorm(self.dim, 1e-5, dtype=self.dtype, name="norm4")
-        some = drop if c.dropout_rate and not self.deterministic else None
-        return tokens, to_tokens.pixels_to_tokens(pixels, image_pe, tokens + token_pe, tokens, valid, norm4, some)
+        dropped = drop.draw(tokens.shape[:2])
+        return tokens, to_tokens.pixels_to_tokens(pixels, image_pe, tokens + token_pe, tokens, valid, norm4, dropped)
 
 
 class TwoWayTransformer(nn.Module):
@@ -238,5 +239,5 @@ class TwoWayTransformer(nn.Module):
         final = Attention(self.dim, c.num_heads, rate, self.dtype, c.kernels, name="final_attn_token_to_image")
         drop = Dropout(c.dropout_rate, deterministic=self.deterministic)
         tokens, token_pe = tokens[:, :, :outputs], token_pe[:, :, :outputs]
-        tokens = tokens + drop(final.tokens_to_pixels(tokens + token_pe, pixels, image_pe))
-        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_final_attn")(tokens), pixels
+        read, pixels = final.tokens_to_pixels(tokens + token_pe, pixels, image_pe)
+        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_final_attn")(tokens + drop(read)), pixels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -12,11 +13,11 @@ def run_kernel(
     name: str,
     implementation: str,
     problem: str | None,
-    kernel: Callable[..., jax.Array],
-    xla: Callable[..., jax.Array],
+    kernel: Callable[..., Any],
+    xla: Callable[..., Any],
     *operands: jax.Array,
-) -> jax.Array:
-    """The result of the kernel or of its XLA form.
+) -> Any:
+    """The result, an array or several, of the kernel or of its XLA form.
 
     Args:
       name: of the option, for errors.
@@ -34,8 +35,7 @@ def run_kernel(
     if implementation == "xla" or problem:
         return xla(*operands)
     default = partial(kernel, interpret=True) if implementation == "pallas" else xla
-    out: jax.Array = jax.lax.platform_dependent(*operands, tpu=partial(kernel, interpret=False), default=default)
-    return out
+    return jax.lax.platform_dependent(*operands, tpu=partial(kernel, interpret=False), default=default)
 
 
 def run_gpu_kernel(

@@ -1,31 +1,32 @@
 """The mask decoder's operations on pixels: prompt tokens attend to them, update them, and turn them into masks.
 
-Each function has an XLA form, written here, and a TPU kernel (mask_decoder_tpu.py); `implementation` chooses, see
-`kernel_choice.run_kernel`. Gradients are those of the XLA form.
+Each function has an XLA form, written here, and a TPU kernel (mask_decoder_tpu.py, mask_decoder_tpu_backward.py);
+`implementation` chooses, see `kernel_choice.run_kernel`. `image_pe` is a constant: no gradient flows to it.
 
 F and G are the channels after the first and the second upscaling step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from sam_jax.ops import mask_decoder_tpu
+from sam_jax.ops import mask_decoder_tpu, mask_decoder_tpu_backward
 from sam_jax.ops.batch_partition import split_over_batch
 from sam_jax.ops.gelu import gelu
 from sam_jax.ops.kernel_choice import run_kernel
 from sam_jax.ops.layer_norm import CENTRED, layer_norm
 from sam_jax.ops.planes import split, stack
 from sam_jax.ops.products import einsum, matmul
+from sam_jax.ops.random_bits import Dropping
 from sam_jax.ops.softmax import low_precision_softmax
 
-Kernel = Callable[..., jax.Array]
+Kernel = Callable[..., Any]
 
 
 class PixelUpdate(NamedTuple):
@@ -68,7 +69,7 @@ def read_pixels(
     image_pe: jax.Array,
     implementation: str,
     cheaper: Callable[[], jax.Array] | None = None,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Token-to-image attention: softmax(rows (pixels + image_pe)) pixels^T, per head times its kernel, plus bias.
 
     Args:
@@ -78,26 +79,35 @@ def read_pixels(
       cheaper: computes the result on other platforms than TPU, if there is a cheaper way than with rows.
 
     Returns:
-      (B, N, T, heads * D).
+      (B, N, T, heads * D), and the pixels. What comes next should use these: the kernel's backward pass adds the
+      gradient that comes from there to its own, which takes a program of its own otherwise.
     """
-    num_heads = len(kernel)
+    num_heads, image_pe = len(kernel), jax.lax.stop_gradient(image_pe)
 
     def project(read: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         read = rearrange(read, "b n (t h) c -> b n t h c", h=num_heads)
         out = rearrange(einsum("bnthc,hcd->bnthd", read, kernel), "b n t h d -> b n t (h d)")
         return out + bias.astype(pixels.dtype)
 
-    def tpu(rows: jax.Array, kernel: jax.Array, bias: jax.Array, *seen: jax.Array, interpret: bool) -> jax.Array:
-        read = _split_over_batch(mask_decoder_tpu.read_pixels, (True, True, False))(rows, *seen, interpret=interpret)
-        return project(read, kernel, bias)
+    def tpu(
+        rows: jax.Array, kernel: jax.Array, bias: jax.Array, *seen: jax.Array, interpret: bool
+    ) -> tuple[jax.Array, ...]:
+        kernels = mask_decoder_tpu.read_pixels, mask_decoder_tpu_backward.read_pixels
+        run = _differentiable(kernels, {"interpret": interpret}, (True, True, False), fixed=(2,), results=2)
+        read, pixels = run(rows, *seen)
+        return project(read, kernel, bias), pixels
 
-    def xla(rows: jax.Array, kernel: jax.Array, bias: jax.Array, pixels: jax.Array, image_pe: jax.Array) -> jax.Array:
+    def xla(
+        rows: jax.Array, kernel: jax.Array, bias: jax.Array, pixels: jax.Array, image_pe: jax.Array
+    ) -> tuple[jax.Array, ...]:
         weights = low_precision_softmax(matmul(rows, pixels + image_pe), -1)
         values = jnp.broadcast_to(pixels, (*weights.shape[:2], *pixels.shape[2:]))
-        return project(einsum("bnas,bncs->bnac", weights, values), kernel, bias)
+        return project(einsum("bnas,bncs->bnac", weights, values), kernel, bias), pixels
 
+    elsewhere = None if cheaper is None else lambda: (cheaper(), pixels)
     operands = rows, kernel, bias, pixels, image_pe
-    return _run(tpu, xla, implementation, _problem(pixels, num_heads), operands, cheaper)
+    read: tuple[jax.Array, jax.Array] = _run(tpu, xla, implementation, _problem(pixels, num_heads), operands, elsewhere)
+    return read
 
 
 def update_pixels(
@@ -108,7 +118,7 @@ def update_pixels(
     epsilon: float,
     implementation: str,
     cheaper: Callable[[], jax.Array] | None = None,
-    drop: Callable[[jax.Array], jax.Array] | None = None,
+    drop: Dropping | None = None,
 ) -> jax.Array:
     """Image-to-token attention, its residual and the LayerNorm that follows:
 
@@ -117,28 +127,36 @@ def update_pixels(
     Args:
       pixels: (B, N or 1, C, S); image_pe: (1, 1, C, S).
       cheaper: computes the logits (B, N, T, heads, S) on other platforms than TPU, if there is a cheaper way.
-      drop: dropout on the attention's output; the kernel does not support it.
+      drop: dropout of the attention's output (B, N, C, S), before the residual.
 
     Returns:
       (B, N, C, S).
     """
 
-    def tpu(*operands: jax.Array, interpret: bool) -> tuple[jax.Array]:
-        pixels, image_pe, rows, constants, values, *norm = operands
-        columns = jnp.stack([x.astype(jnp.float32) for x in norm])[..., None]
-        return mask_decoder_tpu.update_pixels(
-            pixels, image_pe, rows, constants, values, columns, num_heads, epsilon, interpret
-        )
+    image_pe = jax.lax.stop_gradient(image_pe)
+    if drop is None:
+        words, keep = jnp.zeros((2, *update.rows.shape[:2], 1, 1), jnp.uint32), 1.0
+    else:
+        words, keep = drop
 
-    def xla(pixels: jax.Array, image_pe: jax.Array, *parts: jax.Array) -> jax.Array:
+    def tpu(pixels: jax.Array, image_pe: jax.Array, words: jax.Array, *parts: jax.Array, interpret: bool) -> jax.Array:
+        rows, constants, values, *norm = parts
+        columns = jnp.stack([x.astype(jnp.float32) for x in norm])[..., None]
+        kernels = mask_decoder_tpu.update_pixels, mask_decoder_tpu_backward.update_pixels
+        options = {"num_heads": num_heads, "epsilon": epsilon, "keep": keep, "interpret": interpret}
+        run = _differentiable(kernels, options, (True, False, True, True, True, False, True), fixed=(1, 6))
+        seen = rearrange(words, "t b n 1 1 -> b n t 1")
+        return run(pixels, image_pe, rows, constants, values, columns, seen)[0]
+
+    def xla(pixels: jax.Array, image_pe: jax.Array, words: jax.Array, *parts: jax.Array) -> jax.Array:
         known = PixelUpdate(*parts)
         logits = kept(matmul(known.rows, pixels + image_pe) + known.constants.astype(pixels.dtype))
         return _mix(known, pixels, rearrange(logits, "b n (t h) s -> b n t h s", h=num_heads), epsilon, drop)
 
-    kernel = _split_over_batch(tpu, (True, False, True, True, True, False, False, False))
     elsewhere = None if cheaper is None else lambda: _mix(update, pixels, cheaper(), epsilon, drop)
-    problem = "it lacks dropout" if drop else _problem(pixels, num_heads)
-    return _run(kernel, xla, implementation, problem, (pixels, image_pe, *update), elsewhere)
+    operands = pixels, image_pe, words, *update
+    out: jax.Array = _run(tpu, xla, implementation, _problem(pixels, num_heads), operands, elsewhere)
+    return out
 
 
 def _mix(
@@ -146,7 +164,7 @@ def _mix(
     pixels: jax.Array,
     logits: jax.Array,
     epsilon: float,
-    drop: Callable[[jax.Array], jax.Array] | None,
+    drop: Dropping | None,
 ) -> jax.Array:
     """The updated pixels (B, N, C, S), from logits (B, N, T, heads, S)."""
     weights = low_precision_softmax(logits, 2)
@@ -187,19 +205,15 @@ def upscale(
     upscaling step; the kernel does not support them.
     """
 
-    def tpu(pixels: jax.Array, rows: jax.Array, *parts: jax.Array, interpret: bool) -> tuple[jax.Array]:
+    def tpu(pixels: jax.Array, rows: jax.Array, *parts: jax.Array, interpret: bool) -> jax.Array:
         known = Upscaling(*parts)
         columns = [jnp.tile(x.astype(jnp.float32), 4) for x in (known.first_bias, known.scale, known.shift)]
-        return mask_decoder_tpu.upscale(
-            pixels,
-            rearrange(known.first, "x o i -> (x o) i"),
-            jnp.stack(columns)[..., None],
-            rearrange(known.second, "x o i -> (x o) i"),
-            jnp.tile(known.second_bias.astype(jnp.float32), 4)[:, None],
-            rows,
-            epsilon,
-            interpret,
-        )
+        kernels = mask_decoder_tpu.upscale, mask_decoder_tpu_backward.upscale
+        options = {"epsilon": epsilon, "interpret": interpret}
+        run = _differentiable(kernels, options, (True, False, False, False, False, True))
+        first, second = (rearrange(x, "x o i -> (x o) i") for x in (known.first, known.second))
+        second_bias = jnp.tile(known.second_bias.astype(jnp.float32), 4)[:, None]
+        return run(pixels, first, jnp.stack(columns)[..., None], second, second_bias, rows)[0]
 
     def xla(pixels: jax.Array, rows: jax.Array, *parts: jax.Array) -> jax.Array:
         known = Upscaling(*parts)
@@ -215,9 +229,9 @@ def upscale(
     # One row per mask and sub-pixel, nonzero only in the channels of its own sub-pixel.
     own = jnp.eye(4, dtype=pixels.dtype)
     rows = rearrange(einsum("tu,bnmc->bnmtuc", own, hypernetworks), "b n m t u c -> b n (m t) (u c)")
-    kernel = _split_over_batch(tpu, (True, True, *(False,) * len(upscaling)))
     problem = _problem(pixels, num_heads) if details is None else "it lacks details"
-    return _run(kernel, xla, implementation, problem, (pixels, rows, *upscaling))
+    planes: jax.Array = _run(tpu, xla, implementation, problem, (pixels, rows, *upscaling))
+    return planes
 
 
 def _problem(pixels: jax.Array, num_heads: int) -> str | None:
@@ -225,32 +239,48 @@ def _problem(pixels: jax.Array, num_heads: int) -> str | None:
     return mask_decoder_tpu.shape_problem(channels, size, num_heads, pixels.dtype.itemsize)
 
 
-def _split_over_batch(kernel: Callable[..., tuple[jax.Array]], batched: tuple[bool, ...]) -> Kernel:
-    """The kernel's only result; under a mesh each device computes its own images. `batched`: see `split_over_batch`."""
+def _differentiable(
+    kernels: tuple[Kernel, Kernel],
+    options: dict[str, Any],
+    batched: Sequence[bool],
+    fixed: Sequence[int] = (),
+    results: int = 1,
+) -> Kernel:
+    """A kernel that is differentiable; under a mesh each device computes its own images.
 
-    def run(*operands: jax.Array, interpret: bool) -> jax.Array:
-        return split_over_batch(partial(kernel, interpret=interpret), batched, (True,))(*operands)[0]
+    Args:
+      kernels: forward takes the operands; backward takes them and the results' gradients, and returns theirs.
+      batched: for each operand, whether its first axis is the batch, see `split_over_batch`.
+      fixed: the operands for which backward returns no gradient.
+      results: their number.
+    """
+    learned = [batch for number, batch in enumerate(batched) if number not in fixed]
+    forward = split_over_batch(partial(kernels[0], **options), batched, (True,) * results)
+    backward = split_over_batch(partial(kernels[1], **options), (*batched, *(True,) * results), learned)
 
+    @jax.custom_vjp
+    def run(*operands: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(forward(*operands))
+
+    def slopes(operands: tuple[jax.Array, ...], outer: tuple[jax.Array, ...]) -> tuple[jax.Array | None, ...]:
+        found = iter(backward(*operands, *outer))
+        return tuple(None if number in fixed else next(found) for number in range(len(operands)))
+
+    run.defvjp(lambda *operands: (run(*operands), operands), slopes)
     return run
 
 
 def _run(
     kernel: Kernel,
-    xla: Callable[..., jax.Array],
+    xla: Callable[..., Any],
     implementation: str,
     problem: str | None,
     operands: tuple[jax.Array, ...],
-    cheaper: Callable[[], jax.Array] | None = None,
-) -> jax.Array:
+    cheaper: Callable[[], Any] | None = None,
+) -> Any:
     """Runs the kernel or the XLA form; `cheaper`, if given, replaces the XLA form with a faster equivalent."""
 
-    def elsewhere(*operands: jax.Array) -> jax.Array:
+    def elsewhere(*operands: jax.Array) -> Any:
         return cheaper() if cheaper else xla(*operands)
 
-    def differentiable(*operands: jax.Array, interpret: bool) -> jax.Array:
-        run = jax.custom_vjp(partial(kernel, interpret=interpret))
-        run.defvjp(lambda *args: (run(*args), args), lambda args, slope: jax.vjp(xla, *args)[1](slope))
-        out: jax.Array = run(*operands)
-        return out
-
-    return run_kernel("mask decoder kernels", implementation, problem, differentiable, elsewhere, *operands)
+    return run_kernel("mask decoder kernels", implementation, problem, kernel, elsewhere, *operands)

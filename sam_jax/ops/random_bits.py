@@ -8,6 +8,7 @@ sharded.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +18,49 @@ _SPLIT = 0x632BE5AB  # keeps the bits of split keys apart from those drawn with 
 _OTHER = 0x9E3779B9
 
 
+class Dropping(NamedTuple):
+    """Which elements of matrices (*leading, rows, columns) dropout keeps, as two words per matrix; see `chosen`.
+
+    Attributes:
+      words: (2, *leading, 1, 1) uint32.
+      keep: the probability of an element to be kept, between 0 and 1.
+    """
+
+    words: jax.Array
+    keep: float
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (*leading, rows, columns), with zeros in place of some elements and the others enlarged."""
+        kept = _elements(self.words, self.keep, x.shape)
+        return jnp.where(kept, (x / self.keep).astype(x.dtype), jnp.zeros_like(x))
+
+
+def draw(key: jax.Array, leading: tuple[int, ...]) -> jax.Array:
+    """Two words for each of `leading` matrices, from the key's generator: (2, *leading, 1, 1) uint32."""
+    # Without the barrier XLA draws the words again for every element.
+    words: jax.Array = jax.lax.optimization_barrier(jax.random.bits(key, (2, *leading, 1, 1)))
+    return words
+
+
 def bernoulli(key: jax.Array, probability: float, shape: tuple[int, ...]) -> jax.Array:
     """Independent bools of a shape (..., rows, columns), each True with a probability.
 
-    The key's generator draws two words per matrix (rows, columns); the index of each element in its matrix is hashed
-    with the first and then with the second. A matrix must have fewer than 2^32 elements.
+    A matrix must have fewer than 2^32 elements.
     """
+    return _elements(draw(key, shape[:-2]), probability, shape)
+
+
+def _elements(words: jax.Array, probability: float, shape: tuple[int, ...]) -> jax.Array:
     *leading, rows, columns = shape
     assert math.prod((rows, columns)) < 2**32
-    # Without the barrier XLA draws the words again for every element.
-    words = jax.lax.optimization_barrier(jax.random.bits(key, (2, *leading, 1, 1)))
     inner = (1,) * len(leading) + (rows, columns)
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, inner, len(inner) - 2 + axis) for axis in (0, 1))
-    hashed = _hash(_hash((row * jnp.uint32(columns) + column) ^ words[0]) ^ words[1])
-    return hashed < jnp.uint32(min(round(probability * 2**32), 2**32 - 1))
+    return chosen(row * jnp.uint32(columns) + column, words[0], words[1], probability)
+
+
+def chosen(number: jax.Array, first: jax.Array, second: jax.Array, probability: float) -> jax.Array:
+    """Bools, each True with a probability: the numbers of elements (uint32), hashed with two words of their matrix."""
+    return _hash(_hash(number ^ first) ^ second) < jnp.uint32(min(round(probability * 2**32), 2**32 - 1))
 
 
 def _hash(x: jax.Array) -> jax.Array:

@@ -55,10 +55,11 @@ def test_tokens_read_from_pixels(length, owners):
     tokens, pixels, image_pe = _random(1, B, N, length, C), _random(2, B, owners, C, S), _random(3, 1, 1, C, S)
 
     def ours(params, *args):
-        return Attention(C, HEADS, 2).apply({"params": params}, *args, method="tokens_to_pixels")
+        return Attention(C, HEADS, 2).apply({"params": params}, *args, method="tokens_to_pixels")[0]
 
     def plain(params, tokens, pixels, image_pe):
-        keys, values = (jnp.broadcast_to(x.swapaxes(-1, -2), (B, N, S, C)) for x in (pixels + image_pe, pixels))
+        seen = pixels + jax.lax.stop_gradient(image_pe)
+        keys, values = (jnp.broadcast_to(x.swapaxes(-1, -2), (B, N, S, C)) for x in (seen, pixels))
         return _plain(params, tokens, keys, values)
 
     assert Attention(C, HEADS, 2)._folds(length) == (length == 3)
@@ -87,7 +88,8 @@ def test_pixels_read_from_tokens_and_are_normalised(length, owners):
         return Update().apply({"params": params}, *args, valid)
 
     def plain(params, pixels, image_pe, keys, values):
-        many, seen = (jnp.broadcast_to(x.swapaxes(-1, -2), (B, N, S, C)) for x in (pixels, pixels + image_pe))
+        seen = pixels + jax.lax.stop_gradient(image_pe)
+        many, seen = (jnp.broadcast_to(x.swapaxes(-1, -2), (B, N, S, C)) for x in (pixels, seen))
         updated = many + _plain(params["attention"], seen, keys, values, valid)
         norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
         return norm.apply({"params": params["norm"]}, updated).swapaxes(-1, -2)

@@ -10,6 +10,7 @@ import pytest
 
 from sam_jax.models.sam import Sam
 from sam_jax.ops import mask_decoder
+from sam_jax.ops.random_bits import Dropping
 from sam_jax.structs import Prompts
 from tests.tiny import TINY, random_embeddings, random_variables
 
@@ -43,15 +44,11 @@ def _operation(name, owners, dtype):
     pixels, image_pe = _random(8, B, owners, C, S, dtype=dtype), _random(9, 1, 1, C, S, dtype=dtype)
     if name == "read":
         rows, kernel = _random(1, B, N, ROWS, C, dtype=dtype) / 8, _random(2, HEADS, C, 16, dtype=dtype) / 8
-        return lambda how, *args: mask_decoder.read_pixels(*args, how), (
-            rows,
-            kernel,
-            _random(3, HEADS * 16),
-            pixels,
-            image_pe,
-        )
-    if name == "update":
-        return lambda how, *args: mask_decoder.update_pixels(*args, HEADS, 1e-5, how), (
+        return _read_and_use, (rows, kernel, _random(3, HEADS * 16), pixels, image_pe)
+    if name.startswith("update"):
+        words = jax.random.bits(jax.random.key(10), (2, B, N, 1, 1))
+        options = {"drop": Dropping(words, 0.7)} if name == "update with dropout" else {}
+        return lambda how, *args: mask_decoder.update_pixels(*args, HEADS, 1e-5, how, **options), (
             _update(dtype),
             pixels,
             image_pe,
@@ -61,9 +58,16 @@ def _operation(name, owners, dtype):
     return lambda how, *args: mask_decoder.upscale(*args, HEADS, 1e-6, how), arguments
 
 
+def _read_and_use(how, *args):
+    """What is read, beside the pixels that are returned, as the decoder uses them next."""
+    read, pixels = mask_decoder.read_pixels(*args, how)
+    return jnp.concatenate([read.ravel(), (pixels * pixels).ravel()])
+
+
 # Pixels of each prompt's own, or shared by all prompts of an image.
 CASES = pytest.mark.parametrize(
-    ("name", "owners"), [("read", N), ("read", 1), ("update", N), ("update", 1), ("upscale", N)]
+    ("name", "owners"),
+    [("read", N), ("read", 1), ("update", N), ("update", 1), ("update with dropout", N), ("upscale", N)],
 )
 
 
@@ -135,7 +139,7 @@ def test_the_whole_decoder_with_kernels(grid, fed_back):
 def test_other_shapes_fall_back_or_are_an_error(channels, size, heads, words):
     rows, kernel, bias = _random(0, 1, 1, heads, channels), _random(1, heads, channels, 4), jnp.zeros(4 * heads)
     arguments = rows, kernel, bias, _random(2, 1, 1, channels, size), _random(3, 1, 1, channels, size)
-    expected = mask_decoder.read_pixels(*arguments, "xla")
-    np.testing.assert_array_equal(mask_decoder.read_pixels(*arguments, "auto"), expected)
+    expected, _ = mask_decoder.read_pixels(*arguments, "xla")
+    np.testing.assert_array_equal(mask_decoder.read_pixels(*arguments, "auto")[0], expected)
     with pytest.raises(ValueError, match=words):
         mask_decoder.read_pixels(*arguments, "pallas")
