@@ -127,6 +127,39 @@ def test_the_whole_decoder_with_kernels(grid, fed_back):
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.long
+def test_the_whole_decoder_is_trained_by_kernels():
+    """Gradients of a step with dropout and a mask that is fed back, by kernels and by XLA."""
+    variables = random_variables(_config("xla"))
+    embeddings = random_embeddings(1, 2, (16, 16), _config("xla"))
+    prompts = Prompts(
+        point_coords=16 * _random(2, 2, 3, 2, 2) + 100,
+        point_labels=jnp.asarray(np.tile([[1, 0], [1, -1], [0, 1]], (2, 1, 1))),
+        mask_inputs=_random(3, 2, 3, 64, 64),
+    )
+
+    def loss(config, learned):
+        params, embeddings = learned
+        found = Sam(config).apply(
+            {"params": params, "constants": variables["constants"]},
+            embeddings,
+            prompts,
+            method="predict_planes",
+            deterministic=False,
+            rngs={"dropout": jax.random.key(4)},
+        )
+        return sum(jnp.square(jnp.sin(x)).mean() for x in found)
+
+    learned = {k: v for k, v in variables["params"].items() if k != "image_encoder"}, embeddings
+    slopes = []
+    for how in ("xla", "pallas"):
+        config = _config(how)
+        config = dataclasses.replace(config, mask_decoder=dataclasses.replace(config.mask_decoder, dropout_rate=0.2))
+        slopes.append(jax.jit(jax.grad(partial(loss, config)))(learned))
+    for expected, found in zip(*map(jax.tree.leaves, slopes), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * max(np.abs(expected).max(), 1e-3))
+
+
 @pytest.mark.parametrize(
     ("channels", "size", "heads", "words"),
     [

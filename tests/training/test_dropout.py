@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from sam_jax.config import InteractionConfig, TrainConfig
 from sam_jax.models.sam import Sam
 from sam_jax.models.two_way_transformer import TwoWayAttentionBlock
 from sam_jax.ops.planes import split_subpixels
+from sam_jax.ops.random_bits import Dropping
 from sam_jax.structs import Prompts
 from sam_jax.training.step import forward_with_loss, interact
 from tests.tiny import SMALLEST, TINY, random_embeddings, random_variables
@@ -46,21 +46,21 @@ def test_without_a_rate_or_at_evaluation_the_program_is_the_same():
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_each_attention_and_mlp_has_one(depth):
+def test_each_attention_and_mlp_has_one(depth, monkeypatch):
     """Self-attention, tokens to image, MLP and image to tokens of each layer, then the last attention to the image."""
     config = with_rate(TINY, 0.1)
     config = dataclasses.replace(config, mask_decoder=dataclasses.replace(config.mask_decoder, depth=depth))
     prompts = Prompts(jnp.zeros((1, 2, 1, 2)), jnp.ones((1, 2, 1), jnp.int32))
     variables, drawn = random_variables(config), []
 
-    def watch(next_fun, args, kwargs, context):
-        if type(context.module).__name__ == "Dropout":
-            drawn.append(args[0].shape)
-        return next_fun(*args, **kwargs)
+    def watch(dropping, x):
+        drawn.append(x.shape)
+        return drop(dropping, x)
 
-    with nn.intercept_methods(watch):
-        options = {"method": "predict_planes", "rngs": {"dropout": KEY}, "deterministic": False}
-        jax.eval_shape(lambda: Sam(config).apply(variables, random_embeddings(0), prompts, **options))
+    drop = Dropping.__call__
+    monkeypatch.setattr(Dropping, "__call__", watch)
+    options = {"method": "predict_planes", "rngs": {"dropout": KEY}, "deterministic": False}
+    jax.eval_shape(lambda: Sam(config).apply(variables, random_embeddings(0), prompts, **options))
     tokens, pixels = (1, 2, 7, 32), (1, 2, 32, 25)
     assert drawn == depth * [tokens, tokens, tokens, pixels] + [tokens]
 
