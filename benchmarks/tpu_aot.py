@@ -4,6 +4,7 @@
     python benchmarks/tpu_aot.py encoder --size b --attention xla
     python benchmarks/tpu_aot.py blocks kernels --size b l h
     python benchmarks/tpu_aot.py decoder --size b --prompts 64 --json decoder.json
+    python benchmarks/tpu_aot.py interaction
     python benchmarks/tpu_aot.py everything --size h
     python benchmarks/tpu_aot.py train --size b --topology v5e:4x4        # a quarter of an hour; see tpu_training.py
 
@@ -40,9 +41,10 @@ from sam_jax.models.sam import Sam, inference_variables, init_variables
 from sam_jax.ops import crf
 from sam_jax.ops.attention import packed_attention
 from sam_jax.ops.transforms import resized_size
+from sam_jax.training import losses
 from sam_jax.video import matching, step
 
-Kind = Literal["encoder", "blocks", "kernels", "decoder", "edges", "everything", "video", "train"]
+Kind = Literal["encoder", "blocks", "kernels", "decoder", "interaction", "edges", "everything", "video", "train"]
 SIZES = {"b": config.vit_b, "l": config.vit_l, "h": config.vit_h}
 COLUMNS = {
     "program": "{program}",
@@ -198,6 +200,40 @@ def decoder(size: str, args: Any) -> list[Program]:
     return [Program(name, function, arguments, tpu_estimates.matmul_flops(function, *arguments))]
 
 
+def interaction(size: str, args: Any) -> list[Program]:
+    """One of a training step's interactions: prompts with 16 tokens and the mask before, loss and gradients."""
+    points = config.InteractionConfig().num_points + 1
+    sam = config.for_training(SIZES[size](), dropout_rate=0.1)
+    sam = dataclasses.replace(sam, mask_decoder=dataclasses.replace(sam.mask_decoder, kernels=args.attention))
+    model, loss = Sam(sam), config.LossConfig()
+    variables = jax.eval_shape(partial(init_variables, model), jax.random.key(0))
+    params = {name: part for name, part in variables["params"].items() if name != "image_encoder"}
+    side, batch = sam.image_encoder.grid_size, (args.batch, args.prompts)
+    shape = jax.ShapeDtypeStruct
+    embeddings = shape((args.batch, side, side, sam.embedding_channels), jnp.float32)
+    prompts = Prompts(
+        point_coords=shape((*batch, points, 2), jnp.float32),
+        point_labels=shape((*batch, points), jnp.int32),
+        boxes=shape((*batch, 4), jnp.float32),
+        box_valid=shape(batch, jnp.bool_),
+    )
+    planes = shape((*batch, 16, side * side), jnp.float32)
+
+    def total(learned: Any, constants: Any, prompts: Any, planes: Any, targets: Any, seed: Any) -> jax.Array:
+        params, embeddings = learned
+        arguments = {"params": params, "constants": constants}, embeddings, prompts, planes, slice(1), False
+        rngs = {"dropout": jax.random.key(seed)}
+        logits, ious = model.apply(*arguments, method="predict_planes", rngs=rngs)
+        found = losses.mask_losses(loss, logits, ious, targets)
+        return losses.prompt_loss(loss, found, jnp.zeros(batch, bool)).sum()
+
+    targets, seed = shape(planes.shape, jnp.bool_), shape((), jnp.int32)
+    arguments = (params, embeddings), variables["constants"], prompts, planes, targets, seed
+    function = jax.value_and_grad(total)
+    name = f"interaction {size.upper()}, {args.batch} x {args.prompts} prompts, kernels {args.attention}"
+    return [Program(name, function, arguments, tpu_estimates.matmul_flops(function, *arguments))]
+
+
 def edges(size: str, args: Any) -> list[Program]:
     """The work of `SamConfig.crf`: preparing an image's pixels once, then refining each prompt's mask."""
     side, patch, low = 1024, 16, 256
@@ -262,6 +298,7 @@ PROGRAMS = {
     "blocks": blocks,
     "kernels": kernels,
     "decoder": decoder,
+    "interaction": interaction,
     "edges": edges,
     "everything": everything,
     "video": video,

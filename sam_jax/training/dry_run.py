@@ -14,7 +14,7 @@ from sam_jax.estimates import tpu as tpu_estimates
 from sam_jax.models.sam import Sam, init_variables
 from sam_jax.training.finetune import assemble, split_params
 from sam_jax.training.optimizer import make_optimizer
-from sam_jax.training.placement import abstract_batch, abstract_state
+from sam_jax.training.placement import abstract_batch, abstract_state, compiler_options
 from sam_jax.training.step import forward_with_loss, train_step
 
 
@@ -60,7 +60,12 @@ def estimate_step(config: TrainConfig, stage: StageConfig, topology: str) -> Ste
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
     out = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(partial(train_step, model, config, optimizer), donate_argnums=0, out_shardings=(out, None))
+    step = jax.jit(
+        partial(train_step, model, config, optimizer),
+        donate_argnums=0,
+        out_shardings=(out, None),
+        compiler_options=compiler_options(mesh, 1),
+    )
     estimate = tpu_estimates.compile_for(chip, step, state, batch, key)
     share = dataclasses.replace(stage, batch_size=1)
     useful = stage.batch_size / len(devices) * useful_flops(config, share)
