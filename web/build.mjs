@@ -12,7 +12,8 @@ const images = path.join(web, "../docs/images");
 const runtime = path.join(web, "node_modules/onnxruntime-web/dist");
 const SAMPLES = ["dog.jpg", "bags.jpg", "pizza.jpg"];
 const STYLES = ["page.css", "annotate.css"];
-const RUNTIME = ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"];
+// The decoder's worker, once for each runtime: which package has it, and its files.
+const RUNTIMES = { wasm: ["onnxruntime-web/wasm", ""], webgpu: ["onnxruntime-web/jspi", ".jspi"] };
 
 async function copyAll(names, from, to) {
   await mkdir(to, { recursive: true });
@@ -33,12 +34,7 @@ async function writeHtml(file) {
 async function buildPage() {
   await rm(page, { recursive: true, force: true });
   await mkdir(page, { recursive: true });
-  await build({
-    entryPoints: {
-      page: path.join(web, "src/page.ts"),
-      annotate: path.join(web, "src/annotate/annotate.ts"),
-      worker: path.join(web, "src/worker.ts"),
-    },
+  const options = {
     outdir: page,
     bundle: true,
     minify: true,
@@ -46,10 +42,21 @@ async function buildPage() {
     target: "es2022",
     conditions: ["onnxruntime-web-use-extern-wasm"],
     legalComments: "linked",
-  });
+  };
+  const pages = { page: path.join(web, "src/page.ts"), annotate: path.join(web, "src/annotate/annotate.ts") };
+  await build({ entryPoints: pages, ...options });
+  for (const [provider, [source, infix]] of Object.entries(RUNTIMES)) {
+    await build({
+      entryPoints: { [`worker_${provider}`]: path.join(web, "src/worker.ts") },
+      alias: { "onnxruntime-web/wasm": source },
+      define: { PROVIDER: JSON.stringify(provider) },
+      ...options,
+    });
+    const names = ["mjs", "wasm"].map((ending) => `ort-wasm-simd-threaded${infix}.${ending}`);
+    await copyAll(names, runtime, path.join(page, "runtime"));
+  }
   await build({ entryPoints: STYLES.map((name) => path.join(web, "src", name)), outdir: page, minify: true });
   await copyAll(SAMPLES, images, path.join(page, "samples"));
-  await copyAll(RUNTIME, runtime, path.join(page, "runtime"));
   await copyFile(path.join(web, "src/runtime_license.txt"), path.join(page, "runtime/LICENSE.txt"));
   await copyAll(["icon.svg"], path.join(web, "src"), page);
   await writeHtml("annotate.html");

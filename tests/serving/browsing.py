@@ -21,7 +21,14 @@ from sam_jax.serving.app import STATIC
 ROOT = Path(__file__).parents[2]
 MASK = "#keep:not([disabled])"  # what there is on the page when there is a mask
 WAIT = 60_000  # milliseconds, on a busy machine
-_SWITCHES = ("no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync")
+_SWITCHES = (
+    "no-sandbox",
+    "disable-gpu",
+    "enable-unsafe-webgpu",  # played by the processor
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-sync",
+)
 _CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "/usr/bin/chromium"
 )

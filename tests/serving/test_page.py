@@ -83,6 +83,23 @@ def test_a_click_gives_the_masks_of_the_predictor(visitor, predictor):
         visitor.page.keyboard.press("Escape")
 
 
+@pytest.mark.parametrize("wish", ["", "?decoder=webgpu"])
+def test_a_gpu_decodes_where_there_is_one(browser, url, predictor, wish):
+    """Here the processor plays it, which is slower: the page takes it only if it is asked to."""
+    visitor = browsing.Visitor(browser.new_page(viewport=WIDE), url + wish)
+    assert visitor.page.evaluate("navigator.gpu.requestAdapter().then((gpu) => gpu.info.isFallbackAdapter)")
+    visitor.open(DOG, "dog.jpg")
+    if wish:
+        visitor.page.wait_for_selector("html[data-decoder*='WebGPU']", state="attached")
+    visitor.actual_size(341, 512)
+    visitor.click(275, 149)
+    assert ("WebGPU" in visitor.page.inner_text("#latency")) == bool(wish)
+    visitor.keep()
+    assert browsing.iou(visitor.kept_mask(), expected(predictor, DOG, **at((275, 149)))) > 0.999
+    visitor.page.close()
+    assert visitor.errors == []
+
+
 def test_clicks_add_and_take_away_and_are_undone(visitor, predictor):
     visitor.open(DOG, "dog.jpg")
     visitor.actual_size(341, 512)
@@ -342,8 +359,9 @@ def test_it_is_quick(visitor, url, capsys):
 
 
 def test_the_page_is_small():
-    own = [path for path in browsing.STATIC.glob("*") if path.is_file()]
-    assert {"index.html", "page.js", "page.css", "worker.js"} <= {path.name for path in own}
+    """Without the GPU's worker, which is the other worker's code beside onnxruntime's for GPUs."""
+    own = [path for path in browsing.STATIC.glob("*") if path.is_file() and path.name != "worker_webgpu.js"]
+    assert {"index.html", "page.js", "page.css", "worker_wasm.js"} <= {path.name for path in own}
     assert sum(path.stat().st_size for path in own) < 200_000
 
 

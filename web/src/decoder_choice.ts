@@ -1,8 +1,11 @@
-// Which decoder a page works with: its own, where the server has the file; until then, and otherwise, the server.
+// Which decoder a page works with: its own, where the server has the file; until then, and otherwise, the server. Once
+// an image is open, the GPU's, where that is faster.
 
 import { type Decoder, LocalDecoder, RemoteDecoder } from "./decoders";
 import { find } from "./dom";
 import { fail, reasonOf } from "./frame";
+import { gpuDecoder } from "./gpu_trial";
+import type { OpenedImage } from "./opened_image";
 import type { Server } from "./server";
 
 const ASK_AGAIN = 10_000; // milliseconds
@@ -10,6 +13,7 @@ const ASK_AGAIN = 10_000; // milliseconds
 export class DecoderChoice {
   now: Promise<Decoder>;
   private readonly remote: RemoteDecoder;
+  private isTried = false;
 
   /** `onReady`: the page's own decoder is there, for images that are open already. */
   constructor(
@@ -34,8 +38,28 @@ export class DecoderChoice {
       fail(new Error(`the decoder does not run in this browser, so the server decodes (${reasonOf(error)})`));
       return this.remote;
     });
-    const ready = await this.now;
-    document.documentElement.dataset.decoder = ready.place;
-    await this.onReady(ready);
+    await this.begin();
+  }
+
+  /** Lets the GPU decode from now on, if it is worth it on this image. Tried once. */
+  async tryGpu(image: OpenedImage): Promise<void> {
+    const own = await this.now;
+    if (this.isTried || !(own instanceof LocalDecoder)) return;
+    this.isTried = true;
+    try {
+      const gpu = await gpuDecoder(this.server, await this.server.model(), own, image);
+      if (!gpu) return;
+      this.now = Promise.resolve(gpu);
+      await this.begin();
+    } catch (error) {
+      this.isTried = image.isOpen; // else the page went on to another image meanwhile
+      if (this.isTried) console.warn(`the GPU does not decode (${reasonOf(error)})`);
+    }
+  }
+
+  private async begin(): Promise<void> {
+    const decoder = await this.now;
+    document.documentElement.dataset.decoder = decoder.place;
+    await this.onReady(decoder);
   }
 }

@@ -15,14 +15,18 @@ export interface Decoder {
   decode(prompts: Prompts): Promise<Found>;
 }
 
+/** What computes: this device's processor or its graphics processor. */
+export type Provider = "wasm" | "webgpu";
+
 /** The ONNX decoder in a worker. */
 export class LocalDecoder implements Decoder {
   place = "in this browser";
-  private readonly worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  private readonly worker: Worker;
   private readonly waiting = new Map<number, { resolve(result: never): void; reject(error: Error): void }>();
   private number = 0;
 
-  private constructor(private readonly model: ModelInfo) {
+  private constructor(private readonly model: ModelInfo, provider: Provider) {
+    this.worker = new Worker(new URL(`worker_${provider}.js`, import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }: MessageEvent<Answer>) => {
       const one = this.waiting.get(data.number);
       this.waiting.delete(data.number);
@@ -32,12 +36,22 @@ export class LocalDecoder implements Decoder {
     this.worker.onerror = (event) => this.fail(new Error(event.message || "the decoder's worker did not start"));
   }
 
-  static async load(server: Server, model: ModelInfo): Promise<LocalDecoder> {
-    const decoder = new LocalDecoder(model);
-    const file = await server.decoderFile();
-    const { threads } = await decoder.ask<{ threads: number }>({ kind: "load", file, model }, [file]);
-    decoder.place = `in this browser, ${threads === 1 ? "one thread" : `${threads} threads`}`;
-    return decoder;
+  static async load(server: Server, model: ModelInfo, provider: Provider = "wasm"): Promise<LocalDecoder> {
+    const decoder = new LocalDecoder(model, provider);
+    try {
+      const file = await server.decoderFile();
+      const { by } = await decoder.ask<{ by: string }>({ kind: "load", file, model }, [file]);
+      decoder.place = `in this browser, ${by}`;
+      return decoder;
+    } catch (error) {
+      decoder.close();
+      throw error;
+    }
+  }
+
+  close(): void {
+    this.worker.terminate();
+    this.fail(new Error("this decoder is closed"));
   }
 
   async setImage(bitmap: ImageBitmap, encoded: EncodedImage): Promise<void> {

@@ -51,6 +51,16 @@ export function maskOfCounts(counts: readonly number[], size: Size, predictedIou
   return { size, counts, area, bbox, predictedIou, ...(stabilityScore === undefined ? {} : { stabilityScore }) };
 }
 
+/** Intersection over union of the bits of two masks of one size; 1 where both are empty. */
+export function iouOfBits(one: Uint8Array, other: Uint8Array): number {
+  let [both, either] = [0, 0];
+  one.forEach((bit, at) => {
+    both += bit & other[at];
+    either += bit | other[at];
+  });
+  return either > 0 ? both / either : 1;
+}
+
 export function bitsOf(mask: Mask): Uint8Array {
   const bits = new Uint8Array(mask.size[0] * mask.size[1]);
   fillMask(bits, mask, 1);

@@ -38,8 +38,16 @@ export class OpenedImage {
 
   /** A decoder that is ready only now. */
   async use(decoder: Decoder): Promise<void> {
-    await decoder.setImage(this.bitmap, this.encoded);
+    await this.showTo(decoder);
     this.decoder = decoder;
+  }
+
+  showTo(decoder: Decoder): Promise<void> {
+    return decoder.setImage(this.bitmap, this.encoded);
+  }
+
+  get isOpen(): boolean {
+    return !this.closed;
   }
 
   close(): void {

@@ -46,6 +46,7 @@ async function open(file: Blob, name: string): Promise<void> {
     tray.reset(name, opened.size);
     work.begin(name, performance.now() - start);
     if (decoders.now !== used) await opened.use(await decoders.now); // it became ready meanwhile
+    void decoders.tryGpu(opened.image);
   } catch (error) {
     if (number !== opening) return;
     work.end();

@@ -34,7 +34,7 @@ export class Session {
   private running: AbortController | null = null;
 
   constructor(
-    private readonly image: OpenedImage,
+    readonly image: OpenedImage,
     private readonly onChange: () => void,
     private readonly onError: (error: unknown) => void,
   ) {}

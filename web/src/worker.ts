@@ -1,6 +1,7 @@
 // The ONNX decoder at work, in a thread of its own. One message in, one answer out, by number.
 
 import * as ort from "onnxruntime-web/wasm";
+import type { Provider } from "./decoders";
 import { type Mask, type Size, maskOfBits } from "./masks";
 import { type Found, type Prompts, decoderPoints, offered } from "./prompts";
 import { bitsAbove, enlarged, enlargedBits, halfToFloat, inputFrame } from "./resampling";
@@ -21,6 +22,8 @@ export interface Preview {
 export type Message = { readonly number: number; readonly task: Task };
 export type Answer = { readonly number: number; readonly result?: unknown; readonly error?: string };
 
+// build.mjs builds this file for each provider, beside the runtime that has it.
+declare const PROVIDER: Provider;
 const MOST_THREADS = 4;
 
 class Decoder {
@@ -38,7 +41,7 @@ class Decoder {
     ort.env.wasm.numThreads = threads;
     ort.env.wasm.wasmPaths = new URL("runtime/", self.location.href).href;
     ort.env.logLevel = "error";
-    const session = await ort.InferenceSession.create(file, { executionProviders: ["wasm"] });
+    const session = await ort.InferenceSession.create(file, { executionProviders: [PROVIDER] });
     return new Decoder(session, model);
   }
 
@@ -128,7 +131,8 @@ let decoder: Decoder | null = null;
 async function answer(task: Task): Promise<unknown> {
   if (task.kind === "load") {
     decoder = await Decoder.load(task.file, task.model);
-    return { threads: ort.env.wasm.numThreads };
+    const threads = ort.env.wasm.numThreads;
+    return { by: PROVIDER === "webgpu" ? "WebGPU" : threads === 1 ? "one thread" : `${threads} threads` };
   }
   if (!decoder) throw new Error("the decoder is not loaded");
   if (task.kind === "image") return decoder.setImage(task.bitmap, task.encoded);

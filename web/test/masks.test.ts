@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { bitsOf, contains, countsToText, maskOfBits, maskOfCounts, masksAt, textToCounts } from "../src/masks";
+import { bitsOf, contains, countsToText, iouOfBits, maskOfBits, maskOfCounts, masksAt, textToCounts } from "../src/masks";
 
 function randomBits(count: number, seed: number): Uint8Array {
   let state = seed;
@@ -21,6 +21,14 @@ test("bits come back", () => {
       bits.forEach((bit, at) => assert.equal(contains(mask, (at % size[1]) + 0.5, Math.floor(at / size[1]) + 0.5), bit === 1));
     }
   }
+});
+
+test("two masks are compared", () => {
+  const [one, other, none] = [[0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]].map((bits) => Uint8Array.from(bits));
+  assert.equal(iouOfBits(one, one), 1);
+  assert.equal(iouOfBits(one, other), 1 / 3);
+  assert.equal(iouOfBits(one, none), 0);
+  assert.equal(iouOfBits(none, none), 1);
 });
 
 test("runs go down the columns, and the box is tight", () => {

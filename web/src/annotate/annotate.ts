@@ -107,6 +107,7 @@ async function open(): Promise<void> {
     const seconds = task.lease_seconds / 3;
     renewing = setInterval(() => void renew(), 1000 * seconds);
     desk.begin(session);
+    void decoders.tryGpu(image);
     say(`${name}, ${task.masks.length} masks so far`);
     show(await engine.info());
   } catch (error) {
