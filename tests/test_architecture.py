@@ -42,6 +42,7 @@ _LIBRARY = _BASE | {
 # What networks are made of, and what that is made of on TPUs and GPUs.
 NETWORK_FILES = {
     "ops/attention",
+    "ops/block_dense",
     "ops/gelu",
     "ops/int8_mlp",
     "ops/kernel_choice",
@@ -60,6 +61,7 @@ KERNEL_FILES = {
     "ops/attention_tpu",
     "ops/attention_tpu_backward",
     "ops/batch_partition",
+    "ops/block_dense_tpu",
     "ops/int8_mlp_tpu",
     "ops/mask_bits_tpu",
     "ops/mask_decoder_tpu",

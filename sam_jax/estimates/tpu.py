@@ -67,6 +67,7 @@ _V5E_SCHEDULES = (
     (r"upscale_\d+x16x\d+_backward", 1.08),
     (r"upscale_", 1.2),
     (r"mask_bits_", 1.04),
+    (r"norm_dense_196x", 1.09),
     (r"int8_mlp_\d+x1280", 0.63),
     (r"int8_mlp_\d+x1024", 0.7),
     (r"int8_mlp_\d+x768", 0.75),
@@ -84,6 +85,10 @@ _V6E_SCHEDULES = (
     (r"upscale_\d+x16x\d+_backward", 3.1),
     (r"upscale_", 4.4),
     (r"mask_bits_", 2.8),
+    (r"residual_mlp_\d+x768", 2.1),
+    (r"residual_mlp_", 1.6),
+    (r"norm_dense_\d+x768", 1.75),
+    (r"norm_dense_", 1.52),
     (r"int8_mlp_\d+x768", 2.1),
     (r"int8_mlp_", 1.4),
 )

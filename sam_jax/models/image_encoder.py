@@ -28,6 +28,7 @@ from sam_jax.models.layers import (
     resize_rel_pos,
 )
 from sam_jax.ops.attention import packed_attention
+from sam_jax.ops.block_dense import Layer, Norm, norm_dense, residual_mlp
 from sam_jax.ops.gelu import gelu
 from sam_jax.ops.int8_mlp import int8_mlp
 from sam_jax.ops.planes import SIDE
@@ -97,17 +98,16 @@ class Attention(nn.Module):
         self.rel_pos_h = self.param("rel_pos_h", nn.initializers.zeros, table)
         self.rel_pos_w = self.param("rel_pos_w", nn.initializers.zeros, table)
 
-    def __call__(self, x: jax.Array, windows: Windows | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, windows: Windows | None = None, norm: Norm | None = None) -> jax.Array:
         """(B, h, w, C) -> (B, h, w, C); with `windows`, input and output are in window order (B, windows, side^2, C).
 
-        Official SAM pads with zeros before the projection and does not mask the padding, so padded tokens have keys
-        and values equal to the projection's bias.
+        `norm` is applied to x first; None if it has been. Official SAM pads with zeros before the projection and does
+        not mask the padding, so padded tokens have keys and values equal to the projection's bias.
         """
+        qkv = self._project(x, windows.real() if windows is not None and windows.is_padded else None, norm)
         if windows is not None:
-            x = jnp.where(windows.real(), x, 0) if windows.is_padded else x
-            return self.proj(self._attend_windows(self.qkv(x)))
+            return self.proj(self._attend_windows(qkv))
         _, h, w, _ = x.shape
-        qkv = self.qkv(x)
         if not self.window:
             return self.proj(self._attend(rearrange(qkv, "b h w c -> b (h w) c"), h, w).reshape(x.shape))
         # Project only real tokens, then pad with the bias: the same result.
@@ -116,6 +116,14 @@ class Attention(nn.Module):
         if windows.is_padded:
             qkv = jnp.where(windows.real(), qkv, self.qkv.bias.astype(qkv.dtype))
         return self.proj(windows.join(self._attend_windows(qkv)))
+
+    def _project(self, x: jax.Array, real: np.ndarray | None, norm: Norm | None) -> jax.Array:
+        """Queries, keys and values (..., 3C) of x (..., C)."""
+        if norm is None:
+            return self.qkv(x if real is None else jnp.where(real, x, 0))
+        layer = Layer(self.qkv.kernel, self.qkv.bias)
+        out = norm_dense(_rows(self.config, x), norm, layer, self.config.attention, _of_windows(real))
+        return out.reshape(*x.shape[:-1], -1)
 
     def _attend_windows(self, qkv: jax.Array) -> jax.Array:
         x = self._attend(rearrange(qkv, "b n l c -> (b n) l c"), self.window, self.window)
@@ -144,9 +152,24 @@ class MlpBlock(nn.Module):
         """Tokens in grid order (B, h, w, C) or in window order (B, windows, side^2, C)."""
         if not self.config.int8_mlp:
             return self.lin2(gelu(self.lin1(x)))
-        # Windows fit into one kernel step; the rows of a grid are joined, and the kernel splits them as it likes.
-        tokens = x if x.shape[2] == self.config.window_size**2 else rearrange(x, "b h w c -> b 1 (h w) c")
+        tokens = _rows(self.config, x)
         return int8_mlp(tokens, self.lin1.int8(), self.lin2.int8(), self.config.attention).reshape(x.shape)
+
+    def residual(self, x: jax.Array, norm: Norm, windows: Windows | None) -> jax.Array:
+        """x + mlp(norm(x))."""
+        first, second = (Layer(layer.kernel, layer.bias) for layer in (self.lin1, self.lin2))
+        real = _of_windows(windows.real()) if windows is not None and windows.is_padded else None
+        return residual_mlp(_rows(self.config, x), norm, first, second, self.config.attention, real).reshape(x.shape)
+
+
+def _rows(config: ImageEncoderConfig, x: jax.Array) -> jax.Array:
+    """(B, n, L, C) for kernels: windows fit into one step; rows of a grid are joined, and kernels split them."""
+    return x if x.shape[2] == config.window_size**2 else rearrange(x, "b h w c -> b 1 (h w) c")
+
+
+def _of_windows(real: np.ndarray | None) -> np.ndarray | None:
+    """`Windows.real` as (windows, side^2)."""
+    return None if real is None else real[0, :, :, 0]
 
 
 class Block(nn.Module):
@@ -170,11 +193,20 @@ class Block(nn.Module):
         c = self.config
         window = 0 if self.index in c.global_attn_indexes else c.window_size
         drop_path = DropPath()
-        y = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
-        y = Attention(c, window, self.dtype, name="attn")(y, windows)
+        norm1, norm2 = (LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name) for name in ("norm1", "norm2"))
+        attn, mlp = Attention(c, window, self.dtype, name="attn"), MlpBlock(c, self.dtype, name="mlp")
+        # In inference norms and dense layers are one operation, which has a kernel.
+        fused = deterministic and not self.is_initializing()
+        y = attn(x, windows, _parameters(norm1)) if fused else attn(norm1(x), windows)
         x = x + drop_path(y, drop_path_rate, deterministic)
-        y = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        return x + drop_path(MlpBlock(c, self.dtype, name="mlp")(y), drop_path_rate, deterministic)
+        if fused and not c.int8_mlp:
+            return mlp.residual(x, _parameters(norm2), windows)
+        return x + drop_path(mlp(norm2(x)), drop_path_rate, deterministic)
+
+
+def _parameters(norm: LayerNorm) -> Norm:
+    known: Any = norm.variables["params"]
+    return Norm(known["scale"], known["bias"], norm.epsilon)
 
 
 class ImageEncoder(nn.Module):
