@@ -38,7 +38,7 @@ class ImageEncoderConfig:
       attention: "xla" runs on every platform; "pallas" uses the TPU kernels and "triton" those for NVIDIA GPUs, each an
         error for shapes that its kernels do not support; "auto" uses the kernels on TPU for the shapes that they
         support, XLA otherwise. The GPU kernels keep logits out of memory; they have been compiled for GPUs, but have
-        never run on one.
+        never run on one. But for "xla", norms and dense layers use TPU kernels, too: in bfloat16, at inference.
       token_order: memory layout of tokens between consecutive windowed blocks; results do not depend on it. "grid"
         cuts windows in every block and computes no padded token outside attention: less arithmetic, best on CPUs.
         "windows" cuts once per group of windowed blocks and carries the padding along: fewer copies, best on TPUs.

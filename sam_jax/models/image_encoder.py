@@ -195,8 +195,8 @@ class Block(nn.Module):
         drop_path = DropPath()
         norm1, norm2 = (LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name) for name in ("norm1", "norm2"))
         attn, mlp = Attention(c, window, self.dtype, name="attn"), MlpBlock(c, self.dtype, name="mlp")
-        # In inference norms and dense layers are one operation, which has a kernel.
-        fused = deterministic and not self.is_initializing()
+        # In inference norms and dense layers are one operation, for its kernel.
+        fused = deterministic and c.attention != "xla" and not self.is_initializing()
         y = attn(x, windows, _parameters(norm1)) if fused else attn(norm1(x), windows)
         x = x + drop_path(y, drop_path_rate, deterministic)
         if fused and not c.int8_mlp:
