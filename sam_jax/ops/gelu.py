@@ -43,6 +43,6 @@ def gelu_and_slope_in_kernel(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array,
     square = jnp.minimum(x * x, 25.0)
     curve = jnp.tanh(x * (_FIRST + square * (_THIRD - _FIFTH * square)))
     share = 0.5 * (1.0 + curve)
-    # Of the inner polynomial; where the square is cut, 1 - curve^2 is zero.
+    # Of the inner polynomial; where the square is cut, 1 - curve^2 vanishes.
     steep = _FIRST + square * (3 * _THIRD - 5 * _FIFTH * square)
     return x * share, share + 0.5 * x * (1.0 - curve * curve) * steep
