@@ -170,6 +170,22 @@ def test_the_encoder_with_tpu_kernels_equals_the_one_without(order):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("order", ["grid", "windows"])
+def test_the_encoder_of_bfloat16_with_tpu_kernels_is_no_further_from_float32(order):
+    """Here norms and dense layers are kernels as well; with windows, some of which are padded."""
+    wide = {"embed_dim": 128, "num_heads": 8, "depth": 2, "token_order": order}
+    exact, images = _with_encoder(**wide), random_images(9, 2, 80, 112)
+    variables = random_variables(exact)
+    expected, errors = jitted(exact, "encode_image")(variables, images), {}
+    for how in ("pallas", "xla"):
+        config = dataclasses.replace(_with_encoder(**wide, attention=how), dtype="bfloat16")
+        program = jax.jit(lambda variables, config=config: Sam(config).apply(variables, images, method="encode_image"))
+        assert ("name=norm_dense" in str(jax.make_jaxpr(program)(variables))) == (how == "pallas")
+        errors[how] = np.abs(program(variables) - expected).mean()
+    assert 0 < errors["pallas"] <= 1.1 * errors["xla"]
+
+
+@pytest.mark.long
 def test_the_encoder_with_gpu_kernels_equals_the_one_without():
     """Kernels interpreted in both kinds of blocks, on a grid of 5 x 7 and windows of 3."""
     wide = {"depth": 2}

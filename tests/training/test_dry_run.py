@@ -1,6 +1,7 @@
 """What a dry run compiles and counts is what the loop runs."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sam_jax.config import FinetuneConfig, InteractionConfig, StageConfig, Train
 from sam_jax.estimates import tpu as tpu_estimates
 from sam_jax.training import dry_run
 from sam_jax.training.dry_run import useful_flops
-from sam_jax.training.placement import abstract_batch
+from sam_jax.training.placement import abstract_batch, compiler_options
 from tests.tiny import SMALLEST
 
 STAGE = StageConfig(80, 1, 2, num_steps=1)
@@ -44,6 +45,20 @@ def test_batches_hold_embeddings_where_a_cache_has_them():
     batch = abstract_batch(config, STAGE, None)
     assert "image" not in batch
     assert (batch["image_embeddings"].shape, batch["image_embeddings"].dtype) == ((1, 5, 5, 32), np.float16)
+
+
+@pytest.mark.parametrize(
+    ("platform", "fsdp", "options"),
+    [
+        ("cpu", 4, {"xla_backend_optimization_level": 1}),
+        ("tpu", 4, {"xla_tpu_enable_async_collective_fusion_multiple_steps": "false"}),
+        ("tpu", 1, None),
+        ("gpu", 4, None),
+    ],
+)
+def test_options_of_the_compiler_belong_to_devices(platform, fsdp, options):
+    devices = np.array([[SimpleNamespace(platform=platform)] * fsdp])
+    assert compiler_options(SimpleNamespace(devices=devices, shape={"data": 1, "fsdp": fsdp}), 1) == options
 
 
 def test_communication_is_printed_beside_the_step_that_it_lengthens(monkeypatch, capsys):
