@@ -79,8 +79,8 @@ def read_pixels(
       cheaper: computes the result on other platforms than TPU, if there is a cheaper way than with rows.
 
     Returns:
-      (B, N, T, heads * D), and the pixels. What comes next should use these: the kernel's backward pass adds the
-      gradient that comes from there to its own, which takes a program of its own otherwise.
+      (B, N, T, heads * D), and the pixels. What comes next should use these: the kernel's backward pass then adds the
+      gradient from there to its own, for which XLA would need another pass over both.
     """
     num_heads, image_pe = len(kernel), jax.lax.stop_gradient(image_pe)
 
@@ -132,7 +132,6 @@ def update_pixels(
     Returns:
       (B, N, C, S).
     """
-
     image_pe = jax.lax.stop_gradient(image_pe)
     if drop is None:
         words, keep = jnp.zeros((2, *update.rows.shape[:2], 1, 1), jnp.uint32), 1.0

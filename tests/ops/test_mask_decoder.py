@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from sam_jax import sharding
 from sam_jax.models.sam import Sam
 from sam_jax.ops import mask_decoder
 from sam_jax.ops.random_bits import Dropping
@@ -100,6 +102,27 @@ def test_gradients_are_those_of_the_xla_form(name, owners):
 
     for found, expected in zip(jax.tree.leaves(slopes("pallas")), jax.tree.leaves(slopes("xla")), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["read", "update with dropout", "upscale"])
+def test_a_mesh_splits_the_batch_and_sums_gradients(name):
+    """Two devices, an image each: values and gradients of one device that has both."""
+    run, arguments = _operation(name, N, jnp.float32)
+    mesh = sharding.make_mesh(data=B, devices=jax.devices()[:B])
+    leaves, tree = jax.tree.flatten(arguments)
+    of_images = {(B, N, *x.shape[2:]) for x in leaves if x.ndim == 4 and x.shape[:2] == (B, N)}
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, PartitionSpec("data" if x.shape in of_images else None))) for x in leaves
+    ]
+
+    @jax.jit
+    def slopes(arguments):
+        return jax.value_and_grad(lambda args: jnp.sum(jnp.sin(run("pallas", *args))))(arguments)
+
+    alone, divided = slopes(arguments), slopes(jax.tree.unflatten(tree, placed))
+    for found, expected in zip(jax.tree.leaves(divided), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * max(np.abs(expected).max(), 1.0))
 
 
 def _config(kernels):
