@@ -62,7 +62,6 @@ KERNEL_FILES = {
     "ops/attention_tpu_backward",
     "ops/batch_partition",
     "ops/block_dense_tpu",
-    "ops/int8_mlp_tpu",
     "ops/mask_bits_tpu",
     "ops/mask_decoder_tpu",
     "ops/mask_decoder_tpu_backward",

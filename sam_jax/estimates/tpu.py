@@ -68,9 +68,9 @@ _V5E_SCHEDULES = (
     (r"upscale_", 1.2),
     (r"mask_bits_", 1.04),
     (r"norm_dense_196x", 1.09),
-    (r"int8_mlp_\d+x1280", 0.63),
-    (r"int8_mlp_\d+x1024", 0.7),
-    (r"int8_mlp_\d+x768", 0.75),
+    (r"residual_int8_mlp_\d+x1280", 0.67),
+    (r"residual_int8_mlp_\d+x1024", 0.74),
+    (r"residual_int8_mlp_\d+x768", 0.82),
 )
 _V6E_SCHEDULES = (
     (r"attention_14x14_\d+x80", 10.5),
@@ -89,8 +89,8 @@ _V6E_SCHEDULES = (
     (r"residual_mlp_", 1.6),
     (r"norm_dense_\d+x768", 1.75),
     (r"norm_dense_", 1.52),
-    (r"int8_mlp_\d+x768", 2.1),
-    (r"int8_mlp_", 1.4),
+    (r"residual_int8_mlp_\d+x768", 2.3),
+    (r"residual_int8_mlp_", 1.55),
 )
 # Interconnects: Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e" (docs.cloud.google.com/tpu/docs) state 400,
 # 1200 and 800 GB/s per chip for both directions together, of which one direction has half. Older versions of these

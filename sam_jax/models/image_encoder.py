@@ -30,7 +30,6 @@ from sam_jax.models.layers import (
 from sam_jax.ops.attention import packed_attention
 from sam_jax.ops.block_dense import Layer, Norm, norm_dense, residual_mlp
 from sam_jax.ops.gelu import gelu
-from sam_jax.ops.int8_mlp import int8_mlp
 from sam_jax.ops.planes import SIDE
 
 
@@ -150,14 +149,12 @@ class MlpBlock(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Tokens in grid order (B, h, w, C) or in window order (B, windows, side^2, C)."""
-        if not self.config.int8_mlp:
-            return self.lin2(gelu(self.lin1(x)))
-        tokens = _rows(self.config, x)
-        return int8_mlp(tokens, self.lin1.int8(), self.lin2.int8(), self.config.attention).reshape(x.shape)
+        return self.lin2(gelu(self.lin1(x)))
 
     def residual(self, x: jax.Array, norm: Norm, windows: Windows | None) -> jax.Array:
-        """x + mlp(norm(x))."""
-        first, second = (Layer(layer.kernel, layer.bias) for layer in (self.lin1, self.lin2))
+        """x + mlp(norm(x)), with `int8_mlp` in 8-bit integers."""
+        layers, int8 = (self.lin1, self.lin2), self.config.int8_mlp
+        first, second = (x.int8() if int8 else Layer(x.kernel, x.bias) for x in layers)
         real = _of_windows(windows.real()) if windows is not None and windows.is_padded else None
         return residual_mlp(_rows(self.config, x), norm, first, second, self.config.attention, real).reshape(x.shape)
 
@@ -195,11 +192,11 @@ class Block(nn.Module):
         drop_path = DropPath()
         norm1, norm2 = (LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name) for name in ("norm1", "norm2"))
         attn, mlp = Attention(c, window, self.dtype, name="attn"), MlpBlock(c, self.dtype, name="mlp")
-        # In inference norms and dense layers are one operation, for its kernel.
-        fused = deterministic and c.attention != "xla" and not self.is_initializing()
+        # In inference norms and dense layers are one operation, for its kernel; 8-bit integers are there alone.
+        fused = deterministic and (c.int8_mlp or c.attention != "xla") and not self.is_initializing()
         y = attn(x, windows, _parameters(norm1)) if fused else attn(norm1(x), windows)
         x = x + drop_path(y, drop_path_rate, deterministic)
-        if fused and not c.int8_mlp:
+        if fused:
             return mlp.residual(x, _parameters(norm2), windows)
         return x + drop_path(mlp(norm2(x)), drop_path_rate, deterministic)
 

@@ -19,6 +19,7 @@ import numpy as np
 from sam_jax.ops import block_dense_tpu
 from sam_jax.ops.batch_partition import split_over_batch
 from sam_jax.ops.gelu import gelu
+from sam_jax.ops.int8_mlp import Int8Dense, int8_mlp
 from sam_jax.ops.kernel_choice import run_kernel
 from sam_jax.ops.layer_norm import ONE_PASS, TWO_PASSES, layer_norm
 from sam_jax.ops.products import matmul
@@ -63,13 +64,18 @@ def norm_dense(
 
 
 def residual_mlp(
-    x: jax.Array, norm: Norm, first: Layer, second: Layer, implementation: str, real: np.ndarray | None = None
+    x: jax.Array,
+    norm: Norm,
+    first: Layer | Int8Dense,
+    second: Layer | Int8Dense,
+    implementation: str,
+    real: np.ndarray | None = None,
 ) -> jax.Array:
     """x + second(gelu(first(norm(x)))).
 
     Args:
       x: (B, n, L, C).
-      first: C -> F channels; second: F -> C.
+      first: C -> F channels; second: F -> C. Both may be in 8-bit integers.
       implementation: "auto", "xla" or "pallas".
       real: (n, L) bool, False for padding, whose result does not matter; None if there is none.
 
@@ -77,11 +83,16 @@ def residual_mlp(
       (B, n, L, C) in x's dtype.
     """
 
+    int8 = isinstance(first, Int8Dense)
+
     def xla(x: jax.Array, scale: jax.Array, shift: jax.Array, *layers: jax.Array) -> jax.Array:
         y = _normalized(x, Norm(scale, shift, norm.epsilon)).reshape(-1, x.shape[-1])
+        if int8:
+            return x + int8_mlp(y, Int8Dense(*layers[:3]), Int8Dense(*layers[3:])).reshape(x.shape)
         return x + _dense(gelu(_dense(y, *layers[:2])), *layers[2:]).reshape(x.shape)
 
-    return _run(block_dense_tpu.residual_mlp, xla, x, norm, (*first, *second), implementation, real)
+    tpu = block_dense_tpu.residual_int8_mlp if int8 else block_dense_tpu.residual_mlp
+    return _run(tpu, xla, x, norm, (*first, *second), implementation, real)
 
 
 def _normalized(x: jax.Array, norm: Norm) -> jax.Array:
@@ -129,5 +140,7 @@ def _run(
 
 
 def _operand(layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Kernels in the tokens' dtype, and vectors as float32 rows."""
-    return layer.astype(dtype) if layer.ndim == 2 else layer.astype(jnp.float32)[None]
+    """Kernels in the tokens' dtype or int8, and vectors as float32 rows."""
+    if layer.ndim == 2:
+        return layer if layer.dtype == jnp.int8 else layer.astype(dtype)
+    return layer.astype(jnp.float32)[None]

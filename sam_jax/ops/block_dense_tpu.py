@@ -19,8 +19,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sam_jax.ops.attention_tiles import LANES
-from sam_jax.ops.attention_tpu import TN, VMEM_LIMIT, dot
+from sam_jax.ops.attention_tpu import NN, TN, VMEM_LIMIT, dot
 from sam_jax.ops.gelu import gelu_in_kernel
+from sam_jax.ops.int8_mlp import hidden_parts, quantize
+from sam_jax.ops.products import dot_general
 
 MAX_ROWS = 256
 MAX_WEIGHTS = 28 * 2**20  # bytes, for which VMEM has room beside a step's tokens
@@ -66,6 +68,14 @@ def residual_mlp(
     return _call(_residual_mlp, "residual_mlp", epsilon, real, interpret, x, layers)
 
 
+def residual_int8_mlp(
+    epsilon: float, real: np.ndarray | None, interpret: bool, x: jax.Array, *layers: jax.Array
+) -> tuple[jax.Array]:
+    """`residual_mlp` in 8-bit integers, see int8_mlp.py: `layers` are those of the norm, then kernel (int8), scale and
+    bias of both layers, the last two as float32 rows."""
+    return _call(_residual_int8_mlp, "residual_int8_mlp", epsilon, real, interpret, x, layers)
+
+
 def _call(
     body: Callable[..., Any],
     name: str,
@@ -77,7 +87,7 @@ def _call(
 ) -> tuple[jax.Array]:
     b, n, length, channels = x.shape
     rows, features = min(length, MAX_ROWS), layers[-1].shape[1]
-    weights, once = [layer for layer in layers if layer.dtype == x.dtype], pl.Buffered(buffer_count=1)
+    weights, once = [layer for layer in layers if layer.shape[0] > 1], pl.Buffered(buffer_count=1)
     in_specs = [
         pl.BlockSpec((1, 1, rows, channels), lambda i, j, k: (i, j, k, 0)),
         *(pl.BlockSpec(layer.shape, lambda i, j, k: (0, 0), pipeline_mode=once) for layer in layers),
@@ -90,7 +100,7 @@ def _call(
         multiplied += len(padded) * (chosen.shape[1] - length)
         operands.append(jnp.asarray(chosen, x.dtype))
         in_specs.append(pl.BlockSpec((1, *chosen.shape[1:]), lambda i, j, k: (j, 0, 0)))
-    size = sum(weight.size for weight in weights)
+    size, kept = sum(weight.size for weight in weights), sum(weight.nbytes for weight in weights)
     out = pl.pallas_call(
         partial(_kernel, body, epsilon, padded),
         name=f"{name}_{rows}x{channels}x{weights[0].shape[1]}",
@@ -104,7 +114,7 @@ def _call(
         cost_estimate=pl.CostEstimate(
             flops=2 * b * multiplied * size,
             transcendentals=0,
-            bytes_accessed=2 * (b * n * length * (channels + features) + size),
+            bytes_accessed=2 * b * n * length * (channels + features) + kept,
         ),
         interpret=interpret,
     )(*operands)
@@ -167,3 +177,30 @@ def _residual_mlp(
         hidden = gelu_in_kernel(dot(y, kernel_1[:, own]) + bias_1[:, own], y.dtype)
         total = total + dot(hidden.astype(y.dtype), kernel_2[own])
     return x + put_back(total)
+
+
+def _residual_int8_mlp(
+    x: jax.Array,
+    y: jax.Array,
+    put_back: Callable[..., jax.Array],
+    kernel_1: Any,
+    scale_1: Any,
+    bias_1: Any,
+    kernel_2: Any,
+    scale_2: Any,
+    bias_2: Any,
+) -> jax.Array:
+    values, scale = quantize(y, 1)
+    parts = hidden_parts(kernel_1.shape[1])
+    width = kernel_1.shape[1] // parts
+    total: Any = 0.0
+    for part in range(parts):
+        own = slice(part * width, (part + 1) * width)
+        hidden = _int8_dot(values, kernel_1[:, own]) * scale * scale_1[:, own] + bias_1[:, own]
+        again, again_scale = quantize(gelu_in_kernel(hidden, y.dtype), 1)
+        total = total + _int8_dot(again, kernel_2[own]) * again_scale
+    return x + put_back(total * scale_2[:] + bias_2[:])
+
+
+def _int8_dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return dot_general(a, b, NN, preferred_element_type=jnp.int32).astype(jnp.float32)
