@@ -115,7 +115,8 @@ def _run(
     real: np.ndarray | None,
 ) -> jax.Array:
     operands = x, norm.scale, norm.shift, *layers
-    if not block_dense_tpu.supports(x.shape[2], x.shape[3], layers[0].shape[1], x.dtype):
+    padded = real is not None and not real.all()
+    if not block_dense_tpu.supports(x.shape[2], x.shape[3], layers[0].shape[1], x.dtype, padded):
         return xla(*operands)
 
     def kernel(*operands: jax.Array, interpret: bool) -> jax.Array:

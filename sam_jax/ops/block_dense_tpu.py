@@ -30,9 +30,12 @@ PARTS = 8  # of the hidden channels: one is activated while the next is multipli
 TILE = 16  # rows of bfloat16
 
 
-def supports(length: int, channels: int, features: int, dtype: Any) -> bool:
-    """Whether the kernels support tokens (length, channels) with `features` channels behind the first layer."""
-    in_steps = length <= MAX_ROWS or length % MAX_ROWS == 0
+def supports(length: int, channels: int, features: int, dtype: Any, padded: bool = False) -> bool:
+    """Whether the kernels support tokens (length, channels) with `features` channels behind the first layer.
+
+    Windows with padding (`padded`) have to fit into one step.
+    """
+    in_steps = length <= MAX_ROWS or (length % MAX_ROWS == 0 and not padded)
     fits = channels % LANES == 0 and features % LANES == 0 and 4 * channels * features <= MAX_WEIGHTS
     return bool(dtype == jnp.bfloat16 and in_steps and fits)
 
@@ -94,7 +97,7 @@ def _call(
     ]
     padded: tuple[int, ...] = ()
     multiplied, operands = n * length, [x, *layers]
-    if real is not None and rows == length:
+    if real is not None and not real.all():
         chosen = choices(real)
         padded = tuple(np.flatnonzero(~real.all(axis=1)).tolist())
         multiplied += len(padded) * (chosen.shape[1] - length)

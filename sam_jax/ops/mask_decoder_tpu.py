@@ -102,18 +102,20 @@ def update_pixels(
         partial(_update_kernel, num_heads, epsilon, keep),
         f"update_pixels_{name_of(rows, pixels)}",
         (rows.shape[0], rows.shape[1], pixels.shape[3] // block),
-        [
-            pixels_spec(pixels, block),
-            pixels_spec(image_pe, block, everyone=True),
-            *map(of_prompt, (rows, constants, values)),
-            of_all(norm),
-            of_prompt(words),
-        ],
+        update_specs(pixels, image_pe, rows, constants, values, norm, words),
         [of_steps(pixels, block)],
         [jax.ShapeDtypeStruct((*rows.shape[:2], *pixels.shape[2:]), pixels.dtype)],
         2 * product(rows, pixels),
         interpret,
     )(pixels, image_pe, rows, constants, values, norm, words)
+
+
+def update_specs(pixels: jax.Array, image_pe: jax.Array, *rest: jax.Array) -> list[pl.BlockSpec]:
+    """How `update_pixels` and its backward pass read the operands of `update_pixels`."""
+    rows, constants, values, norm, words = rest
+    block = block_of(pixels)
+    seen = pixels_spec(pixels, block), pixels_spec(image_pe, block, everyone=True)
+    return [*seen, *map(of_prompt, (rows, constants, values)), of_all(norm), of_prompt(words)]
 
 
 def _update_kernel(num_heads: int, epsilon: float, keep: float, *refs: Any) -> None:

@@ -29,6 +29,7 @@ from sam_jax.ops.mask_decoder_tpu import (
     over_tokens,
     pixels_spec,
     product,
+    update_specs,
     upscaling_flops,
 )
 
@@ -104,14 +105,7 @@ def update_pixels(
         partial(_update_kernel, num_heads, epsilon, keep),
         f"update_pixels_{name_of(rows, pixels)}_backward",
         (rows.shape[0], rows.shape[1], pixels.shape[3] // block),
-        [
-            pixels_spec(pixels, block),
-            pixels_spec(image_pe, block, everyone=True),
-            *map(of_prompt, (rows, constants, values)),
-            of_all(norm),
-            of_prompt(words),
-            steps,
-        ],
+        [*update_specs(pixels, image_pe, rows, constants, values, norm, words), steps],
         [steps, *map(of_prompt, (sums, lanes, sums)), of_all(norms)],
         [one((*rows.shape[:2], *pixels.shape[2:]), pixels.dtype), sums, lanes, sums, norms],
         6 * product(rows, pixels),

@@ -95,6 +95,18 @@ def test_a_grid_is_split_into_steps():
     np.testing.assert_allclose(one, other, atol=0.1)
 
 
+@pytest.mark.parametrize(("length", "all_real"), [(36, True), (512, False)])
+def test_padding_in_large_windows_counts_as_zero_too(length, all_real):
+    """Of windows that take several steps, and where there is none after all."""
+    real = np.arange(length)[None] < (length if all_real else 300)
+    run, arguments = _case("norm_dense", jnp.bfloat16, real)
+    x = _random(8, 1, 1, length, C).astype(jnp.bfloat16)
+    one, other = (np.asarray(run(how, x, *arguments[1:]), np.float32) for how in ("pallas", "xla"))
+    np.testing.assert_allclose(one, other, atol=0.1)
+    bias = np.asarray(arguments[4].astype(jnp.bfloat16), np.float32)
+    assert (one[0, 0, 300:] == bias).all()
+
+
 def test_windows_bring_their_real_tokens_together():
     chosen = block_dense_tpu.choices(REAL)
     assert chosen.shape == (6, 32, 36)  # 24 real tokens at most, in whole tiles
