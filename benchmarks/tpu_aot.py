@@ -6,7 +6,7 @@
     python benchmarks/tpu_aot.py decoder --size b --prompts 64 --json decoder.json
     python benchmarks/tpu_aot.py interaction
     python benchmarks/tpu_aot.py everything --size h
-    python benchmarks/tpu_aot.py train --size b --topology v5e:4x4        # a quarter of an hour; see tpu_training.py
+    python benchmarks/tpu_aot.py train --size b --topology v5e:4x4        # five to ten minutes; see tpu_training.py
 
 Needs libtpu (pip install libtpu). Parameters and compute are bfloat16. All figures are the compiler's estimates per
 chip; nothing runs.

@@ -3,7 +3,7 @@
     python benchmarks/tpu_training.py                       # B, L and H on v5e and v5p
     python benchmarks/tpu_training.py --size b --topology v5e:4x4 --batch 2 --masks 64 32
 
-Needs libtpu (pip install libtpu). Every row compiles one whole step, a quarter of an hour on two cores. Nothing runs.
+Needs libtpu (pip install libtpu). Every row compiles one whole step, five to ten minutes on two cores. Nothing runs.
 """
 
 from __future__ import annotations

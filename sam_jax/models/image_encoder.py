@@ -103,7 +103,7 @@ class Attention(nn.Module):
         `norm` is applied to x first; None if it has been. Official SAM pads with zeros before the projection and does
         not mask the padding, so padded tokens have keys and values equal to the projection's bias.
         """
-        qkv = self._project(x, windows.real() if windows is not None and windows.is_padded else None, norm)
+        qkv = self._project(x, _real_tokens(windows), norm)
         if windows is not None:
             return self.proj(self._attend_windows(qkv))
         _, h, w, _ = x.shape
@@ -117,11 +117,11 @@ class Attention(nn.Module):
         return self.proj(windows.join(self._attend_windows(qkv)))
 
     def _project(self, x: jax.Array, real: np.ndarray | None, norm: Norm | None) -> jax.Array:
-        """Queries, keys and values (..., 3C) of x (..., C)."""
+        """Queries, keys and values (..., 3C) of x (..., C). `real`: see `_real_tokens`."""
         if norm is None:
-            return self.qkv(x if real is None else jnp.where(real, x, 0))
+            return self.qkv(x if real is None else jnp.where(real[:, :, None], x, 0))
         layer = Layer(self.qkv.kernel, self.qkv.bias)
-        out = norm_dense(_rows(self.config, x), norm, layer, self.config.attention, _of_windows(real))
+        out = norm_dense(_rows(self.config, x), norm, layer, self.config.attention, real)
         return out.reshape(*x.shape[:-1], -1)
 
     def _attend_windows(self, qkv: jax.Array) -> jax.Array:
@@ -155,8 +155,8 @@ class MlpBlock(nn.Module):
         """x + mlp(norm(x)), with `int8_mlp` in 8-bit integers."""
         layers, int8 = (self.lin1, self.lin2), self.config.int8_mlp
         first, second = (x.int8() if int8 else Layer(x.kernel, x.bias) for x in layers)
-        real = _of_windows(windows.real()) if windows is not None and windows.is_padded else None
-        return residual_mlp(_rows(self.config, x), norm, first, second, self.config.attention, real).reshape(x.shape)
+        tokens, real = _rows(self.config, x), _real_tokens(windows)
+        return residual_mlp(tokens, norm, first, second, self.config.attention, real).reshape(x.shape)
 
 
 def _rows(config: ImageEncoderConfig, x: jax.Array) -> jax.Array:
@@ -164,9 +164,9 @@ def _rows(config: ImageEncoderConfig, x: jax.Array) -> jax.Array:
     return x if x.shape[2] == config.window_size**2 else rearrange(x, "b h w c -> b 1 (h w) c")
 
 
-def _of_windows(real: np.ndarray | None) -> np.ndarray | None:
-    """`Windows.real` as (windows, side^2)."""
-    return None if real is None else real[0, :, :, 0]
+def _real_tokens(windows: Windows | None) -> np.ndarray | None:
+    """`Windows.real` as (windows, side^2); None if there is no padding."""
+    return windows.real()[0, :, :, 0] if windows is not None and windows.is_padded else None
 
 
 class Block(nn.Module):

@@ -26,7 +26,6 @@ from sam_jax.ops.products import dot_general
 
 MAX_ROWS = 256
 MAX_WEIGHTS = 28 * 2**20  # bytes, for which VMEM has room beside a step's tokens
-PARTS = 8  # of the hidden channels: one is activated while the next is multiplied
 TILE = 16  # rows of bfloat16
 
 
@@ -173,7 +172,7 @@ def _residual_mlp(
     kernel_2: Any,
     bias_2: Any,
 ) -> jax.Array:
-    parts = PARTS if kernel_1.shape[1] % (PARTS * LANES) == 0 else 1
+    parts = hidden_parts(kernel_1.shape[1])  # one is activated while the next is multiplied
     width, total = kernel_1.shape[1] // parts, bias_2[:]
     for part in range(parts):
         own = slice(part * width, (part + 1) * width)

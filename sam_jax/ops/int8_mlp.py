@@ -40,7 +40,7 @@ def int8_mlp(x: jax.Array, first: Int8Dense, second: Int8Dense) -> jax.Array:
 
 
 def hidden_parts(hidden: int) -> int:
-    """In how many parts the hidden channels are quantised: each has a multiple of 128 channels, or there is one."""
+    """In how many parts hidden channels are taken: each has a multiple of 128 channels, or there is one."""
     return next(n for n in range(MOST_PARTS, 0, -1) if hidden % n == 0 and (n == 1 or hidden // n % 128 == 0))
 
 

@@ -139,7 +139,7 @@ def over_tokens(num_heads: int, logits: jax.Array) -> jax.Array:
 
 
 def kept_pixels(words_ref: Any, keep: float, shape: tuple[int, ...]) -> jax.Array:
-    """Which elements of a step's pixels (C, block) dropout keeps: those that `random_bits.bernoulli` draws."""
+    """Which elements of a step's pixels (C, block) dropout keeps: those of `random_bits.Dropping`."""
     block = shape[1]
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
     first = (pl.program_id(2) * block).astype(jnp.uint32)

@@ -31,8 +31,15 @@ class Dropping(NamedTuple):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (*leading, rows, columns), with zeros in place of some elements and the others enlarged."""
-        kept = _elements(self.words, self.keep, x.shape)
-        return jnp.where(kept, (x / self.keep).astype(x.dtype), jnp.zeros_like(x))
+        return jnp.where(self.kept(x.shape), (x / self.keep).astype(x.dtype), jnp.zeros_like(x))
+
+    def kept(self, shape: tuple[int, ...]) -> jax.Array:
+        """Bools of a shape (*leading, rows, columns); a matrix must have fewer than 2^32 elements."""
+        *leading, rows, columns = shape
+        assert math.prod((rows, columns)) < 2**32
+        inner = (1,) * len(leading) + (rows, columns)
+        row, column = (jax.lax.broadcasted_iota(jnp.uint32, inner, len(inner) - 2 + axis) for axis in (0, 1))
+        return chosen(row * jnp.uint32(columns) + column, self.words[0], self.words[1], self.keep)
 
 
 def draw(key: jax.Array, leading: tuple[int, ...]) -> jax.Array:
@@ -40,22 +47,6 @@ def draw(key: jax.Array, leading: tuple[int, ...]) -> jax.Array:
     # Without the barrier XLA draws the words again for every element.
     words: jax.Array = jax.lax.optimization_barrier(jax.random.bits(key, (2, *leading, 1, 1)))
     return words
-
-
-def bernoulli(key: jax.Array, probability: float, shape: tuple[int, ...]) -> jax.Array:
-    """Independent bools of a shape (..., rows, columns), each True with a probability.
-
-    A matrix must have fewer than 2^32 elements.
-    """
-    return _elements(draw(key, shape[:-2]), probability, shape)
-
-
-def _elements(words: jax.Array, probability: float, shape: tuple[int, ...]) -> jax.Array:
-    *leading, rows, columns = shape
-    assert math.prod((rows, columns)) < 2**32
-    inner = (1,) * len(leading) + (rows, columns)
-    row, column = (jax.lax.broadcasted_iota(jnp.uint32, inner, len(inner) - 2 + axis) for axis in (0, 1))
-    return chosen(row * jnp.uint32(columns) + column, words[0], words[1], probability)
 
 
 def chosen(number: jax.Array, first: jax.Array, second: jax.Array, probability: float) -> jax.Array:

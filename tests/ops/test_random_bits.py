@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from sam_jax import sharding
-from sam_jax.ops.random_bits import _hash, bernoulli, hash_key
+from sam_jax.ops.random_bits import Dropping, _hash, draw, hash_key
 
 KEY = jax.random.key(3)
 
 
+def kept(key, probability, shape):
+    return Dropping(draw(key, shape[:-2]), probability).kept(shape)
+
+
 def drawn(key=KEY, probability=0.9, shape=(4, 64, 512)):
-    return np.asarray(bernoulli(key, probability, shape))
+    return np.asarray(kept(key, probability, shape))
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
@@ -53,12 +57,12 @@ def test_the_same_on_every_mesh():
     alone = drawn(shape=(8, 2, 16, 128))
     for fsdp in (1, 4):
         where = sharding.batch_sharding(sharding.make_mesh(-1, fsdp))
-        split = jax.jit(lambda key: bernoulli(key, 0.9, (8, 2, 16, 128)), out_shardings=where)(KEY)
+        split = jax.jit(lambda key: kept(key, 0.9, (8, 2, 16, 128)), out_shardings=where)(KEY)
         np.testing.assert_array_equal(split, alone)
     columns = jax.sharding.NamedSharding(
         sharding.make_mesh(-1, 1), jax.sharding.PartitionSpec(None, None, None, "data")
     )
-    split = jax.jit(lambda key: bernoulli(key, 0.9, (8, 2, 16, 128)), out_shardings=columns)(KEY)
+    split = jax.jit(lambda key: kept(key, 0.9, (8, 2, 16, 128)), out_shardings=columns)(KEY)
     np.testing.assert_array_equal(split, alone)
 
 
