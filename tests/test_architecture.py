@@ -138,7 +138,8 @@ THIRD_PARTY = {
     "training/fingerprint": {"numpy"},
     "data": _HOST,
     "data/tfds": {"numpy", "etils", "tqdm", "tensorflow_datasets", "array_record", "apache_beam"},
-    "composites": _HOST | {"cv2"},
+    # OpenCV and trimesh are optional, imported where a pool's images are labelled and its models drawn.
+    "composites": _HOST | {"cv2", "trimesh"},
     # Optional, imported only where they are used: floors that need no learning, and Hypersim's HDF5 labels.
     "evaluation": _ARRAYS | _HOST | {"cv2", "skimage", "h5py"},
     "text": _ARRAYS | _HOST | {"flax", "tokenizers", "instant_clip_tokenizer"},

@@ -60,6 +60,7 @@ BAD = {
             *(
                 "photo_region_object",
                 "region_object",
+                "model_object",
                 "match_colours",
                 "feather",
                 "shadow",

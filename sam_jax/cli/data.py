@@ -158,6 +158,23 @@ class PoolLabel:
 
 
 @dataclasses.dataclass(frozen=True)
+class PoolRender:
+    """Add to a pool pictures of 3-D models of furniture, with exact masks of their parts; needs "sam_jax[render]"."""
+
+    pool: Annotated[Positional[str], arg(metavar="POOL", help="the pool's directory")]
+    packages: Annotated[
+        str | None, arg(metavar="DIR", help="directory of the .deb file; None fetches it (apt-get, 120 MB)")
+    ] = None
+
+    def run(self) -> int:
+        """Renders."""
+        from sam_jax.composites.pool_models import render_pool
+
+        print(f"{render_pool(self.pool, self.packages)} rendered models in {self.pool}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class PackPool:
     """Write a pool as one small tar, to carry to the machine that trains; `--data.pool OUT.tar` reads it.
 
@@ -185,6 +202,7 @@ COMMANDS = {
     "tfds-index": TfdsIndex,
     "pool": Pool,
     "pool-label": PoolLabel,
+    "pool-render": PoolRender,
     "pack-pool": PackPool,
 }
 HELP = """Prepare, check and describe training data: SA-1B, or your own images in its layout.
@@ -196,6 +214,7 @@ HELP = """Prepare, check and describe training data: SA-1B, or your own images i
     {program} tfds-index OUT                 add image ids to a data set of their own builder
     {program} pool data/pool                 gather cut-outs and photographs for composites
     {program} pool-label data/pool           find objects in the photographs
+    {program} pool-render data/pool          draw 3-D models, whose parts are known
     {program} pack-pool data/pool OUT.tar    a pool as one small file
 
 `{program} COMMAND --help`, for instance `{program} index --help`, explains each."""

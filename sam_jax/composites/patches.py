@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -39,25 +40,51 @@ def _homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.linalg.solve(np.array(rows), np.array(values))
 
 
+@dataclasses.dataclass(frozen=True)
+class Warp:
+    """Scaling to `size` (w, h), a flip, and a perspective with `coefficients` into an image of `extent` (w, h)."""
+
+    size: tuple[int, int]
+    flip: bool
+    extent: tuple[int, int]
+    coefficients: tuple[float, ...]
+
+    def of_picture(self, rgba: np.ndarray) -> np.ndarray:
+        """(h, w, 4) uint8 -> (h', w', 4)."""
+        # Premultiplied throughout: Pillow would go there and back in each step.
+        warped = self._apply(Image.fromarray(rgba).convert("RGBa"), Image.Resampling.BILINEAR)
+        return np.asarray(warped.convert("RGBA"))
+
+    def of_parts(self, parts: np.ndarray) -> np.ndarray:
+        """Numbers of parts (h, w) uint8 -> (h', w')."""
+        return np.asarray(self._apply(Image.fromarray(parts), Image.Resampling.NEAREST))
+
+    def _apply(self, image: Image.Image, resampling: Any) -> Image.Image:
+        image = image.resize(self.size, resampling)
+        if self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image.transform(self.extent, Image.Transform.PERSPECTIVE, self.coefficients, resampling)
+
+
 def warp(rng: np.random.Generator, rgba: np.ndarray, length: float, max_angle: float) -> np.ndarray:
-    """Scales, flips, rotates and slightly tilts a cut-out.
+    """`random_warp` of a cut-out (h, w, 4) uint8: (h', w', 4), large enough for all of it."""
+    return random_warp(rng, rgba.shape[:2], length, max_angle).of_picture(rgba)
+
+
+def random_warp(rng: np.random.Generator, shape: tuple[int, ...], length: float, max_angle: float) -> Warp:
+    """Scales, flips, rotates and slightly tilts.
 
     Args:
         rng: source of the random flip, angle, stretch and tilt.
-        rgba: (h, w, 4) uint8.
+        shape: (h, w) of the cut-out.
         length: longest side after scaling, in pixels.
         max_angle: rotation limit, in degrees.
-
-    Returns (h', w', 4) uint8, large enough for the whole warped cut-out.
     """
-    h, w = rgba.shape[:2]
+    h, w = shape
     stretch = math.exp(rng.uniform(-0.12, 0.12))
     scale = length / max(h, w)
     size = np.array([max(3, round(w * scale * stretch)), max(3, round(h * scale / stretch))])
-    # Premultiplied throughout: Pillow would go there and back in each step.
-    image = Image.fromarray(rgba).convert("RGBa").resize((int(size[0]), int(size[1])), Image.Resampling.BILINEAR)
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    flip = rng.random() < 0.5
     unit = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
     angle = math.radians(rng.uniform(-max_angle, max_angle))
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -65,9 +92,8 @@ def warp(rng: np.random.Generator, rgba: np.ndarray, length: float, max_angle: f
     corners -= corners.min(axis=0) - 1
     right, bottom = corners.max(axis=0)
     extent = math.ceil(right) + 1, math.ceil(bottom) + 1
-    coefficients = _homography(corners, (unit + 0.5) * size).tolist()
-    warped = image.transform(extent, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
-    return np.asarray(warped.convert("RGBA"))
+    coefficients = tuple(_homography(corners, (unit + 0.5) * size).tolist())
+    return Warp((int(size[0]), int(size[1])), flip, extent, coefficients)
 
 
 def photo_region(rng: np.random.Generator, photo: np.ndarray, length: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A pool of cut-outs, photographs and labelled images, collected from public packages.
 
 `sam-jax data pool DIR` writes the pool, `sam-jax data pool-label DIR` adds regions that GrabCut finds in its
-photographs; `load_pool(DIR, split)` reads it.
+photographs, and `sam-jax data pool-render DIR` 3-D models (`pool_models.py`); `load_pool(DIR, split)` reads it.
 """
 
 import concurrent.futures
@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from sam_jax.composites import pool_packages
 from sam_jax.composites.grabcut_regions import find_grabcut_regions
-from sam_jax.composites.pool_files import LISTING, PoolFiles
+from sam_jax.composites.pool_files import PoolFiles, parts_path, write_listing
 from sam_jax.composites.pool_packages import Found
+from sam_jax.composites.rendered_models import Rendering
 from sam_jax.rgb import to_rgb
 
 CUTOUT_SIDE = 384  # largest longer side in pixels
@@ -76,6 +77,7 @@ class CutoutPool:
         background_cdf: (len(backgrounds),) float64, cumulative probabilities by BACKGROUND_SHARE.
         labelled: images with real masks; may be empty.
         regions: backgrounds with regions from `label_pool`; may be empty.
+        models: rendered models with their parts from `render_pool`; may be empty.
     """
 
     root: str
@@ -86,6 +88,7 @@ class CutoutPool:
     background_cdf: np.ndarray
     labelled: tuple[LabelledImage, ...]
     regions: tuple[LabelledImage, ...] = ()
+    models: tuple[Rendering, ...] = ()
 
     def random_cutout(self, rng: np.random.Generator) -> np.ndarray:
         """(h, w, 4) uint8."""
@@ -122,6 +125,11 @@ def _read_labelled(pool: PoolFiles, entry: dict) -> LabelledImage:
     return LabelledImage(np.asarray(image), segmentations)
 
 
+def _read_model(pool: PoolFiles, entry: dict) -> Rendering:
+    parts = _read_image(pool, parts_path(entry["path"]), "L")
+    return Rendering(np.asarray(_read_image(pool, entry["path"], "RGBA")), np.asarray(parts))
+
+
 def _pick(rng: np.random.Generator, items: tuple[np.ndarray, ...], cdf: np.ndarray) -> np.ndarray:
     index = int(np.searchsorted(cdf, rng.random(), side="right"))
     return items[min(index, len(items) - 1)]  # cdf[-1] can round to just below one
@@ -131,10 +139,6 @@ def _cdf(entries: list[dict], shares: dict[str, float]) -> np.ndarray:
     packages = [entry["package"] for entry in entries]
     weights = np.array([shares.get(name, OTHER_SHARE) / packages.count(name) for name in packages])
     return np.cumsum(weights) / weights.sum()
-
-
-def _write_listing(root: pathlib.Path, files: list[dict]) -> None:
-    (root / LISTING).write_text(json.dumps({"files": files}, indent=0))
 
 
 def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
@@ -151,6 +155,7 @@ def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
     backgrounds = [entry for entry in entries if entry["kind"] == "background"]
     labelled = [entry for entry in entries if entry["kind"] == "labelled"]
     regions = [entry for entry in entries if entry["kind"] == "region"]
+    models = [entry for entry in entries if entry["kind"] == "model"]
     if not cutouts or not backgrounds:
         way_out = "; or set eval_every and overlay_every to 0" if split == "val" else ""
         raise ValueError(
@@ -174,6 +179,7 @@ def load_pool(root: str | pathlib.Path, split: str) -> CutoutPool:
             background_cdf=_cdf(backgrounds, BACKGROUND_SHARE),
             labelled=read_labelled(labelled),
             regions=read_labelled(regions),
+            models=tuple(workers.map(lambda entry: _read_model(pool, entry), models)),
         )
 
 
@@ -261,7 +267,7 @@ def build_pool(
             path = _write(found, out, number)
             if path:
                 files.append({"path": path, **found.provenance(), "split": split_of(found.key)})
-    _write_listing(out, files)
+    write_listing(out, files)
     kinds = [entry["kind"] for entry in files]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
@@ -296,5 +302,5 @@ def label_pool(root: str | pathlib.Path) -> int:
     with concurrent.futures.ThreadPoolExecutor() as workers:
         found = list(tqdm(workers.map(lambda e: _label(root, e), backgrounds), "labelling", len(backgrounds)))
     added = [entry for entry in found if entry]
-    _write_listing(root, entries + added)
+    write_listing(root, entries + added)
     return len(added)

@@ -40,6 +40,18 @@ class PoolFiles:
         return self._packed[path]
 
 
+def write_listing(root: pathlib.Path, entries: list[dict[str, Any]]) -> None:
+    """Writes a pool's list of files."""
+    unfinished = root / f".{LISTING}.unfinished"
+    unfinished.write_text(json.dumps({"files": entries}, indent=0))
+    unfinished.replace(root / LISTING)
+
+
+def parts_path(path: str) -> str:
+    """The path of the parts of a rendered model at `path`, beside it in the pool."""
+    return str(pathlib.PurePosixPath(path).with_suffix(".parts.png"))
+
+
 def _unpacked(path: pathlib.Path) -> dict[str, bytes]:
     try:
         with tarfile.open(path) as archive:

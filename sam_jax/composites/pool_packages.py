@@ -25,7 +25,7 @@ class Found:
 
     Attributes:
         file: its present path.
-        kind: photo_cutout, rendered_cutout, background or labelled.
+        kind: photo_cutout, rendered_cutout, background, labelled or model.
         source: path inside its package or folder.
         package: name of the package or folder.
         version: of the package; empty for a folder.
@@ -65,11 +65,45 @@ def _furniture(root: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Unpacks the catalogue icons of each furniture library, not the textures in the same zip."""
     for library in sorted((root / FURNITURE).glob("*.sh3f")):
         with zipfile.ZipFile(library) as archive:
-            catalogue = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
-            icons = {name.strip("/ \r") for name in re.findall(r"^icon#\d+\s*=\s*(.+)$", catalogue, re.MULTILINE)}
-            for icon in sorted(icons & set(archive.namelist())):
+            for icon in sorted(set(_listed(archive, "icon").values()) & set(archive.namelist())):
                 archive.extract(icon, root / library.stem)
                 yield "rendered_cutout", f"{library.stem}/{icon}"
+
+
+def _listed(archive: zipfile.ZipFile, name: str) -> dict[str, str]:
+    """A property of a furniture library's entries, by the number of the entry."""
+    catalogue = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
+    found = re.findall(rf"^{name}#(\d+)\s*=\s*(.+)$", catalogue, re.MULTILINE)
+    return {number: value.strip("/ \r") for number, value in found}
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundModel:
+    """A 3-D model: where it was found, the rotation (9 numbers, row by row) it asks for, and its icon's `Found.key`."""
+
+    found: Found
+    rotation: tuple[float, ...] | None
+    icon_key: str
+
+
+def find_models(packages: str | pathlib.Path | None, work: pathlib.Path) -> Iterator[FoundModel]:
+    """Every model of the package of furniture, unpacked in `work`; the package comes from `packages`, or is fetched."""
+    package, root = next(one for one in PACKAGES if one.find is _furniture), work / "unpacked"
+    version = _unpack(package, _fetch(package, packages, work), root)
+    licences = read_licences(root / f"usr/share/doc/{package.name}/copyright")
+    for library in sorted((root / FURNITURE).glob("*.sh3f")):
+        with zipfile.ZipFile(library) as archive:
+            archive.extractall(root / library.stem)
+            models, icons, rotations = (_listed(archive, name) for name in ("model", "icon", "modelRotation"))
+        for number, model in models.items():
+            file = root / library.stem / model
+            if file.suffix.lower() != ".obj" or not file.is_file():
+                continue
+            source = f"{library.stem}/{model}"
+            licence = licence_of(source, licences, package.licence)
+            rotation = tuple(map(float, rotations[number].split())) if number in rotations else None
+            icon_key = f"{package.name}/{library.stem}/{icons.get(number, model)}"
+            yield FoundModel(Found(file, "model", source, package.name, version, licence), rotation, icon_key)
 
 
 def _endless_sky(root: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -137,6 +171,17 @@ def check_inputs(packages: str | pathlib.Path | None, specs: tuple[str, ...]) ->
         missing.append("program dpkg-deb")
     if missing:
         raise FileNotFoundError("cannot build a pool; missing: " + ", ".join(missing))
+
+
+def check_models(packages: str | pathlib.Path | None) -> None:
+    """Raises FileNotFoundError if the package of `find_models` or a program to fetch it is missing."""
+    programs = ["dpkg-deb"] if packages else ["dpkg-deb", "apt-get"]
+    missing = [f"program {program}" for program in programs if not shutil.which(program)]
+    pattern = next(one.pattern for one in PACKAGES if one.find is _furniture)
+    if packages and not list(pathlib.Path(packages).glob(pattern)):
+        missing.append(f"{pattern} in {packages}")
+    if missing:
+        raise FileNotFoundError("cannot render models; missing: " + ", ".join(missing))
 
 
 def _fetch(package: Package, packages: str | pathlib.Path | None, work: pathlib.Path) -> pathlib.Path:

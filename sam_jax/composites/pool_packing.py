@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from sam_jax.composites.pool_files import LISTING, PoolFiles
+from sam_jax.composites.pool_files import LISTING, PoolFiles, parts_path
 from sam_jax.rgb import to_rgb
 
 PACKED_SIDE = 512  # shorter side of a photograph in pixels, at most: what the largest examples need
@@ -71,7 +71,7 @@ def _pack(pool: PoolFiles, entry: dict[str, Any]) -> dict[str, bytes]:
     if entry["kind"] == "labelled":
         return {name: pool.read(path), annotations: pool.read(annotations)}
     if path == name:  # packed before
-        return {name: pool.read(path)}
+        return {name: pool.read(path), **_parts(pool, entry)}
     with Image.open(io.BytesIO(pool.read(path))) as file:
         image = to_rgb(file) if entry["kind"] == "background" else file.convert("RGBA")
         image.load()
@@ -80,7 +80,14 @@ def _pack(pool: PoolFiles, entry: dict[str, Any]) -> dict[str, bytes]:
         image = image.resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=_QUALITY[image.mode], alpha_quality=90, method=4)
-    return {name: buffer.getvalue()}
+    return {name: buffer.getvalue(), **_parts(pool, entry)}
+
+
+def _parts(pool: PoolFiles, entry: dict[str, Any]) -> dict[str, bytes]:
+    """What a rendered model has beside its picture."""
+    if entry["kind"] != "model":
+        return {}
+    return {parts_path(_packed_path(entry)): pool.read(parts_path(entry["path"]))}
 
 
 def _add(archive: tarfile.TarFile, path: str, content: bytes) -> None:

@@ -70,7 +70,8 @@ class Scene:
         shows = alpha > 0.5
         if not shows.any():
             return None
-        return self._add(window, alpha, shows, patch.rgb[inside], int(np.count_nonzero(patch.alpha > 0.5)), ())
+        blend(self.canvas[window], patch.rgb[inside], alpha)
+        return self._add(window, alpha, shows, int(np.count_nonzero(patch.alpha > 0.5)), ())
 
     def paste_part(self, patch: Patch, top: int, left: int, parent: int) -> int | None:
         """Pastes a part, clipped to the visible part of its parent.
@@ -78,19 +79,40 @@ class Scene:
         Returns the index of its layer, or None (with the canvas unchanged) if it is too small, covers nearly the whole
         parent, or hardly differs from it.
         """
-        whole = self.layers[parent]
-        placed, _ = self._place(patch.alpha.shape, top, left)
-        window = _intersection(placed, whole.window)
-        inside, of_whole = _relative(window, np.s_[top:, left:]), _relative(window, whole.window)
-        alpha = patch.alpha[inside] * (whole.alpha[of_whole] * whole.visible[of_whole])
-        shows = alpha > 0.5
-        area, pixels = int(np.count_nonzero(shows)), self.canvas.shape[0] * self.canvas.shape[1]
-        if not MIN_IMAGE_SHARE * pixels < area < MAX_PART_SHARE * whole.count():
+        window, inside, alpha = self._on(parent, patch.alpha, top, left)
+        shows, rgb = alpha > 0.5, patch.rgb[inside]
+        if not self._is_part(shows, parent):
             return None
-        rgb = patch.rgb[inside]
         if np.abs(rgb[shows] - self.canvas[window][shows]).mean() < MIN_PART_CONTRAST:
             return None
-        return self._add(window, alpha, shows, rgb, area, (*whole.ancestors, parent))
+        blend(self.canvas[window], rgb, alpha)
+        return self._add(window, alpha, shows, int(np.count_nonzero(shows)), self._lineage(parent))
+
+    def mark_part(self, part: np.ndarray, top: int, left: int, parent: int) -> int | None:
+        """Adds a part (h, w) bool that its parent shows already.
+
+        Returns the index of its layer, or None if it is too small or covers nearly the whole parent.
+        """
+        window, _, alpha = self._on(parent, part.astype(np.float32), top, left)
+        shows = alpha > 0.5
+        if not self._is_part(shows, parent):
+            return None
+        return self._add(window, alpha, shows, int(np.count_nonzero(part)), self._lineage(parent))
+
+    def _on(self, parent: int, alpha: np.ndarray, top: int, left: int) -> tuple[Window, Window, np.ndarray]:
+        """Where on the canvas a part lies within its parent, which of it that is, and its alpha there."""
+        whole = self.layers[parent]
+        placed, _ = self._place(alpha.shape, top, left)
+        window = _intersection(placed, whole.window)
+        inside, of_whole = _relative(window, np.s_[top:, left:]), _relative(window, whole.window)
+        return window, inside, alpha[inside] * (whole.alpha[of_whole] * whole.visible[of_whole])
+
+    def _is_part(self, shows: np.ndarray, parent: int) -> bool:
+        pixels = self.canvas.shape[0] * self.canvas.shape[1]
+        return MIN_IMAGE_SHARE * pixels < np.count_nonzero(shows) < MAX_PART_SHARE * self.layers[parent].count()
+
+    def _lineage(self, parent: int) -> tuple[int, ...]:
+        return (*self.layers[parent].ancestors, parent)
 
     def _place(self, shape: tuple[int, ...], top: int, left: int) -> tuple[Window, Window]:
         """Where a patch lies on the canvas, and which part of it that is; empty where it lies beside it."""
@@ -104,11 +126,9 @@ class Scene:
         window: Window,
         alpha: np.ndarray,
         shows: np.ndarray,
-        rgb: np.ndarray,
         area: int,
         ancestors: tuple[int, ...],
     ) -> int:
-        blend(self.canvas[window], rgb, alpha)
         for index, layer in enumerate(self.layers):
             if index not in ancestors:
                 shared = _intersection(window, layer.window)

@@ -16,6 +16,7 @@ from sam_jax.composites.patches import (
     photo_region,
     random_box,
     random_crop,
+    random_warp,
     recolour,
     warp,
 )
@@ -193,6 +194,18 @@ def _random_cutout(rng: np.random.Generator, pool: CutoutPool, config: Composite
     return warp(rng, rgba, length, max_angle)
 
 
+def _random_object(
+    rng: np.random.Generator, pool: CutoutPool, config: CompositeConfig, length: float
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A warped cut-out, or a rendered model with its parts (h, w) uint8."""
+    if not (config.model_object and pool.models and rng.random() < config.model_object):
+        return _random_cutout(rng, pool, config, length), None
+    model = pool.models[rng.integers(len(pool.models))]
+    shape = model.rgba.shape[:2]
+    warp = random_warp(rng, shape, min(length, 3 * max(shape)), 180 if rng.random() < 0.1 else 15)
+    return warp.of_picture(model.rgba), warp.of_parts(model.parts)
+
+
 def _cut_out_region(rng: np.random.Generator, photo: LabelledImage) -> np.ndarray:
     """One of a photo's regions: (h, w, 4) uint8, cropped to it."""
     mask = coco_mask.decode(photo.segmentations[rng.integers(len(photo.segmentations))])
@@ -231,7 +244,7 @@ def _add_object(
     rng: np.random.Generator, scene: Scene, pool: CutoutPool, config: CompositeConfig, length: float
 ) -> None:
     """Pastes one object, or a row of touching copies, some with shadow and parts."""
-    rgba = _random_cutout(rng, pool, config, length)
+    rgba, parts = _random_object(rng, pool, config, length)
     top, left = _random_place(rng, scene, rgba.shape[:2])
     copies = int(rng.integers(2, 5)) if rng.random() < config.repeat else 1
     angle, gap = rng.uniform(0, 2 * math.pi), rng.uniform(0.7, 1.0)
@@ -244,7 +257,10 @@ def _add_object(
             corner = top + dy + round(shift[0]), left + dx + round(shift[1])
             scene.shade(patch, *corner, rng.uniform(0.15, 0.6), length * rng.uniform(0.01, 0.06))
         index = scene.paste(patch, top + dy, left + dx)
-        if index is not None and rng.random() < config.parts:
+        if index is not None and parts is not None:
+            for number in range(1, 1 + int(parts.max())):
+                scene.mark_part(parts == number, top + dy, left + dx, index)
+        elif index is not None and rng.random() < config.parts:
             for _ in range(rng.integers(1, 4)):
                 _add_part(rng, scene, pool, config, index, depth=1)
 

@@ -40,6 +40,7 @@ class CompositeConfig:
       max_distractors: largest number of misleading edges behind the objects.
       photo_region_object: share of objects that are random shapes cut out of other photographs.
       region_object: share of objects that are GrabCut regions, cut out, if the pool has any.
+      model_object: share of objects that are rendered models, whose parts are known, if the pool has any.
       match_colours: share of objects whose colours are shifted towards the background's.
       feather: share of objects with soft edges.
       shadow: share of objects that cast a soft shadow.
@@ -64,6 +65,7 @@ class CompositeConfig:
     max_distractors: int = 5
     photo_region_object: float = 0.30
     region_object: float = 0.15
+    model_object: float = 0.0
     match_colours: float = 0.35
     feather: float = 0.6
     shadow: float = 0.25
