@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 if sys.argv[1:2] != ["--make"]:
     sys.path.insert(0, str(ROOT))
     from configs.bundled import get_config
-    from sam_jax.config import CompositeDataConfig
+    from sam_jax.config import CompositeConfig, CompositeDataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +74,17 @@ class Maker:
 
 
 def recipe(size: int) -> dict[str, Any]:
-    """The fields of the bundled recipe's `CompositeConfig` at one size."""
+    """The fields of the bundled recipe's `CompositeConfig` at one size.
+
+    Without those left at their defaults, which an older version need not know.
+    """
     config = get_config()
     assert isinstance(config.data, CompositeDataConfig)
     stage = config.stages[-1 if size >= 512 else 0]
     changes = {"image_size": size, "masks_per_image": stage.masks_per_image, "mosaics": stage.mosaics}
-    return dataclasses.asdict(config.data.composite) | changes
+    defaults = dataclasses.asdict(CompositeConfig())
+    fields = dataclasses.asdict(config.data.composite) | changes
+    return {name: value for name, value in fields.items() if value != defaults[name]}
 
 
 def make(pool: str, fields: str) -> None:
