@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -272,13 +272,20 @@ def build_pool(
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
-def _label(root: pathlib.Path, entry: dict) -> dict | None:
-    """Writes a background with its regions into the pool; returns its entry, or None if GrabCut found no region."""
+Finder = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+
+
+def _by_grabcut(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
+    return find_grabcut_regions(rng, photo, REGION_TRIES)
+
+
+def _label(root: pathlib.Path, find: Finder, entry: dict) -> dict | None:
+    """Writes a background with its regions into the pool; returns its entry, or None if there is no region in it."""
     with Image.open(root / entry["path"]) as photo:
         small = to_rgb(photo).copy()
     small.thumbnail((REGION_SIDE, REGION_SIDE))
     rng = np.random.default_rng(zlib.crc32(entry["path"].encode()))
-    regions = find_grabcut_regions(rng, np.asarray(small), REGION_TRIES)
+    regions = find(rng, np.asarray(small))
     if not len(regions):
         return None
     path = f"regions/{pathlib.Path(entry['path']).stem}.jpg"
@@ -289,18 +296,24 @@ def _label(root: pathlib.Path, entry: dict) -> dict | None:
     return {**entry, "path": path, "kind": "region"}
 
 
-def label_pool(root: str | pathlib.Path) -> int:
-    """Adds regions that GrabCut finds in a pool's photographs, replacing those of an earlier call. Returns the number
-    of photographs with regions. Takes about a quarter of a second per photograph.
+def label_pool(root: str | pathlib.Path, find: Finder = _by_grabcut, threads: int | None = None) -> int:
+    """Adds regions found in a pool's photographs, replacing those of an earlier call. Returns the number of photographs
+    with regions.
 
-    Raises FileNotFoundError if there is no pool at `root`, ImportError without OpenCV.
+    Args:
+        root: the pool's directory.
+        find: (random generator, (h, w, 3) uint8) -> (n, h, w) bool; GrabCut unless given, which takes about a quarter
+            of a second per photograph.
+        threads: that call `find`; None means as many as suit this machine.
+
+    Raises FileNotFoundError if there is no pool at `root`, ImportError without OpenCV for GrabCut.
     """
     root = pathlib.Path(root)
     entries = [entry for entry in PoolFiles(root).entries if entry["kind"] != "region"]
     (root / "regions").mkdir(exist_ok=True)
     backgrounds = [entry for entry in entries if entry["kind"] == "background"]
-    with concurrent.futures.ThreadPoolExecutor() as workers:
-        found = list(tqdm(workers.map(lambda e: _label(root, e), backgrounds), "labelling", len(backgrounds)))
+    with concurrent.futures.ThreadPoolExecutor(threads) as workers:
+        found = list(tqdm(workers.map(lambda e: _label(root, find, e), backgrounds), "labelling", len(backgrounds)))
     added = [entry for entry in found if entry]
     write_listing(root, entries + added)
     return len(added)
