@@ -3,8 +3,7 @@
 Trains 7 M parameters on composites made on the fly, on one host with a GPU or a TPU: first at 256 px, where prompts are
 learned for a quarter of the cost, then at the native 512 px. Without `--minutes` it takes the steps below.
 Before it, make the pool of cut-outs and images: sam-jax data pool data/pool
-label regions of its images with GrabCut: sam-jax data pool-label data/pool
-and draw 3-D models with their parts: sam-jax data pool-render data/pool
+and label regions of its images with GrabCut: sam-jax data pool-label data/pool
 docs/training.md has the commands for a machine that has neither.
 """
 
