@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from sam_jax.composites import pool_packages
 from sam_jax.composites.grabcut_regions import find_grabcut_regions
-from sam_jax.composites.pool_files import PoolFiles, parts_path, write_listing
+from sam_jax.composites.pool_files import PoolFiles, open_directory, parts_path, write_listing
 from sam_jax.composites.pool_packages import Found
 from sam_jax.composites.rendered_models import Rendering
 from sam_jax.rgb import to_rgb
@@ -306,10 +306,11 @@ def label_pool(root: str | pathlib.Path, find: Finder = _by_grabcut, threads: in
             of a second per photograph.
         threads: that call `find`; None means as many as suit this machine.
 
-    Raises FileNotFoundError if there is no pool at `root`, ImportError without OpenCV for GrabCut.
+    Raises FileNotFoundError if there is no pool at `root`, ValueError if it is packed, ImportError without OpenCV for
+    GrabCut.
     """
     root = pathlib.Path(root)
-    entries = [entry for entry in PoolFiles(root).entries if entry["kind"] != "region"]
+    entries = [entry for entry in open_directory(root).entries if entry["kind"] != "region"]
     (root / "regions").mkdir(exist_ok=True)
     backgrounds = [entry for entry in entries if entry["kind"] == "background"]
     with concurrent.futures.ThreadPoolExecutor(threads) as workers:

@@ -40,6 +40,13 @@ class PoolFiles:
         return self._packed[path]
 
 
+def open_directory(root: str | pathlib.Path) -> PoolFiles:
+    """A pool to add files to. Raises FileNotFoundError if there is none, ValueError if it is packed."""
+    if pathlib.Path(root).is_file():
+        raise ValueError(f"{root} is a packed pool; add to the directory that it was made of, and pack that again")
+    return PoolFiles(root)
+
+
 def write_listing(root: pathlib.Path, entries: list[dict[str, Any]]) -> None:
     """Writes a pool's list of files."""
     unfinished = root / f".{LISTING}.unfinished"

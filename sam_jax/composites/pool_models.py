@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sam_jax.composites.pool import split_of
-from sam_jax.composites.pool_files import PoolFiles, parts_path, write_listing
+from sam_jax.composites.pool_files import open_directory, parts_path, write_listing
 from sam_jax.composites.pool_packages import FoundModel, check_models, find_models
 from sam_jax.composites.rendered_models import ModelError, check_renderer, render_model
 
@@ -29,12 +29,13 @@ def render_pool(root: str | pathlib.Path, packages: str | pathlib.Path | None = 
         root: the pool's directory.
         packages: directory with the .deb file; None downloads it.
 
-    Raises FileNotFoundError if there is no pool at `root` or the package is missing, ImportError without a renderer.
+    Raises FileNotFoundError if there is no pool at `root` or the package is missing, ValueError if the pool is packed,
+    ImportError without a renderer.
     """
     check_renderer()
     check_models(packages)
     root = pathlib.Path(root)
-    entries = [entry for entry in PoolFiles(root).entries if entry["kind"] != "model"]
+    entries = [entry for entry in open_directory(root).entries if entry["kind"] != "model"]
     (root / "models").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as work, concurrent.futures.ThreadPoolExecutor() as workers:
         models = list(find_models(packages, pathlib.Path(work)))

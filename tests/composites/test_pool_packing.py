@@ -89,6 +89,11 @@ def test_a_packed_pool_has_a_fingerprint_and_packs_again(packed, tmp_path):
     assert fingerprint_of_pool(str(tmp_path / "again.tar"))["samples"].keys()
 
 
+def test_a_packed_pool_is_not_added_to(packed, capsys):
+    assert data.main(["pool-label", str(packed)]) == 2
+    assert "is a packed pool; add to the directory" in capsys.readouterr().err
+
+
 def test_no_pool_is_one_line(tmp_path, capsys):
     assert data.main(["pack-pool", str(tmp_path / "none"), str(tmp_path / "out.tar")]) == 2
     assert "no cut-out pool at" in capsys.readouterr().err
