@@ -62,6 +62,7 @@ SAID = [
     "configs/sa1b_vit_b.py --data.max-bad-share 0.1 --eval-every 10 --overlay-every 10 --data.num-workers 8",
     "configs/sa1b_vit_b.py --data.scaled-decode",
     "configs/bundled.py --data.reuse 12 --data.buffer-gib 4 --data.num-workers 14",
+    "configs/bundled.py --data.composite.model-object 0.2",
     "configs/bundled.py --sam.dtype float32 --stages.0.batch-size 8 --stages.1.batch-size 4",
     "configs/sa1b_vit_b.py --profile-steps 20 25",
     "configs/sa1b_vit_b.py --eval-only",

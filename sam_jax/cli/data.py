@@ -173,7 +173,7 @@ class PoolLabel:
 
 @dataclasses.dataclass(frozen=True)
 class PoolRender:
-    """Add to a pool pictures of 3-D models of furniture, with exact masks of their parts; needs "sam_jax[render]"."""
+    """Add to a pool images of 3-D models of furniture, with exact masks of their parts; needs "sam_jax[render]"."""
 
     pool: Annotated[Positional[str], arg(metavar="POOL", help="the pool's directory")]
     packages: Annotated[

@@ -49,7 +49,7 @@ class Warp:
     extent: tuple[int, int]
     coefficients: tuple[float, ...]
 
-    def of_picture(self, rgba: np.ndarray) -> np.ndarray:
+    def of_image(self, rgba: np.ndarray) -> np.ndarray:
         """(h, w, 4) uint8 -> (h', w', 4)."""
         # Premultiplied throughout: Pillow would go there and back in each step.
         warped = self._apply(Image.fromarray(rgba).convert("RGBa"), Image.Resampling.BILINEAR)
@@ -68,7 +68,7 @@ class Warp:
 
 def warp(rng: np.random.Generator, rgba: np.ndarray, length: float, max_angle: float) -> np.ndarray:
     """`random_warp` of a cut-out (h, w, 4) uint8: (h', w', 4), large enough for all of it."""
-    return random_warp(rng, rgba.shape[:2], length, max_angle).of_picture(rgba)
+    return random_warp(rng, rgba.shape[:2], length, max_angle).of_image(rgba)
 
 
 def random_warp(rng: np.random.Generator, shape: tuple[int, ...], length: float, max_angle: float) -> Warp:

@@ -1,4 +1,4 @@
-"""Adds pictures of 3-D models to a pool: `sam-jax data pool-render DIR`."""
+"""Adds images of 3-D models to a pool: `sam-jax data pool-render DIR`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sam_jax.composites.rendered_models import ModelError, check_renderer, rende
 
 
 def render_pool(root: str | pathlib.Path, packages: str | pathlib.Path | None = None) -> int:
-    """Adds a picture of each 3-D model of the package of furniture to the pool at `root`, replacing those of an earlier
+    """Adds an image of each 3-D model of the package of furniture to the pool at `root`, replacing those of an earlier
     call. Returns their number. Takes about half a second per model.
 
     Models that cannot be drawn are left out, with a warning. A model is held out if its icon is.
@@ -50,7 +50,7 @@ def render_pool(root: str | pathlib.Path, packages: str | pathlib.Path | None = 
 
 
 def _draw(root: pathlib.Path, number: int, model: FoundModel) -> dict[str, Any] | ModelError:
-    """Writes the picture of a model and its parts into the pool; returns its entry, or why it cannot be drawn."""
+    """Writes the image of a model and its parts into the pool; returns its entry, or why it cannot be drawn."""
     rng = np.random.default_rng(zlib.crc32(model.found.key.encode()))
     rotation = None if model.rotation is None else np.reshape(model.rotation, (3, 3))
     try:

@@ -84,7 +84,7 @@ def _pack(pool: PoolFiles, entry: dict[str, Any]) -> dict[str, bytes]:
 
 
 def _parts(pool: PoolFiles, entry: dict[str, Any]) -> dict[str, bytes]:
-    """What a rendered model has beside its picture."""
+    """What a rendered model has beside its image."""
     if entry["kind"] != "model":
         return {}
     return {parts_path(_packed_path(entry)): pool.read(parts_path(entry["path"]))}

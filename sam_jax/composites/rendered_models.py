@@ -1,7 +1,7 @@
-"""Pictures of 3-D models with exact masks of their parts, by ray casting on the CPU.
+"""Images of 3-D models with exact masks of their parts, by ray casting on the CPU.
 
 A part is what one material covers, where it hangs together: the seat of a chair, one of its legs. Photographs have no
-such labels, and parts pasted on cut-outs end where the picture does not.
+such labels, and parts pasted on cut-outs end where the image does not.
 
 Rays are cast by Embree, meshes are read by trimesh: pip install "sam_jax[render]".
 """
@@ -217,7 +217,7 @@ def _albedo(surface: _Surface, face: np.ndarray, corners: np.ndarray, weights: n
 
 
 def _compose(surface: _Surface, face: np.ndarray, hit: np.ndarray, colours: np.ndarray) -> Rendering:
-    """The picture of the rays' colours, with its parts."""
+    """The image of the rays' colours, with its parts."""
     side = SIDE * _SAMPLES
     blocks = SIDE, _SAMPLES, SIDE, _SAMPLES
     alpha = hit.reshape(blocks).mean(axis=(1, 3))

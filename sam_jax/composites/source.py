@@ -203,7 +203,7 @@ def _random_object(
     model = pool.models[rng.integers(len(pool.models))]
     shape = model.rgba.shape[:2]
     warp = random_warp(rng, shape, min(length, 3 * max(shape)), 180 if rng.random() < 0.1 else 15)
-    return warp.of_picture(model.rgba), warp.of_parts(model.parts)
+    return warp.of_image(model.rgba), warp.of_parts(model.parts)
 
 
 def _cut_out_region(rng: np.random.Generator, photo: LabelledImage) -> np.ndarray:

@@ -47,20 +47,20 @@ def test_a_pool_reads_models_with_their_parts(flag, pool_dir):
     np.testing.assert_array_equal(model.parts, flag[1])
 
 
-def test_parts_are_warped_with_their_picture(flag):
+def test_parts_are_warped_with_their_image(flag):
     rgba, parts = flag
     for seed in range(8):
         warp = random_warp(np.random.default_rng(seed), rgba.shape[:2], 120, 180)
-        picture, warped = warp.of_picture(rgba).astype(int), warp.of_parts(parts)
-        assert warped.shape == picture.shape[:2]
-        solid = picture[..., 3] > 250
-        red, blue = (solid & (picture[..., c] - picture[..., 2 - c] > 100) for c in (0, 2))
+        image, warped = warp.of_image(rgba).astype(int), warp.of_parts(parts)
+        assert warped.shape == image.shape[:2]
+        solid = image[..., 3] > 250
+        red, blue = (solid & (image[..., c] - image[..., 2 - c] > 100) for c in (0, 2))
         for colour, number in ((red, 1), (blue, 2)):
             part = warped == number
             assert (part & colour).sum() > 0.95 * (part | colour).sum()
 
 
-def test_a_part_that_is_there_changes_nothing_of_the_picture(flag):
+def test_a_part_that_is_there_changes_nothing_of_the_image(flag):
     rgba, parts = flag
     scene = Scene(np.zeros((100, 100, 3), np.uint8))
     whole = scene.paste(Patch.from_rgba(rgba), 20, 30)  # 20 columns of the flag are off the canvas

@@ -1,4 +1,4 @@
-"""Pictures of 3-D models with their parts, and the pool that keeps them."""
+"""Images of 3-D models with their parts, and the pool that keeps them."""
 
 import json
 import subprocess
