@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sam_jax.composites.pool import split_of
 from sam_jax.composites.pool_files import open_directory, parts_path, write_listing
-from sam_jax.composites.pool_packages import FoundModel, check_models, find_models
+from sam_jax.composites.pool_packages import MODELS, FoundModel, check_inputs, find_models
 from sam_jax.composites.rendered_models import ModelError, check_renderer, render_model
 
 
@@ -33,7 +33,7 @@ def render_pool(root: str | pathlib.Path, packages: str | pathlib.Path | None = 
     ImportError without a renderer.
     """
     check_renderer()
-    check_models(packages)
+    check_inputs(packages, (), (MODELS,))
     root = pathlib.Path(root)
     entries = [entry for entry in open_directory(root).entries if entry["kind"] != "model"]
     (root / "models").mkdir(exist_ok=True)

@@ -88,9 +88,9 @@ class FoundModel:
 
 def find_models(packages: str | pathlib.Path | None, work: pathlib.Path) -> Iterator[FoundModel]:
     """Every model of the package of furniture, unpacked in `work`; the package comes from `packages`, or is fetched."""
-    package, root = next(one for one in PACKAGES if one.find is _furniture), work / "unpacked"
-    version = _unpack(package, _fetch(package, packages, work), root)
-    licences = read_licences(root / f"usr/share/doc/{package.name}/copyright")
+    root = work / "unpacked"
+    version = _unpack(MODELS, _fetch(MODELS, packages, work), root)
+    licences = read_licences(root / f"usr/share/doc/{MODELS.name}/copyright")
     for library in sorted((root / FURNITURE).glob("*.sh3f")):
         with zipfile.ZipFile(library) as archive:
             archive.extractall(root / library.stem)
@@ -100,10 +100,10 @@ def find_models(packages: str | pathlib.Path | None, work: pathlib.Path) -> Iter
             if file.suffix.lower() != ".obj" or not file.is_file():
                 continue
             source = f"{library.stem}/{model}"
-            licence = licence_of(source, licences, package.licence)
+            licence = licence_of(source, licences, MODELS.licence)
             rotation = tuple(map(float, rotations[number].split())) if number in rotations else None
-            icon_key = f"{package.name}/{library.stem}/{icons.get(number, model)}"
-            yield FoundModel(Found(file, "model", source, package.name, version, licence), rotation, icon_key)
+            icon_key = f"{MODELS.name}/{library.stem}/{icons.get(number, model)}"
+            yield FoundModel(Found(file, "model", source, MODELS.name, version, licence), rotation, icon_key)
 
 
 def _endless_sky(root: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -147,9 +147,10 @@ class Package:
         return self.name[1:].replace("/", "-") + "-*.tgz" if self.is_npm else f"{self.name}_*.deb"
 
 
+MODELS = Package("sweethome3d-furniture", _furniture, "CC-BY-3.0")
 PACKAGES = (
     Package("tuxpaint-stamps-default", _stamps, "GPL-2"),
-    Package("sweethome3d-furniture", _furniture, "CC-BY-3.0"),
+    MODELS,
     Package("@lobehub/fluent-emoji-3d", _emoji, "MIT"),
     Package("endless-sky-data", _endless_sky, "CC-BY-SA-4.0"),
     Package("lomiri-wallpapers-16.04", _wallpapers("lomiri-wallpapers-16.04"), "CC-BY-SA-3.0"),
@@ -159,29 +160,21 @@ PACKAGES = (
 )
 
 
-def check_inputs(packages: str | pathlib.Path | None, specs: tuple[str, ...]) -> None:
-    """Raises FileNotFoundError that names all missing package files, tools and folders."""
+def check_inputs(
+    packages: str | pathlib.Path | None, specs: tuple[str, ...], wanted: tuple[Package, ...] = PACKAGES
+) -> None:
+    """Raises FileNotFoundError that names all missing files of `wanted` packages, tools and folders."""
     missing = [f"folder {spec}" for spec in specs if not pathlib.Path(_split_spec(spec)[0]).is_dir()]
     if packages is None:
-        missing += [f"program {tool}" for tool in ("apt-get", "npm") if not shutil.which(tool)]
+        tools = sorted({"npm" if package.is_npm else "apt-get" for package in wanted})
+        missing += [f"program {tool}" for tool in tools if not shutil.which(tool)]
     else:
         root = pathlib.Path(packages)
-        missing += [f"{p.pattern} in {root}" for p in PACKAGES if not list(root.glob(p.pattern))]
+        missing += [f"{p.pattern} in {root}" for p in wanted if not list(root.glob(p.pattern))]
     if not shutil.which("dpkg-deb"):
         missing.append("program dpkg-deb")
     if missing:
         raise FileNotFoundError("cannot build a pool; missing: " + ", ".join(missing))
-
-
-def check_models(packages: str | pathlib.Path | None) -> None:
-    """Raises FileNotFoundError if the package of `find_models` or a program to fetch it is missing."""
-    programs = ["dpkg-deb"] if packages else ["dpkg-deb", "apt-get"]
-    missing = [f"program {program}" for program in programs if not shutil.which(program)]
-    pattern = next(one.pattern for one in PACKAGES if one.find is _furniture)
-    if packages and not list(pathlib.Path(packages).glob(pattern)):
-        missing.append(f"{pattern} in {packages}")
-    if missing:
-        raise FileNotFoundError("cannot render models; missing: " + ", ".join(missing))
 
 
 def _fetch(package: Package, packages: str | pathlib.Path | None, work: pathlib.Path) -> pathlib.Path:

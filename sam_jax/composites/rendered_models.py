@@ -85,9 +85,9 @@ def render_model(path: str | pathlib.Path, rng: np.random.Generator, rotation: n
     view = _view(rng)
     origins, directions = _rays(view, surface.vertices, SIDE * _SAMPLES)
     face = caster.intersects_first(origins, directions)
-    if (face >= 0).mean() < 0.01:
-        raise ModelError(f"{path}: hardly anything of it is visible")
     hit = face >= 0
+    if hit.mean() < 0.01:
+        raise ModelError(f"{path}: hardly anything of it is visible")
     points, weights = _intersections(surface, face[hit], origins[hit], directions[hit])
     colours = _shade(rng, surface, caster, face[hit], points, weights, directions[hit])
     return _compose(surface, face, hit, colours)

@@ -29,7 +29,7 @@ class CompositeConfig:
       mask_stride: pixels per cell of the masks, as in `StageConfig`.
       length: examples in one pass, the `len` of the source.
       labelled: share of examples that are labelled photographs, if the pool has any.
-      regions: share of examples that are photographs with regions found by GrabCut, if the pool has any.
+      regions: share of examples that are photographs with the regions that `pool-label` found, if the pool has any.
       mosaics: share of examples that are mosaics: images cut into surfaces, without objects.
       pseudo_regions: share of examples that are unlabelled photographs with regions found in them on the fly.
       square: share of examples whose content fills the square.
@@ -39,7 +39,7 @@ class CompositeConfig:
       max_objects: largest number of cut-outs in a composite; the smallest is 2.
       max_distractors: largest number of misleading edges behind the objects.
       photo_region_object: share of objects that are random shapes cut out of other photographs.
-      region_object: share of objects that are GrabCut regions, cut out, if the pool has any.
+      region_object: share of objects that are regions of `pool-label`, cut out, if the pool has any.
       model_object: share of objects that are rendered models, whose parts are known, if the pool has any.
       match_colours: share of objects whose colours are shifted towards the background's.
       feather: share of objects with soft edges.
