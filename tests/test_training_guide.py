@@ -86,6 +86,7 @@ def test_no_option_of_training_is_left_out_here():
         "--command",
         "--logdir",
         "--checkpoint",
+        "--crf",
         "--point",
         "--dtype",
         "--pool",

@@ -147,25 +147,31 @@ class Pool:
 class PoolLabel:
     """Add to a pool the objects that GrabCut finds in its photographs; needs pip install opencv-python-headless.
 
-    With --checkpoint a model finds them: confident, stable masks of everything mode that their own boxes give again.
+    With --checkpoint a model finds them: confident, stable masks of everything mode that their own boxes give again
+    and whose outline is an edge of the image.
     """
 
     pool: Annotated[Positional[str], arg(metavar="POOL", help="the pool's directory")]
     checkpoint: Annotated[
         str | None, arg(metavar="DIR", help='a model directory, or "vit_tiny", the bundled model; None is GrabCut')
     ] = None
+    crf: parsing.Crf = False
+    no_crf: parsing.NoCrf = False
 
     def run(self) -> int:
         """Labels."""
         from sam_jax.composites.pool import label_pool
 
+        refinement = parsing.edge_refinement(self.crf, self.no_crf)
         if self.checkpoint is None:
+            if refinement is not None:
+                raise ValueError("--crf and --no-crf are about a model's masks; give the model with --checkpoint DIR")
             count = label_pool(self.pool)
         else:
             from sam_jax.checkpoint import load_model
             from sam_jax.inference.self_labels import RegionFinder
 
-            finder = RegionFinder(*load_model(self.checkpoint))
+            finder = RegionFinder(*load_model(self.checkpoint, crf=refinement))
             count = label_pool(self.pool, lambda _, image: finder.find(image), threads=1)
         print(f"{count} photographs with regions in {self.pool}")
         return 0

@@ -16,7 +16,8 @@ WORK_SIDE = 80  # pixels of a box's longest side at which GrabCut runs
 CONTEXT = 0.35  # margin around a box that GrabCut sees, as a share of its sides
 ITERATIONS = 3
 MIN_AGREEMENT = 0.85  # IoU of the regions of a box and of that region's own box
-MIN_FILL, MAX_FILL = 0.2, 0.93  # share of its box that a region fills
+MIN_FILL = 0.2  # share of its box that a region fills
+MAX_FILL = 0.93  # from here on GrabCut has removed nothing
 Window = tuple[slice, slice]
 
 
@@ -54,7 +55,8 @@ def _region_of(photo: np.ndarray, window: Window) -> np.ndarray | None:
         if not answer.any():
             return None
         if before is not None and (before & answer).sum() > MIN_AGREEMENT * (before | answer).sum():
-            return answer if _is_object(photo, answer) else None
+            full = answer[bounding_window(answer)].mean() >= MAX_FILL
+            return None if full or not is_object(photo, answer) else answer
         before, window = answer, bounding_window(answer)
         if min(side.stop - side.start for side in window) < 12:
             return None
@@ -99,11 +101,9 @@ def _grabcut(photo: np.ndarray, window: Window) -> np.ndarray:
     return answer
 
 
-def _is_object(photo: np.ndarray, region: np.ndarray) -> bool:
-    window = bounding_window(region)
-    if not MIN_FILL < region[window].mean() < MAX_FILL:
-        return False
-    outer = _around(window, photo.shape[:2])
+def is_object(photo: np.ndarray, region: np.ndarray) -> bool:
+    """Whether an (h, w) bool region of an (h, w, 3) uint8 photograph looks like an object: compact, with an edge."""
+    outer = _around(bounding_window(region), photo.shape[:2])
     scale = min(1.0, WORK_SIDE / max(region[outer].shape))
     w, h = (max(8, round(scale * length)) for length in region[outer].shape[::-1])
     small = np.asarray(Image.fromarray(np.ascontiguousarray(photo[outer])).resize((w, h), Image.Resampling.BOX))

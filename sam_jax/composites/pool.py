@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from sam_jax.composites import pool_packages
-from sam_jax.composites.grabcut_regions import find_grabcut_regions
+from sam_jax.composites.grabcut_regions import find_grabcut_regions, is_object
 from sam_jax.composites.pool_files import PoolFiles, open_directory, parts_path, write_listing
 from sam_jax.composites.pool_packages import Found
 from sam_jax.composites.rendered_models import Rendering
@@ -285,8 +285,9 @@ def _label(root: pathlib.Path, find: Finder, entry: dict) -> dict | None:
         small = to_rgb(photo).copy()
     small.thumbnail((REGION_SIDE, REGION_SIDE))
     rng = np.random.default_rng(zlib.crc32(entry["path"].encode()))
-    regions = find(rng, np.asarray(small))
-    if not len(regions):
+    image = np.asarray(small)
+    regions = [region for region in find(rng, image) if is_object(image, region)]
+    if not regions:
         return None
     path = f"regions/{pathlib.Path(entry['path']).stem}.jpg"
     small.save(root / path, quality=95)

@@ -1,11 +1,12 @@
 """Regions that a model finds in an image and is sure of, as masks to train on.
 
 The last stage of the paper's data engine (section 4): everything mode's confident and stable masks. Here a mask has to
-agree with itself as well: its own box, as a prompt, gives it again.
+agree with itself as well: its own box, as a prompt, gives nearly the same again, and that second mask is kept.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,20 @@ class RegionFinder:
 
     Args:
       model, variables: from `load_model`.
-      min_agreement: a mask is kept if its IoU with the mask of its box is at least so much.
+      min_agreement: the mask of a box is kept if its IoU with the mask that the box is of is at least so much.
+        With `SamConfig.crf` the edges of what is kept are refined, not of all that everything mode finds.
       options: fields of `AmgConfig`; 16 points per side unless given.
     """
 
     def __init__(
         self, model: Sam, variables: dict[str, Any], min_agreement: float = MIN_AGREEMENT, **options: Any
     ) -> None:
-        if not 0 <= min_agreement <= 1:
-            raise ValueError(f"min_agreement is {min_agreement}; expected an IoU from 0 to 1")
+        if not 0 < min_agreement <= 1:
+            raise ValueError(f"min_agreement is {min_agreement}; expected an IoU above 0, at most 1")
         self._min_agreement = min_agreement
-        self._generator = SamAutomaticMaskGenerator(
-            model, variables, **{"points_per_side": POINTS_PER_SIDE, "output_mode": "binary_mask", **options}
-        )
+        coarse = Sam(dataclasses.replace(model.config, crf=False))
+        options = {"points_per_side": POINTS_PER_SIDE, "output_mode": "binary_mask", **options}
+        self._generator = SamAutomaticMaskGenerator(coarse, variables, **options)
         self._predictor = SamPredictor(model, variables)
 
     def find(self, image: np.ndarray) -> np.ndarray:
@@ -52,4 +54,4 @@ class RegionFinder:
         self._predictor.set_image(image)
         again = self._predictor.predict_many(boxes=boxes, multimask_output=False).masks[:, 0]
         shared = (regions & again).sum(axis=(1, 2))
-        return regions[shared >= self._min_agreement * (regions | again).sum(axis=(1, 2))]
+        return again[shared >= self._min_agreement * (regions | again).sum(axis=(1, 2))]

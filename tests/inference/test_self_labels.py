@@ -9,6 +9,7 @@ from pycocotools import mask as coco
 
 import sam_jax
 from sam_jax.cli.data import main
+from sam_jax.composites.pool import label_pool
 from sam_jax.inference.self_labels import RegionFinder
 from tests.tiny_pool import write_pool
 
@@ -38,15 +39,20 @@ def test_finds_what_stands_out_and_agrees_with_its_box(scene):
     assert regions.shape[1:] == image.shape[:2]
     for one in objects:
         assert max(_iou(one, region) for region in regions) > 0.9
-    predictor = sam_jax.SamPredictor(model, variables)
-    predictor.set_image(image)
-    for region in regions:
-        rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-        box = np.array([columns[0], rows[0], columns[-1], rows[-1]])
-        assert _iou(region, predictor.predict(box=box, multimask_output=False).masks[0]) >= 0.8
+    generator = sam_jax.SamAutomaticMaskGenerator(model, variables, points_per_side=16)
+    masks = [record["segmentation"] for record in generator.generate(image)]
+    assert all(max(_iou(region, mask) for mask in masks) >= 0.8 for region in regions)
     assert len(RegionFinder(model, variables, min_agreement=1.0).find(image)) < len(regions)
     with pytest.raises(ValueError, match=r"min_agreement is 1\.5"):
         RegionFinder(model, variables, min_agreement=1.5)
+
+
+def test_edges_are_refined_where_the_model_says_so(scene):
+    image, objects = scene
+    plain, refined = (RegionFinder(*sam_jax.load_model(crf=crf)).find(image) for crf in (False, True))
+    for one in objects:
+        assert min(max(_iou(one, region) for region in regions) for regions in (plain, refined)) > 0.95
+    assert not any((region == other).all() for region in plain for other in refined)
 
 
 def test_nothing_confident_is_no_region(scene):
@@ -65,3 +71,18 @@ def test_a_model_labels_a_pool(scene, tmp_path, capsys):
     assert all(max(_iou(one, mask) for mask in masks) > 0.9 for one in objects)
     assert main(["pool-label", str(tmp_path), "--checkpoint", str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
+    assert main(["pool-label", str(tmp_path), "--crf"]) == 2
+    assert "--checkpoint" in capsys.readouterr().err
+
+
+def test_what_has_no_edge_is_no_label(tmp_path):
+    write_pool(tmp_path, count=1)
+    image = np.full((120, 160, 3), 128, np.uint8)
+    image[30:60, 30:60] = 20
+    Image.fromarray(image).save(tmp_path / "background_0.png")
+    regions = np.zeros((2, 120, 160), bool)
+    regions[0, 30:60, 30:60] = regions[1, 70:110, 80:140] = True
+    assert label_pool(tmp_path, lambda _, seen: regions, threads=1) == 1
+    annotations = json.loads((tmp_path / "regions/background_0.json").read_text())["annotations"]
+    assert [coco.decode(one["segmentation"]).sum() for one in annotations] == [900]
+    assert label_pool(tmp_path, lambda _, seen: regions[1:], threads=1) == 0
