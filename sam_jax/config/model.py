@@ -320,7 +320,7 @@ def vit_tiny() -> SamConfig:
         ),
         prompt_embed_dim=128,
         details=32,
-        pred_iou_thresh=0.4,  # it is seldom sure, and its logits are soft
+        pred_iou_thresh=0.5,  # it is seldom sure, and its logits are soft
         stability_score_thresh=0.5,
     )
 

@@ -46,7 +46,7 @@ def run(capsys, monkeypatch):
 def test_fill_and_auto(run, folder, tmp_path):
     assert run("fill", folder, "--limit", 1)[:2] == (0, "proposed 1 masks in 1 images\n")
     assert run("fill", folder, "--confidence", 0.25)[:2] == (0, "proposed 2 masks in 2 images\n")
-    assert run.finds.options["pred_iou_thresh"] == pytest.approx(0.4 + 0.25 * 0.6)
+    assert run.finds.options["pred_iou_thresh"] == pytest.approx(0.5 + 0.25 * 0.5)
     out = tmp_path / "out"
     words = "auto", folder, "--out", out, "--crop-layers", 1, "--points-per-side", 8
     assert run(*words)[:2] == (0, "accepted 3 masks in 3 images\n")

@@ -106,7 +106,7 @@ def test_the_settings_are_those_of_sa1b(finds, tmp_path):
     with make_store(tmp_path, 1) as store:
         automatic.annotate(store, present(store), tmp_path / "out")
     amg = AmgConfig(**finds.options)
-    assert (amg.pred_iou_thresh, amg.stability_score_thresh) == (0.4, 0.5)  # of vit_tiny
+    assert (amg.pred_iou_thresh, amg.stability_score_thresh) == (0.5, 0.5)  # of vit_tiny
     assert (amg.box_nms_thresh, amg.crop_nms_thresh, amg.min_mask_region_area, amg.max_mask_cover) == (
         *(0.7, 0.7),
         *(100, 0.95),

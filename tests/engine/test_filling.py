@@ -96,7 +96,7 @@ def test_held_out_images_get_none(tmp_path, finds):
 
 
 def test_confident_is_half_way_from_the_thresholds_of_the_model_to_one(finds, tmp_path):
-    for sam, thresholds in ((vit_b(), (0.94, 0.975)), (vit_tiny(), (0.7, 0.75))):
+    for sam, thresholds in ((vit_b(), (0.94, 0.975)), (vit_tiny(), (0.75, 0.75))):
         amg = FillConfig().of_model(sam)
         assert (amg.pred_iou_thresh, amg.stability_score_thresh) == pytest.approx(thresholds)
         assert amg.mask_nms_thresh == 0.5

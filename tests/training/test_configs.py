@@ -160,6 +160,7 @@ SIZES = """
 # Config file: the fixtures with the directory that it starts from and with its data.
 STARTS = {
     "bundled.py": (None, "pool"),
+    "bundled_self_labels.py": ("bundled", "pool"),
     "decoder_only.py": ("converted", "instances"),
     "finetune_coco.py": ("converted", "instances"),
     "finetune_tiny.py": ("bundled", "instances"),
