@@ -9,15 +9,14 @@ import math
 import numpy as np
 from PIL import Image
 
-from sam_jax.composites.pseudo_regions import distinct, largest_piece, smooth_and_slope, stands_out
+from sam_jax.composites.pseudo_regions import distinct, has_edge, largest_piece, smooth_and_slope, stands_out
 from sam_jax.composites.scene import bounding_window
 
 WORK_SIDE = 80  # pixels of a box's longest side at which GrabCut runs
 CONTEXT = 0.35  # margin around a box that GrabCut sees, as a share of its sides
 ITERATIONS = 3
 MIN_AGREEMENT = 0.85  # IoU of the regions of a box and of that region's own box
-MIN_FILL = 0.2  # share of its box that a region fills
-MAX_FILL = 0.93  # from here on GrabCut has removed nothing
+MIN_FILL, MAX_FILL = 0.2, 0.93  # share of its box that a region fills
 Window = tuple[slice, slice]
 
 
@@ -55,8 +54,8 @@ def _region_of(photo: np.ndarray, window: Window) -> np.ndarray | None:
         if not answer.any():
             return None
         if before is not None and (before & answer).sum() > MIN_AGREEMENT * (before | answer).sum():
-            full = answer[bounding_window(answer)].mean() >= MAX_FILL
-            return None if full or not is_object(photo, answer) else answer
+            fill = answer[bounding_window(answer)].mean()
+            return answer if MIN_FILL < fill < MAX_FILL and _is_object(photo, answer) else None
         before, window = answer, bounding_window(answer)
         if min(side.stop - side.start for side in window) < 12:
             return None
@@ -101,11 +100,25 @@ def _grabcut(photo: np.ndarray, window: Window) -> np.ndarray:
     return answer
 
 
-def is_object(photo: np.ndarray, region: np.ndarray) -> bool:
-    """Whether an (h, w) bool region of an (h, w, 3) uint8 photograph looks like an object: compact, with an edge."""
+def _is_object(photo: np.ndarray, region: np.ndarray) -> bool:
+    mask, small = _shrunk(photo, region)
+    return bool(mask.any()) and stands_out(mask, *smooth_and_slope(small), MIN_FILL)
+
+
+def outlines_an_edge(photo: np.ndarray, region: np.ndarray) -> bool:
+    """Whether the outline of a non-empty (h, w) bool region is an edge of the (h, w, 3) uint8 photograph.
+
+    Unlike GrabCut's, a region may be of any shape: hollow, long, or as large as its box.
+    """
+    mask, small = _shrunk(photo, region)
+    return bool(mask.any()) and has_edge(mask, *smooth_and_slope(small))
+
+
+def _shrunk(photo: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A region (h, w) bool and the photograph around it (h, w, 3), at most `WORK_SIDE` on the longer side."""
     outer = _around(bounding_window(region), photo.shape[:2])
     scale = min(1.0, WORK_SIDE / max(region[outer].shape))
     w, h = (max(8, round(scale * length)) for length in region[outer].shape[::-1])
     small = np.asarray(Image.fromarray(np.ascontiguousarray(photo[outer])).resize((w, h), Image.Resampling.BOX))
     mask = np.asarray(Image.fromarray(region[outer]).resize((w, h), Image.Resampling.NEAREST))
-    return bool(mask.any()) and stands_out(mask, *smooth_and_slope(small), MIN_FILL)
+    return mask, small

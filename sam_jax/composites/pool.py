@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from sam_jax.composites import pool_packages
-from sam_jax.composites.grabcut_regions import find_grabcut_regions, is_object
+from sam_jax.composites.grabcut_regions import find_grabcut_regions, outlines_an_edge
 from sam_jax.composites.pool_files import PoolFiles, open_directory, parts_path, write_listing
 from sam_jax.composites.pool_packages import Found
 from sam_jax.composites.rendered_models import Rendering
@@ -286,7 +286,7 @@ def _label(root: pathlib.Path, find: Finder, entry: dict) -> dict | None:
     small.thumbnail((REGION_SIDE, REGION_SIDE))
     rng = np.random.default_rng(zlib.crc32(entry["path"].encode()))
     image = np.asarray(small)
-    regions = [region for region in find(rng, image) if is_object(image, region)]
+    regions = [region for region in find(rng, image) if outlines_an_edge(image, region)]
     if not regions:
         return None
     path = f"regions/{pathlib.Path(entry['path']).stem}.jpg"

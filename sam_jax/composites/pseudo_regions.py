@@ -80,15 +80,21 @@ def stands_out(region: np.ndarray, image: np.ndarray, slope: np.ndarray, min_fil
     # What follows looks three pixels beyond the box, no further.
     near = tuple(slice(max(side.start - 4, 0), side.stop + 4) for side in box)
     region, image, slope = region[near], image[near], slope[near]
-    grown = ndimage.binary_dilation(region)
-    outline = grown & ~ndimage.binary_erosion(region)
+    outline = ndimage.binary_dilation(region) & ~ndimage.binary_erosion(region)
     if region.sum() < MIN_ROUNDNESS * (outline.sum() / 2) ** 2:  # thin or ragged
         return False
-    ring = ndimage.binary_dilation(grown, iterations=2) & ~grown
+    return has_edge(region, image, slope)
+
+
+def has_edge(region: np.ndarray, image: np.ndarray, slope: np.ndarray) -> bool:
+    """Whether a non-empty (h, w) bool region differs from what surrounds it, with a step along most of its outline."""
+    grown = ndimage.binary_dilation(region)
+    outline = grown & ~ndimage.binary_erosion(region)
+    ring, inner = ndimage.binary_dilation(grown, iterations=2) & ~grown, region & ~outline
+    if not (ring.any() and inner.any()):
+        return False
     contrast = np.linalg.norm(image[region].mean(axis=0) - image[ring].mean(axis=0))
-    inner = region & ~outline
-    edged = inner.any() and np.median(slope[outline]) > MIN_EDGE_RATIO * np.median(slope[inner])
-    return bool(contrast > MIN_CONTRAST and edged)
+    return bool(contrast > MIN_CONTRAST and np.median(slope[outline]) > MIN_EDGE_RATIO * np.median(slope[inner]))
 
 
 def largest_piece(region: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from sam_jax.video.prompts import FramePrompt, check_prompts, join_prompts
 from sam_jax.video.step import CarriedMasks, EncodedFrame, apart, carry_to_frame, cell_shares, encode_frame
 
 _to_pixels = jax.jit(postprocess_masks, static_argnums=(1, 2, 3))
+_PLAINLY = 0.1  # predicted IoU by which a mask is plainly surer than another
 
 
 class FrameMasks(NamedTuple):
@@ -192,9 +193,8 @@ class VideoPropagator:
         given = np.zeros(count, bool)
         for prompt in (p for p in self.prompts if p.frame == frame):
             number = int(np.searchsorted(self.objects, prompt.object))
-            found = predictor.predict(**_arguments(prompt))
-            best = int(found.iou_predictions.argmax())
-            masks[number], ious[number], given[number] = found.low_res_masks[best], found.iou_predictions[best], True
+            masks[number], ious[number] = _best_mask(predictor, prompt)
+            given[number] = True
         masks = np.array(_apart(masks))
         remembered = Remembered(frame, self._encode(pixels).cells, _shares(masks, self._grid), given)
         return _Prompted(masks, ious, given, remembered)
@@ -204,14 +204,24 @@ _apart = jax.jit(apart)
 _shares = partial(jax.jit, static_argnums=1)(cell_shares)
 
 
-def _arguments(prompt: FramePrompt) -> dict[str, Any]:
-    """Arguments of `SamPredictor.predict`; a single point is ambiguous, and gets the best of three masks."""
-    return {
+def _best_mask(predictor: SamPredictor, prompt: FramePrompt) -> tuple[np.ndarray, float]:
+    """The low-resolution logits (l, l) of a prompt's mask, and its predicted IoU.
+
+    A single point is ambiguous, and gets the best of three masks. Any other prompt gets the single mask, unless it is
+    plainly less sure than the best of three: all that follows depends on this mask.
+    """
+    arguments: dict[str, Any] = {
         "point_coords": np.array(prompt.points) if prompt.points else None,
         "point_labels": np.array(prompt.labels) if prompt.points else None,
         "box": None if prompt.box is None else np.array(prompt.box),
-        "multimask_output": prompt.box is None and len(prompt.points) == 1,
     }
+    three = predictor.predict(**arguments, multimask_output=True)
+    best = int(three.iou_predictions.argmax())
+    if prompt.box is not None or len(prompt.points) > 1:
+        single = predictor.predict(**arguments, multimask_output=False)
+        if single.iou_predictions[0] + _PLAINLY >= three.iou_predictions[best]:
+            return single.low_res_masks[0], float(single.iou_predictions[0])
+    return three.low_res_masks[best], float(three.iou_predictions[best])
 
 
 def plan_walks(count: int, objects: np.ndarray, prompts: Sequence[FramePrompt]) -> list[tuple[int, int, np.ndarray]]:

@@ -76,13 +76,15 @@ def test_a_model_labels_a_pool(scene, tmp_path, capsys):
 
 
 def test_what_has_no_edge_is_no_label(tmp_path):
+    """A square and an angle, which fills little of its box, are kept; a box in the plain background is not."""
     write_pool(tmp_path, count=1)
-    image = np.full((120, 160, 3), 128, np.uint8)
-    image[30:60, 30:60] = 20
+    regions = np.zeros((3, 120, 160), bool)
+    regions[0, 30:60, 30:60] = True
+    regions[1, 70:110, 20:32] = regions[1, 98:110, 20:80] = True
+    regions[2, 70:110, 100:140] = True
+    image = np.where(regions[:2].any(axis=0)[..., None], 20, np.full((120, 160, 3), 128)).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "background_0.png")
-    regions = np.zeros((2, 120, 160), bool)
-    regions[0, 30:60, 30:60] = regions[1, 70:110, 80:140] = True
     assert label_pool(tmp_path, lambda _, seen: regions, threads=1) == 1
     annotations = json.loads((tmp_path / "regions/background_0.json").read_text())["annotations"]
-    assert [coco.decode(one["segmentation"]).sum() for one in annotations] == [900]
-    assert label_pool(tmp_path, lambda _, seen: regions[1:], threads=1) == 0
+    assert [coco.decode(one["segmentation"]).sum() for one in annotations] == [*regions[:2].sum(axis=(1, 2))]
+    assert label_pool(tmp_path, lambda _, seen: regions[2:], threads=1) == 0

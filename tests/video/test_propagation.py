@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from sam_jax.config import VideoConfig
+from sam_jax.inference.predictor import PredictedMasks
 from sam_jax.models.sam import Sam
 from sam_jax.video.memory import Memory, Remembered
 from sam_jax.video.prompts import FramePrompt, join_prompts
-from sam_jax.video.propagation import VideoPropagator, plan_walks
+from sam_jax.video.propagation import VideoPropagator, _best_mask, plan_walks
 from tests.tiny import TINY
 from tests.video.moving_cutouts import Clip, ClipFrames
 
@@ -56,6 +57,33 @@ def test_points_and_boxes_of_an_object_are_joined():
     assert join_prompts(parts) == [FramePrompt(0, 1, ((1, 2),), (0,), BOX), parts[2]]
     with pytest.raises(ValueError, match="two boxes on frame 0"):
         join_prompts([parts[0], parts[0]])
+
+
+class Sure:
+    """Answers as a predictor: a single mask and three, numbered by their logits, of given predicted IoUs."""
+
+    def __init__(self, single, three):
+        self.ious = {False: [single], True: three}
+
+    def predict(self, point_coords, point_labels, box, multimask_output):
+        ious = np.array(self.ious[multimask_output], np.float32)
+        numbers = np.arange(1, 4) if multimask_output else np.zeros(1)
+        return PredictedMasks(None, ious, np.tile(numbers[:, None, None], (1, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "single", "best"),
+    [
+        (FramePrompt(0, 1, box=BOX), 0.5, 3),  # a box's single mask gives way to one that is plainly surer,
+        (FramePrompt(0, 1, box=BOX), 0.65, 0),  # and to no other
+        (FramePrompt(0, 1, ((1, 2), (3, 4)), (1, 0)), 0.65, 0),
+        (FramePrompt(0, 1, ((1, 2),), (1,)), 0.9, 3),  # a single point is ambiguous in any case
+    ],
+)
+def test_the_mask_that_is_carried_on(prompt, single, best):
+    logits, iou = _best_mask(Sure(single, [0.2, 0.6, 0.7]), prompt)
+    assert (logits == best).all()
+    assert iou == pytest.approx(0.7 if best == 3 else single)
 
 
 @pytest.mark.parametrize(
