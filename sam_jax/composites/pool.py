@@ -298,8 +298,8 @@ def _label(root: pathlib.Path, find: Finder, entry: dict) -> dict | None:
 
 
 def label_pool(root: str | pathlib.Path, find: Finder = _by_grabcut, threads: int | None = None) -> int:
-    """Adds regions found in a pool's photographs, replacing those of an earlier call. Returns the number of photographs
-    with regions.
+    """Adds regions found in a pool's photographs, replacing those of an earlier call. Those whose outline is no edge of
+    the photograph are left out. Returns the number of photographs with regions.
 
     Args:
         root: the pool's directory.
